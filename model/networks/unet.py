@@ -1,0 +1,176 @@
+"""The U-Net of DDPM (Ho et al. 2006.11239) and ADM (Dhariwal & Nichol 2105.05233)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.modules.blocks import AttentionBlock, Downsample, ResBlock, Upsample, group_norm, zero_init
+from model.modules.embeddings import ConditionEmbedding
+
+
+def config_of(name: str, arguments: dict) -> dict:
+    """The plain dict of a network from the locals() at the top of its __init__. ValueError for values out of bounds."""
+    config = {
+        key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items() if key[0] != "_" and key != "self"
+    }
+    bounds = {
+        "in_channels": (1, 64),
+        "out_channels": (1, 64),
+        "num_classes": (1, 1_000_000),
+        "channels": (2, 2048),
+        "blocks_per_level": (1, 16),
+        "head_channels": (1, 2048),
+        "norm_groups": (1, 2048),
+    }
+    for key, (low, high) in bounds.items():
+        value = config[key]
+        if value is None and key in ("out_channels", "num_classes", "head_channels"):
+            continue
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"network option {key} is a whole number from {low} to {high}, not {value!r}")
+    mult = config["channel_mult"]
+    if not 1 <= len(mult) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in mult):
+        raise ValueError(f"network option channel_mult is 1 to 8 whole numbers from 1 to 64, not {mult!r}")
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(f"network option dropout is a probability below 1, not {config['dropout']!r}")
+    if config["channels"] % 2:
+        raise ValueError(f"network option channels must be even (sine and cosine halves), not {config['channels']}")
+    return {"name": name, **config}
+
+
+def resolve_levels(levels: Sequence[int], count: int) -> set[int]:
+    """Level numbers with the negative ones counted from the lowest level. ValueError for one that does not exist."""
+    for level in levels:
+        if not -count <= level < count:
+            raise ValueError(f"attention level {level} does not exist: the network has levels 0 to {count - 1}")
+    return {level % count for level in levels}
+
+
+def check_image_size(h: int, w: int, factor: int) -> None:
+    """Raise ValueError where the height or width of an image is not a multiple of a network's total stride."""
+    if h % factor or w % factor:
+        smaller = f"{max(h // factor, 1) * factor},{max(w // factor, 1) * factor}"
+        larger = f"{-(-h // factor) * factor},{-(-w // factor) * factor}"
+        raise ValueError(
+            f"image size {h},{w} does not fit the network: height and width must be multiples of {factor}; "
+            f"{smaller} and {larger} would work"
+        )
+
+
+class Stage(nn.Module):
+    """A residual block and, on the levels that have it, attention."""
+
+    def __init__(self, block: ResBlock, attention: AttentionBlock | None):
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        x = self.block(x, emb)
+        return x if self.attention is None else self.attention(x)
+
+
+class UNet(nn.Module):
+    """x_t (B,C,H,W), t (B,), labels (B,) or None -> prediction (B,C_out,H,W).
+
+    Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]` channels. The structure is
+    that of diffusers' UNet2DModel, so that weights can go back and forth.
+
+    Args:
+        in_channels, out_channels: of the image; out_channels None means the same as in_channels.
+        num_classes: None for an unconditional network.
+        channels: width of level 0.
+        channel_mult: width of each level, in multiples of `channels`; its length is the number of levels.
+        blocks_per_level: residual blocks on the way down; there is one more on the way up.
+        attention_levels: levels with attention after each block; negative numbers count from the lowest, -1.
+        mid_attention: attention between the two blocks in the middle.
+        head_channels: channels per attention head; None means one head.
+        dropout: probability, inside the residual blocks.
+        time_embedding: "additive" (DDPM) or "scale_shift" (ADM).
+        act: activation inside the residual blocks: gelu, silu, relu, relu6 or lrelu.
+        norm_groups, norm_eps: of every GroupNorm.
+        asymmetric_padding, freq_shift, cos_first: details in which published weights differ.
+
+    Raises:
+        ValueError: at construction for widths that do not fit together, at the call for an image size that is not a
+            multiple of `downsample_factor`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        num_classes: int | None = None,
+        channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        blocks_per_level: int = 2,
+        attention_levels: Sequence[int] = (-1,),
+        mid_attention: bool = True,
+        head_channels: int | None = 32,
+        dropout: float = 0.0,
+        time_embedding: str = "additive",
+        act: str = "silu",
+        norm_groups: int = 32,
+        norm_eps: float = 1e-5,
+        asymmetric_padding: bool = False,
+        freq_shift: float = 0.0,
+        cos_first: bool = True,
+    ):
+        config = config_of("unet", locals())
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.downsample_factor = 2 ** (len(channel_mult) - 1)
+        emb_dim = 4 * channels
+        widths = [channels * m for m in channel_mult]
+        with_attention = resolve_levels(attention_levels, len(widths))
+
+        def block(c_in: int, c_out: int) -> ResBlock:
+            return ResBlock(c_in, c_out, emb_dim, dropout, time_embedding, act, norm_groups, norm_eps)
+
+        def attention(width: int) -> AttentionBlock:
+            return AttentionBlock(width, head_channels, norm_groups, norm_eps)
+
+        self.condition = ConditionEmbedding(channels, emb_dim, num_classes, freq_shift, cos_first)
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+
+        self.down = nn.ModuleDict()
+        width, skips = channels, [channels]  # channels of the current feature map; of each one kept for the way up
+        for i, level_width in enumerate(widths):
+            for j in range(blocks_per_level):
+                stage = Stage(block(width, level_width), attention(level_width) if i in with_attention else None)
+                self.down[f"level{i}_block{j}"] = stage
+                width = level_width
+                skips.append(width)
+            if i < len(widths) - 1:
+                self.down[f"level{i}_downsample"] = Downsample(width, asymmetric_padding)
+                skips.append(width)
+
+        self.middle_in = Stage(block(width, width), attention(width) if mid_attention else None)
+        self.middle_out = Stage(block(width, width), None)
+
+        self.up = nn.ModuleDict()
+        for i, level_width in reversed(list(enumerate(widths))):
+            for j in range(blocks_per_level + 1):
+                stage = Stage(
+                    block(width + skips.pop(), level_width), attention(level_width) if i in with_attention else None
+                )
+                self.up[f"level{i}_block{j}"] = stage
+                width = level_width
+            if i > 0:
+                self.up[f"level{i}_upsample"] = Upsample(width)
+
+        self.norm_out = group_norm(norm_groups, width, norm_eps)
+        self.conv_out = zero_init(nn.Conv2d(width, out_channels or in_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_image_size(*x.shape[-2:], self.downsample_factor)
+        emb = self.condition(t, labels)  # (B, 4 * channels)
+        h = self.conv_in(x)  # (B, channels, H, W)
+        skips = [h]
+        for stage in self.down.values():
+            h = stage(h) if isinstance(stage, Downsample) else stage(h, emb)
+            skips.append(h)
+        h = self.middle_out(self.middle_in(h, emb), emb)  # (B, lowest width, H/factor, W/factor)
+        for stage in self.up.values():
+            h = stage(h) if isinstance(stage, Upsample) else stage(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.conv_out(nn.functional.silu(self.norm_out(h)))  # (B, C_out, H, W)

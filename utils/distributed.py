@@ -1,0 +1,181 @@
+"""Which device, which number format, which process: everything about the machine that a run has to know."""
+
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.options import UserError
+
+
+@dataclass
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # on this machine: the number of its GPU
+    main_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process saves, draws and prints."""
+        return self.rank == self.main_rank
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, on each of them."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set on at least one process: the same answer everywhere."""
+        return bool(self.sum(torch.tensor(float(flag), device=device)).item()) if self.world_size > 1 else flag
+
+
+def choose_device(use_gpu: int, ranks: Ranks) -> torch.device:
+    """The GPU numbered `use_gpu`, in a distributed run that of the process, else the CPU; use_gpu -1 is the CPU."""
+    if use_gpu < 0:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        index = use_gpu if ranks.world_size == 1 else ranks.local_rank
+        if index >= torch.cuda.device_count():
+            raise UserError(f"GPU {index} is not there: this machine has {torch.cuda.device_count()} (numbered from 0)")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if ranks.world_size == 1 and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+    """What the loss calls: the network itself, compiled on demand, with its gradients averaged over the processes."""
+    if compiled:
+        network = torch.compile(network)
+    if ranks.world_size > 1:
+        device = next(network.parameters()).device
+        ids = [device.index] if device.type == "cuda" else None
+        network = nn.parallel.DistributedDataParallel(network, ids, broadcast_buffers=False)
+    return network
+
+
+# --- Number formats ---
+
+
+@dataclass
+class Precision:
+    """The number format of the network's calls, and the memory layout that suits it."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss where fp16 would lose small gradients; else passes everything through."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """To the device. On a CPU, fp32 convolutions are fastest with channels last, bf16 ones without."""
+        last = self.device.type == "cpu" and self.dtype == torch.float32
+        return network.to(self.device, memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
+    """The format that --amp gives on this device, and a remark where it is not the expected one.
+
+    bf16 where the hardware computes in it; fp16 on older GPUs; fp32 where a smaller format would only slow things down.
+    """
+    if not amp:
+        return Precision(torch.float32, device), ""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return Precision(torch.bfloat16 if native else torch.float16, device), ""
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return Precision(torch.bfloat16, device), ""
+    return Precision(torch.float32, device), f"--amp has no effect: this {device.type} does not compute in bf16"
+
+
+# --- Processes ---
+
+
+def launch(worker: Callable, args: object, distributed: bool, world_size: int, main_gpu: int, timeout: float) -> None:
+    """Call worker(args, ranks) -> exit status in every process of the run, and exit with it.
+
+    The processes are this one, those that torchrun has started, or `world_size` new ones.
+    """
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if under_torchrun:
+        rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        _check_ranks(world_size, main_gpu, int(os.environ["LOCAL_WORLD_SIZE"]), args.use_gpu)
+        sys.exit(_run_rank(worker, args, Ranks(rank, world_size, local_rank, main_gpu), timeout))
+    if distributed:
+        _check_ranks(world_size, main_gpu, world_size, args.use_gpu)
+        # The parent holds the store, so its port is free until the last process has gone.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        start = (worker, args, world_size, main_gpu, timeout, store.port)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the workers too: they save and end
+        try:
+            torch.multiprocessing.spawn(_spawned, start, nprocs=world_size)
+        except torch.multiprocessing.ProcessExitedException as error:
+            if error.exit_code in (2, 130, 143):  # said already by the process itself
+                sys.exit(error.exit_code)
+            how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
+            print(f"error: rank {error.error_index} {how}; the run has ended and can be resumed", file=sys.stderr)
+            sys.exit(1)
+    else:
+        sys.exit(worker(args, Ranks()))
+
+
+def _check_ranks(world_size: int, main_gpu: int, local_world_size: int, use_gpu: int) -> None:
+    if not 0 <= main_gpu < world_size:
+        raise UserError(f"--main_gpu {main_gpu} is outside the {world_size} processes 0..{world_size - 1}")
+    gpus = torch.cuda.device_count()
+    if use_gpu >= 0 and gpus and local_world_size > gpus:
+        raise UserError(f"{local_world_size} processes on this machine need as many GPUs, it has {gpus}")
+
+
+def _spawned(
+    local_rank: int, worker: Callable, args: object, world_size: int, main_gpu: int, timeout: float, port: int
+):
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=timeout))
+    try:
+        sys.exit(_run_rank(worker, args, Ranks(local_rank, world_size, local_rank, main_gpu), timeout, store))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, store: dist.Store | None = None) -> int:
+    on_gpu = args.use_gpu >= 0 and torch.cuda.is_available()
+    if not on_gpu and store is not None:  # the processes share this machine's cores; torchrun has its own setting
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.world_size))
+    if on_gpu:
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=ranks.rank if store is not None else -1,
+        world_size=ranks.world_size if store is not None else -1,
+        timeout=timedelta(seconds=timeout),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "barrier.*device")
+        status = worker(args, ranks)
+        dist.barrier()  # until the main process has saved
+    dist.destroy_process_group()
+    return status

@@ -1,0 +1,108 @@
+"""Pixels: from files to uint8 arrays, between uint8 and [-1, 1], and from tensors to files, grids and animations."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from utils.options import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """An image file of any mode -> (H,W,3) uint8 at `size` (H, W).
+
+    EXIF rotation applied, transparency laid on white, 16 bits reduced to 8; the shape is kept: scaled (antialiased)
+    until it covers `size`, then cropped at the centre. Of an animation, the first frame.
+    Raises an OSError, ValueError or the like for a file that cannot be read whole.
+    """
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+        image.load()
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    if image.size != size[::-1]:
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float in [-1, 1]."""
+    return pixels.to(torch.get_default_dtype()) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8 0..255: clamped, then rounded, so that nothing wraps around."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(C,H,W) float in [-1, 1], C = 1 or 3 -> a PIL image."""
+    array = to_uint8(image).cpu().numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
+
+
+def save_image(image: Image.Image, path: Path, settings: dict | None = None) -> None:
+    """Write by the path's suffix. In a PNG, `settings` become text entries."""
+    options = {}
+    if path.suffix == ".png" and settings:
+        options["pnginfo"] = info = PngInfo()
+        for key, value in settings.items():
+            info.add_itxt(key, str(value))
+    elif path.suffix in (".jpg", ".jpeg"):
+        options = {"quality": 95, "subsampling": 0}
+    elif path.suffix == ".webp":
+        options = {"lossless": True}
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[path.suffix], **options)
+    try:
+        path.write_bytes(buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.Image:
+    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row, with a name to the left of each row.
+
+    Small images are enlarged by a whole factor, pixel for pixel, so that they can be seen.
+    """
+    rows = -(-len(images) // columns)
+    scale = max(1, 64 // max(images.shape[-2:]))
+    cells = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3).cpu().numpy()
+    cells = cells.transpose(0, 2, 3, 1)
+    if cells.shape[3] == 1:
+        cells = cells[..., 0]
+    height, width, gap = cells.shape[1], cells.shape[2], 2
+    font = ImageFont.load_default(size=max(11, min(height // 4, 20)))
+    margin = max((int(font.getlength(name)) + 10 for name in row_names), default=0)
+    canvas = Image.new(
+        "L" if cells.ndim == 3 else "RGB",
+        (margin + columns * (width + gap) - gap, rows * (height + gap) - gap),
+        "white",
+    )
+    for i, cell in enumerate(cells):
+        row, column = divmod(i, columns)
+        canvas.paste(Image.fromarray(cell), (margin + column * (width + gap), row * (height + gap)))
+    pen = ImageDraw.Draw(canvas)
+    for row, name in enumerate(row_names):
+        pen.text((4, row * (height + gap) + height // 2), name, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 80) -> None:
+    """Write frames as an animated .webp or .gif; the last one stays for two seconds."""
+    durations = [milliseconds] * (len(frames) - 1) + [2000]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)

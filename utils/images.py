@@ -74,10 +74,13 @@ def save_image(image: Image.Image, path: Path, settings: dict | None = None) -> 
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Image.Image:
-    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row, with a name to the left of each row.
+def image_grid(
+    images: Tensor, columns: int, row_names: Sequence[str] = (), captions: Sequence[str] = ()
+) -> Image.Image:
+    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row.
 
-    Small images are enlarged by a whole factor, pixel for pixel, so that they can be seen.
+    `row_names` stand to the left of the rows, `captions` below the images. Small images are enlarged by a whole
+    factor, pixel for pixel, so that they can be seen.
     """
     rows = -(-len(images) // columns)
     scale = max(1, 64 // max(images.shape[-2:]))
@@ -86,23 +89,30 @@ def image_grid(images: Tensor, columns: int, row_names: Sequence[str] = ()) -> I
     if cells.shape[3] == 1:
         cells = cells[..., 0]
     height, width, gap = cells.shape[1], cells.shape[2], 2
-    font = ImageFont.load_default(size=max(11, min(height // 4, 20)))
+    font = ImageFont.load_default(size=12)
     margin = max((int(font.getlength(name)) + 10 for name in row_names), default=0)
-    canvas = Image.new(
-        "L" if cells.ndim == 3 else "RGB",
-        (margin + columns * (width + gap) - gap, rows * (height + gap) - gap),
-        "white",
-    )
-    for i, cell in enumerate(cells):
-        row, column = divmod(i, columns)
-        canvas.paste(Image.fromarray(cell), (margin + column * (width + gap), row * (height + gap)))
+    step_x, step_y = width + gap, height + gap + (16 if captions else 0)
+    canvas = Image.new("L" if cells.ndim == 3 else "RGB", (margin + columns * step_x, rows * step_y), "white")
     pen = ImageDraw.Draw(canvas)
+    for i, cell in enumerate(cells):
+        x, y = margin + i % columns * step_x, i // columns * step_y
+        canvas.paste(Image.fromarray(cell), (x, y))
+        if captions:
+            pen.text((x + width // 2, y + height + 8), captions[i], fill="black", font=font, anchor="mm")
     for row, name in enumerate(row_names):
-        pen.text((4, row * (height + gap) + height // 2), name, fill="black", font=font, anchor="lm")
+        pen.text((4, row * step_y + height // 2), name, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def side_by_side(left: Image.Image, right: Image.Image, gap: int = 12) -> Image.Image:
+    canvas = Image.new(left.mode, (left.width + gap + right.width, max(left.height, right.height)), "white")
+    canvas.paste(left, (0, 0))
+    canvas.paste(right, (left.width + gap, 0))
     return canvas
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 80) -> None:
     """Write frames as an animated .webp or .gif; the last one stays for two seconds."""
     durations = [milliseconds] * (len(frames) - 1) + [2000]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    rest = {"lossless": True} if path.suffix == ".webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, **rest)

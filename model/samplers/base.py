@@ -62,7 +62,7 @@ class BaseDiffusion:
         beta_start, beta_end: endpoints of the schedule for T = 1000 (the cosine schedule has none).
         prediction: what the network's output means: "eps", "x0" or "v" (Salimans & Ho 2202.00512).
     Args, how to sample (free to choose):
-        sample_steps: S, 1..T.
+        sample_steps: S, 1..T; None is 50, or T where that is less.
         timestep_spacing: "leading", "linspace" or "trailing" (Lin et al. 2305.08891, table 2).
         clip_sample: clip each estimate of x0 to [-1, 1].
         device: where `sample` works.
@@ -77,13 +77,15 @@ class BaseDiffusion:
         beta_start: float = 1e-4,
         beta_end: float = 2e-2,
         prediction: str = "eps",
-        sample_steps: int = 50,
+        sample_steps: int | None = None,
         timestep_spacing: str = "trailing",
         clip_sample: bool = True,
         device: str | torch.device = "cpu",
     ):
         if not 1 <= noise_steps <= 1_000_000:
             raise ValueError(f"noise_steps must lie in 1..1000000, not {noise_steps}")
+        if sample_steps is None:
+            sample_steps = min(50, noise_steps)
         if not 1 <= sample_steps <= noise_steps:
             raise ValueError(f"sample_steps must lie in 1..{noise_steps}, the steps of training, not {sample_steps}")
         if not 0 < beta_start <= beta_end < 1:

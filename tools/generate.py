@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Generate images from a trained network. The checkpoint says which network, schedule, image size and classes.
+
+    python tools/generate.py                                                       # the weights that ship
+    python tools/generate.py --weight_path results/mine/ckpt_last.pt --num_images 64 --sample ddim --sample_steps 50
+    python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name ship --cfg_scale 3 --num_images 8
+    python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate     # one of each class
+
+Image i has the seed --seed + i, and comes out the same in any batch.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import options as opt
+
+# fmt: off
+OPTIONS = {
+    "what": [
+        ("--weight_path",       "weight/demo.pt", opt.path,          "checkpoint: ckpt_*.pt or ema_last.pt of a run"),
+        ("--num_images",        8,               opt.positive,        "how many; not used with --class_name -1"),
+        ("--class_name",        None,            str,                 "number or name; -1: each once; none: in turn"),
+        ("--image_size",        None,            opt.image_size,      "64 or 64,96; not given: the training size"),
+        ("--seed",              0,               opt.natural,         "image i has the seed --seed + i"),
+    ],
+    "sampling": [
+        ("--sample",            None,            opt.SAMPLERS,        "sampler; not given: the one of the training run"),
+        ("--sample_steps",      None,            opt.positive,        "not given: 50; ddpm: all of training"),
+        ("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "time steps visited"),
+        ("--eta",               0.0,             opt.probability,     "ddim: 0 deterministic, 1 as noisy as ddpm"),
+        ("--clip_sample",       True,            opt.switch,          "keep estimates of the image in [-1, 1]"),
+        ("--cfg_scale",         1.5,             opt.not_negative,    "guidance; 1: none, more: clearer, less varied"),
+        ("--use_ema",           True,            opt.switch,          "the averaged weights, not the last ones"),
+    ],
+    "output": [
+        ("--generate_name",     "generated",     opt.file_name,       "images go to <result_path>/<generate_name>"),
+        ("--result_path",       "results",       opt.path,            "folder that holds the results"),
+        ("--image_format",      "png",           opt.IMAGE_FORMATS,   "of the images"),
+        ("--animate",           None,            ("webp", "gif"),     "also write the denoising as an animation"),
+    ],
+    "machine": [
+        ("--batch_size",        32,              opt.positive,        "images per network call"),
+        ("--use_gpu",           0,               opt.minus_one_up,    "number of the GPU; -1, or none there: the CPU"),
+    ],
+    "weights without metadata": [
+        ("--conditional",       None,            opt.switch,          "whether the network knows classes"),
+        ("--num_classes",       None,            opt.positive,        "number of classes"),
+        ("--network",           None,            opt.NETWORKS,        "kind of network [unet]"),
+        ("--act",               None,            opt.ACTIVATIONS,     "activation [silu]"),
+        ("--noise_schedule",    None,            opt.NOISE_SCHEDULES, "noise schedule it was trained with [linear]"),
+        ("--prediction",        None,            opt.PREDICTIONS,     "what it predicts [eps]"),
+    ],
+}
+# fmt: on
+
+
+def build_parser() -> opt.Parser:
+    return opt.make_parser(__doc__, OPTIONS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    import torch
+
+    from model.networks import check_image_size
+    from model.samplers import build_sampler
+    from utils.checkpoint import inference_network, read_checkpoint
+    from utils.distributed import Ranks, choose_device, choose_precision
+
+    # Weights, and what they say of themselves
+    device = choose_device(args.use_gpu, Ranks())
+    contents = read_checkpoint(args.weight_path)
+    if "config" in contents:
+        check_metadata(args, contents["config"])
+    else:
+        contents = describe_bare_weights(args, contents["network"])
+    network = inference_network(contents, args.weight_path, args.use_ema)
+    network = choose_precision(False, device)[0].place(network)
+    data = contents["config"]["data"]
+    size = args.image_size or tuple(data["image_size"])
+    labels = choose_labels(args, data["class_names"])
+
+    # Sampler
+    name = args.sample or contents["args"]["sample"]
+    diffusion_config = contents["config"]["diffusion"]
+    steps = args.sample_steps or (diffusion_config["noise_steps"] if name == "ddpm" else 50)
+    try:
+        check_image_size(*size, network.downsample_factor)
+        diffusion = build_sampler(
+            name,
+            diffusion_config,
+            eta=args.eta,
+            sample_steps=steps,
+            timestep_spacing=args.timestep_spacing,
+            clip_sample=args.clip_sample,
+            device=device,
+        )
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
+
+    # Images
+    count = args.num_images if labels is None else len(labels)
+    folder = new_folder(args.result_path, args.generate_name)
+    frames = [] if args.animate else None
+    images = []
+    for start in range(0, count, args.batch_size):
+        seeds = range(args.seed + start, args.seed + min(start + args.batch_size, count))
+        part = None if labels is None else labels[start : start + len(seeds)]
+        watch = progress(
+            diffusion, f"images {start + 1} to {start + len(seeds)} of {count}", frames if not start else None
+        )
+        channels = 1 if data["mode"] == "L" else 3
+        images.append(
+            diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch)
+        )
+    settings = {"sampler": name, "sample_steps": steps, "timestep_spacing": args.timestep_spacing}
+    settings |= {"eta": args.eta} if name == "ddim" else {}
+    settings |= {"cfg_scale": args.cfg_scale, "clip_sample": args.clip_sample, "use_ema": args.use_ema}
+    settings |= {"weights": args.weight_path.name, **contents["config"]["network"], **diffusion_config}
+    write(args, folder, torch.cat(images).cpu(), labels, data["class_names"], settings, frames)
+
+
+def check_metadata(args, config: dict) -> None:
+    """The options that describe a network must agree with what the checkpoint says."""
+    network, diffusion = config["network"], config["diffusion"]
+    found = {
+        "conditional": network["num_classes"] is not None,
+        "num_classes": network["num_classes"],
+        "network": network["name"],
+        "act": network["act"],
+        "noise_schedule": diffusion["noise_schedule"],
+        "prediction": diffusion["prediction"],
+    }
+    for key, value in found.items():
+        if getattr(args, key) not in (None, value):
+            raise opt.UserError(f"--{key} {getattr(args, key)}, but {args.weight_path} was trained with {value}")
+
+
+def describe_bare_weights(args, weights: dict) -> dict:
+    """Contents of a checkpoint for a bare state_dict: the shapes tell the widths, the options the rest."""
+    from utils.checkpoint import guess_network
+
+    if args.conditional and not args.num_classes:
+        raise opt.UserError(f"{args.weight_path} has no metadata: --conditional needs --num_classes")
+    classes = args.num_classes if args.conditional is not False else None
+    network = guess_network(args.network or "unet", weights, {"num_classes": classes, "act": args.act or "silu"})
+    diffusion = {"noise_schedule": args.noise_schedule or "linear", "prediction": args.prediction or "eps"}
+    names = [str(i) for i in range(classes or 0)]
+    mode = "L" if network["in_channels"] == 1 else "RGB"
+    data = {"image_size": [64, 64], "mode": mode, "class_names": names}
+    config = {"network": network, "diffusion": {"noise_steps": 1000, **diffusion}, "data": data}
+    return {"config": config, "ema": weights, "network": weights, "args": {"sample": "ddpm"}}
+
+
+def choose_labels(args, class_names: list[str]) -> list[int] | None:
+    """The class of each image, None for a network without classes."""
+    if not class_names:
+        if args.class_name is not None:
+            raise opt.UserError(f"--class_name {args.class_name}, but {args.weight_path} was trained without classes")
+        return None
+    if args.class_name is None:
+        return [i % len(class_names) for i in range(args.num_images)]
+    if args.class_name in class_names:
+        return [class_names.index(args.class_name)] * args.num_images
+    if args.class_name == "-1":
+        return list(range(len(class_names)))
+    if args.class_name.isdecimal() and int(args.class_name) < len(class_names):
+        return [int(args.class_name)] * args.num_images
+    known = opt.name_list(f"{i} {name}" for i, name in enumerate(class_names))
+    raise opt.UserError(f"--class_name {args.class_name!r} is unknown; known are {known}, or -1 for one of each")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """parent/name, or where that exists name-2, name-3, ...: earlier images stay."""
+    for number in range(1, 100_000):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise opt.UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    raise opt.UserError(f"{parent} holds 100,000 folders named {name}; choose another --generate_name")
+
+
+def progress(diffusion, title: str, frames: list | None):
+    """A callback that moves a progress bar and collects (x_t, x0) of the first 16 images, at most 60 times."""
+    from tqdm import tqdm
+
+    calls = len(diffusion.calls())
+    bar = tqdm(total=calls, desc=title, unit="call", leave=False)
+    every = -(-calls // 60)
+
+    def callback(done, x, x0):
+        bar.update()
+        if frames is not None and (done % every == 0 or done == calls):
+            frames.append((x[:16].clamp(-1, 1).cpu(), x0[:16].cpu()))
+        if done == calls:
+            bar.close()
+
+    return callback
+
+
+def write(args, folder: Path, images, labels, class_names, settings: dict, frames) -> None:
+    """The images, a labelled grid of them and the animation; prints where they are."""
+    from utils.images import image_grid, save_animation, save_image, side_by_side, to_pil
+
+    names = ["" if labels is None else class_names[label] for label in labels or [0] * len(images)]
+    for i, (image, name) in enumerate(zip(images, names, strict=True)):
+        about = {"seed": args.seed + i, **({"class": name} if name else {}), **settings}
+        save_image(to_pil(image), folder / f"{i:05d}.{args.image_format}", about)
+    columns = min(8, max(1, round(len(images) ** 0.5 * 1.2))) if len(images) < 64 else 16
+    captions = [f"{name} {args.seed + i}".strip() for i, name in enumerate(names)]
+    grid = folder / f"grid.{args.image_format}"
+    save_image(image_grid(images, columns, captions=captions), grid, settings)
+    print(f"{len(images)} images of {images.shape[2]}x{images.shape[3]} in {folder}, together in {grid}")
+    if frames:
+        film = folder / f"denoising.{args.animate}"
+        columns = min(4, len(frames[0][0]))
+        save_animation([side_by_side(image_grid(x, columns), image_grid(x0, columns)) for x, x0 in frames], film)
+        print(f"the denoising, x_t beside the estimate of x0, in {film}")
+
+
+if __name__ == "__main__":
+    opt.run_script(main)

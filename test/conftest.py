@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "datasets" / "demo"
+from helpers import DEMO, ROOT
 
 torch.set_num_threads(1)  # tiny networks; and what the tests start inherits it, so processes do not crowd each other
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,10 +22,6 @@ def images(tmp_path: Path) -> Path:
         for file in sorted((DEMO / name).iterdir())[:count]:
             shutil.copy(file, tmp_path / "images" / name / file.name)
     return tmp_path / "images"
-
-
-TINY = ["--channels", "8", "--channel_mult", "1,2", "--head_channels", "8", "--image_size", "8", "--batch_size", "4"]
-TINY += ["--num_vis", "1", "--sample_steps", "3"]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ OPTIONS = {
         ("--seed",              0,               opt.natural,         "image i has the seed --seed + i"),
     ],
     "sampling": [
-        ("--sample",            None,            opt.SAMPLERS,        "sampler; not given: the one of the training run"),
+        ("--sample",            None,            opt.SAMPLERS,        "sampler; not given: that of the training run"),
         ("--sample_steps",      None,            opt.positive,        "not given: 50; ddpm: all of training"),
         ("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "time steps visited"),
         ("--eta",               0.0,             opt.probability,     "ddim: 0 deterministic, 1 as noisy as ddpm"),

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class ImageSet(Dataset):
     files: list[str]  # relative to root
     labels: list[int]
     class_names: list[str]  # empty for an unconditional set
+    checksums: list[int]  # of the pixels of each image
     left_out: dict[str, str] = field(default_factory=dict)  # file or folder: why
     pixels: np.ndarray | None = None  # (N,H,W,C) uint8, or None where the set is too large to keep
 
@@ -58,11 +60,9 @@ class ImageSet(Dataset):
         }
 
     def fingerprint(self) -> str:
-        """A digest of names, labels and file sizes: tells whether a resumed run sees the same data."""
-        digest = hashlib.sha256(repr((self.class_names, self.image_size, self.mode)).encode())
-        for name, label in zip(self.files, self.labels, strict=True):
-            digest.update(f"{name}\0{label}\0{(self.root / name).stat().st_size}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()[:16]
+        """A digest of labels and pixels: tells whether a resumed run sees the same data."""
+        everything = (self.class_names, self.image_size, self.mode, self.labels, self.checksums)
+        return hashlib.sha256(repr(everything).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -97,7 +97,7 @@ def load_image_set(
         suffixes = " ".join(sorted(SUFFIXES))
         raise UserError(f"dataset_path {root} holds no images; files with these endings are looked for: {suffixes}")
 
-    good, left_out = [], {f"{name}/": "no images in it" for name, files in groups.items() if not files}
+    good, checksums, left_out = [], [], {f"{name}/": "no images in it" for name, files in groups.items() if not files}
     keep = len(candidates) * image_size[0] * image_size[1] * 3 <= cache_bytes
     images, grey = [], True
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -110,6 +110,7 @@ def load_image_set(
                 left_out[str(file.relative_to(root))] = result
                 continue
             good.append((str(file.relative_to(root)), name))
+            checksums.append(zlib.crc32(result))
             grey = grey and bool((result[..., :1] == result).all())
             if keep:
                 images.append(result[..., :1].copy() if grey else result)
@@ -128,6 +129,7 @@ def load_image_set(
         files=[file for file, _ in good],
         labels=[class_names.index(name) if conditional else 0 for _, name in good],
         class_names=class_names,
+        checksums=checksums,
         left_out=left_out,
         pixels=pixels,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.ema import EMA
-from utils.checkpoint import FORMAT_VERSION, load_weights
+from utils.checkpoint import FORMAT_VERSION, SLIM, load_weights
 from utils.distributed import Precision, Ranks
 from utils.options import UserError
 from utils.run_folder import RunFolder
@@ -267,6 +267,9 @@ def fit(
             meter.add(state.step, lr, norm, sums, seen * ranks.world_size)
             state.step += 1
             bar.update()
+    if ranks.is_main:
+        end = "stopped, saved; --resume goes on" if status else f"finished; the weights are {run.path / SLIM}"
+        run.log(f"step {state.step:,} of {total_steps:,}: {end}")
     return status
 
 

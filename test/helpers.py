@@ -1,0 +1,41 @@
+"""What several test files use."""
+
+import csv
+import time
+from pathlib import Path
+
+import torch
+
+from utils.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "datasets" / "demo"
+
+TINY = ["--channels", "8", "--channel_mult", "1,2", "--head_channels", "8", "--image_size", "8", "--batch_size", "4"]
+TINY += ["--num_vis", "1", "--sample_steps", "3"]
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_states(a: Path, b: Path, tolerance: float = 0.0) -> None:
+    """Step, network, EMA and optimizer of two checkpoints."""
+    a, b = read_checkpoint(a), read_checkpoint(b)
+    assert a["state"] == b["state"]
+    for part in ("network", "ema"):
+        assert a[part].keys() == b[part].keys()
+        assert max((a[part][key] - b[part][key]).abs().max() for key in a[part]) <= tolerance
+    for ours, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert all((torch.as_tensor(ours[key]) - theirs[key]).abs().max() <= tolerance for key in ours)
+
+
+def wait_for_step(run: Path, step: int, timeout: float = 60) -> None:
+    """Until the metrics of a run hold this step."""
+    end = time.time() + timeout
+    while time.time() < end:
+        if (run / "metrics.csv").exists() and len((run / "metrics.csv").read_text().splitlines()) > step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} has no step {step} after {timeout} s")

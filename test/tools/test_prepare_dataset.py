@@ -1,0 +1,47 @@
+"""Laying out torchvision data sets; the files lie on disk as torchvision keeps them."""
+
+import struct
+
+import numpy as np
+from PIL import Image
+
+from tools.prepare_dataset import DATASETS, folder_name
+
+
+def write_idx(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+def test_fashion_mnist_becomes_class_folders(script, tmp_path, images):
+    files = sorted(images.rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    labels = np.array([8, 9, 1] * 4 + [0], np.uint8)
+    raw = tmp_path / "raw" / "FashionMNIST" / "raw"
+    for split in ("train", "t10k"):
+        write_idx(raw / f"{split}-images-idx3-ubyte", pixels)
+        write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
+    command = ["fashion_mnist", "--source", tmp_path / "raw", "--out", tmp_path / "out"]
+    assert "13 images in 4 classes" in script("prepare_dataset", *command).stdout
+    out = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert len(out) == 13 and out[0] == "ankle-boot/000001.png" and out[-1] == "trouser/000011.png"
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/ankle-boot/000001.png")), pixels[1])
+    assert "is not empty" in script("prepare_dataset", *command, status=2).stderr
+    command[-1] = tmp_path / "few"
+    assert "7 images" in script("prepare_dataset", *command, "--per_class", 2, "--split", "test").stdout
+
+
+def test_class_names_become_folder_names():
+    assert [folder_name(name) for name in ("T-shirt/top", "Ankle boot", "3 - three", "../x")] == [
+        "t-shirt-top",
+        "ankle-boot",
+        "3",
+        "x",
+    ]
+
+
+def test_every_name_is_a_torchvision_data_set():
+    from torchvision import datasets
+
+    for class_name, split in DATASETS.values():
+        assert hasattr(datasets, class_name) and split("train")

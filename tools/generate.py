@@ -49,6 +49,7 @@ OPTIONS = {
         ("--num_classes",       None,            opt.positive,        "number of classes"),
         ("--network",           None,            opt.NETWORKS,        "kind of network [unet]"),
         ("--act",               None,            opt.ACTIVATIONS,     "activation [silu]"),
+        ("--head_channels",     None,            opt.positive,        "channels per attention head [32]"),
         ("--noise_schedule",    None,            opt.NOISE_SCHEDULES, "noise schedule it was trained with [linear]"),
         ("--prediction",        None,            opt.PREDICTIONS,     "what it predicts [eps]"),
     ],
@@ -130,6 +131,7 @@ def check_metadata(args, config: dict) -> None:
         "num_classes": network["num_classes"],
         "network": network["name"],
         "act": network["act"],
+        "head_channels": network["head_channels"],
         "noise_schedule": diffusion["noise_schedule"],
         "prediction": diffusion["prediction"],
     }
@@ -145,7 +147,8 @@ def describe_bare_weights(args, weights: dict) -> dict:
     if args.conditional and not args.num_classes:
         raise opt.UserError(f"{args.weight_path} has no metadata: --conditional needs --num_classes")
     classes = args.num_classes if args.conditional is not False else None
-    network = guess_network(args.network or "unet", weights, {"num_classes": classes, "act": args.act or "silu"})
+    rest = {"num_classes": classes, "act": args.act or "silu", "head_channels": args.head_channels or 32}
+    network = guess_network(args.network or "unet", weights, rest)
     diffusion = {"noise_schedule": args.noise_schedule or "linear", "prediction": args.prediction or "eps"}
     names = [str(i) for i in range(classes or 0)]
     mode = "L" if network["in_channels"] == 1 else "RGB"

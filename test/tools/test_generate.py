@@ -1,0 +1,140 @@
+"""generate.py through its command line."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import DEMO, ROOT, TINY
+from PIL import Image
+
+from tools.generate import choose_labels
+from utils.checkpoint import read_checkpoint
+from utils.options import UserError
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint of a short run on three classes, with a sampler of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("bag", "boot", "trouser"):
+        (folder / "images" / name).mkdir(parents=True)
+        for file in sorted((DEMO / name).iterdir())[:4]:
+            shutil.copy(file, folder / "images" / name)
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(folder / "images"), *TINY]
+    command += ["--result_path", str(folder), "--epochs", "2", "--use_gpu", "-1", "--vis", "False", "--sample", "plms"]
+    command += ["--lr", "0.03", "--lr_func", "constant"]  # far enough from the start for raw and EMA weights to differ
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "demo" / "ckpt_last.pt"
+
+
+def pictures(folder):
+    return [np.asarray(Image.open(file)) for file in sorted(folder.glob("0*.png"))]
+
+
+def test_images_grid_and_settings(script, weights, tmp_path):
+    out = script("generate", "--weight_path", weights, "--num_images", 5, "--seed", 3, "--sample_steps", 4).stdout
+    folder = tmp_path / "results" / "generated"
+    assert str(folder) in out
+    files = [f"{i:05d}.png" for i in range(5)]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, "grid.png"]
+    image = Image.open(folder / "00001.png")
+    assert image.size == (8, 8) and image.mode == "L"
+    settings = image.text
+    assert settings["seed"] == "4" and settings["class"] == "boot" and settings["sampler"] == "plms"
+    assert settings["sample_steps"] == "4" and settings["weights"] == "ckpt_last.pt" and settings["prediction"] == "v"
+    script("generate", "--weight_path", weights, "--num_images", 1, "--sample_steps", 2)
+    assert len(pictures(folder)) == 5 and len(pictures(tmp_path / "results" / "generated-2")) == 1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "plms"])
+def test_an_image_belongs_to_its_seed(script, weights, tmp_path, sampler):
+    options = [
+        "--weight_path",
+        weights,
+        "--sample",
+        sampler,
+        "--sample_steps",
+        5,
+        "--class_name",
+        "bag",
+        "--cfg_scale",
+        2,
+    ]
+    script("generate", *options, "--num_images", 5, "--batch_size", 3, "--generate_name", "many")
+    script("generate", *options, "--num_images", 1, "--seed", 4, "--generate_name", "alone")
+    many, alone = (pictures(tmp_path / "results" / name) for name in ("many", "alone"))
+    assert np.abs(many[4].astype(int) - alone[0]).max() <= 1  # a float on the edge may round the other way
+    assert np.abs(many[3].astype(int) - alone[0]).max() > 10
+
+
+def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_path):
+    script("generate", "--weight_path", weights, "--class_name", -1, "--image_size", "12,16", "--animate", "webp",
+           "--sample_steps", 6, "--sample", "ddim", "--eta", 1, "--image_format", "jpg")  # fmt: skip
+    folder = tmp_path / "results" / "generated"
+    images = sorted(folder.glob("0*.jpg"))
+    assert len(images) == 3 and all(Image.open(file).size == (16, 12) for file in images)
+    film = Image.open(folder / "denoising.webp")
+    assert film.n_frames == 6 and film.width > film.height
+    error = script("generate", "--weight_path", weights, "--image_size", "13", status=2).stderr
+    assert "multiples of 2; 12,12 and 14,14 would work" in error
+
+
+def test_ema_or_raw_weights(script, weights, tmp_path):
+    options = ["--weight_path", weights, "--num_images", 2, "--sample_steps", 3]
+    script("generate", *options, "--generate_name", "ema")
+    script("generate", *options, "--generate_name", "raw", "--use_ema", "False")
+    script("generate", *options[2:], "--weight_path", weights.parent / "ema_last.pt", "--generate_name", "slim")
+    ema, raw, slim = (pictures(tmp_path / "results" / name) for name in ("ema", "raw", "slim"))
+    assert all(np.array_equal(a, b) for a, b in zip(ema, slim, strict=True))
+    assert any(not np.array_equal(a, b) for a, b in zip(ema, raw, strict=True))
+
+
+def test_bare_weights_need_the_article_s_options(script, weights, tmp_path):
+    torch.save({f"module.{k}": v for k, v in read_checkpoint(weights)["ema"].items()}, tmp_path / "bare.pt")
+    options = ["--num_images", 2, "--sample_steps", 3, "--image_size", 8, "--sample", "ddim"]
+    script("generate", *options, "--weight_path", weights, "--generate_name", "full")
+    described = ["--conditional", "--num_classes", 3, "--network", "unet", "--act", "silu"]
+    described += ["--noise_schedule", "cosine", "--prediction", "v", "--head_channels", 8]
+    script("generate", *options, "--weight_path", tmp_path / "bare.pt", *described, "--generate_name", "bare")
+    full, bare = (pictures(tmp_path / "results" / name) for name in ("full", "bare"))
+    assert all(np.array_equal(a, b) for a, b in zip(full, bare, strict=True))
+    wrong = script("generate", "--weight_path", tmp_path / "bare.pt", "--num_classes", 5, *described[3:], status=2)
+    assert "condition.label.weight (4, 32) instead of (6, 32)" in wrong.stderr
+    assert (
+        "needs --num_classes"
+        in script("generate", "--weight_path", tmp_path / "bare.pt", "--conditional", status=2).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--class_name", "hat"], "known are 0 bag, 1 boot, 2 trouser, or -1"),
+        (["--class_name", "3"], "known are 0 bag"),
+        (["--network", "cspdarkunet"], "was trained with unet"),
+        (["--num_classes", "4"], "was trained with 3"),
+        (["--conditional", "False"], "was trained with True"),
+        (["--act", "gelu"], "was trained with silu"),
+        (["--sample_steps", "2000"], "must lie in 1..1000"),
+        (["--weight_path", "missing.pt"], "no such file"),
+        (["--generate_name", "a/b"], "without slashes"),
+    ],
+)
+def test_mistakes(script, weights, options, message):
+    assert message in script("generate", "--weight_path", weights, *options, status=2).stderr
+
+
+def test_class_names_come_before_numbers():
+    class Args:
+        class_name, num_images, weight_path = "1", 2, "w.pt"
+
+    assert choose_labels(Args, ["1", "0"]) == [0, 0]
+    assert choose_labels(Args, ["a", "b"]) == [1, 1]
+    Args.class_name = None
+    assert choose_labels(Args, ["a", "b", "c"]) == [0, 1] and choose_labels(Args, []) is None
+    Args.class_name = "a"
+    with pytest.raises(UserError, match="trained without classes"):
+        choose_labels(Args, [])

@@ -9,6 +9,7 @@
 Image i has the seed --seed + i, and comes out the same in any batch.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -142,8 +143,6 @@ def check_metadata(args, config: dict) -> None:
 
 def describe_bare_weights(args, weights: dict) -> dict:
     """Contents of a checkpoint for a bare state_dict: the shapes tell the widths, the options the rest."""
-    from utils.checkpoint import guess_network
-
     if args.conditional and not args.num_classes:
         raise opt.UserError(f"{args.weight_path} has no metadata: --conditional needs --num_classes")
     classes = args.num_classes if args.conditional is not False else None
@@ -155,6 +154,32 @@ def describe_bare_weights(args, weights: dict) -> dict:
     data = {"image_size": [64, 64], "mode": mode, "class_names": names}
     config = {"network": network, "diffusion": {"noise_steps": 1000, **diffusion}, "data": data}
     return {"config": config, "ema": weights, "network": weights, "args": {"sample": "ddpm"}}
+
+
+def guess_network(name: str, weights: dict, options: dict) -> dict:
+    """The config of a network from the shapes of its bare weights; `options` are what shapes cannot tell."""
+
+    def count(pattern: str) -> int:
+        return len({match[1] for key in weights if (match := re.match(pattern, key))})
+
+    try:
+        channels, in_channels = weights["conv_in.weight"].shape[:2]
+        if name == "unet":
+            levels, level = count(r"up\.level(\d+)_block0"), "down.level{}_block0.block.conv2.weight"
+            blocks = count(r"down\.level0_block(\d+)")
+            with_attention = {
+                int(m[1]) for key in weights if (m := re.match(r"down\.level(\d+)_block0\.attention", key))
+            }
+        else:
+            levels, level = count(r"down\.(\d+)\."), "down.{}.join.weight"
+            blocks = count(r"down\.0\.blocks\.(\d+)")
+            with_attention = {int(m[1]) for key in weights if (m := re.match(r"down\.(\d+)\.attention", key))}
+            channels = weights["condition.time_mlp.0.weight"].shape[1]
+        mult = [weights[level.format(i)].shape[0] // channels for i in range(levels)]
+    except KeyError as error:
+        raise opt.UserError(f"the weights are not those of a {name}: {error} is missing") from None
+    shapes = {"in_channels": in_channels, "channels": channels, "channel_mult": mult, "blocks_per_level": blocks}
+    return {"name": name, **shapes, "attention_levels": sorted(with_attention), **options}
 
 
 def choose_labels(args, class_names: list[str]) -> list[int] | None:
@@ -209,7 +234,9 @@ def progress(diffusion, title: str, frames: list | None):
 
 def write(args, folder: Path, images, labels, class_names, settings: dict, frames) -> None:
     """The images, a labelled grid of them and the animation; prints where they are."""
-    from utils.images import image_grid, save_animation, save_image, side_by_side, to_pil
+    from PIL import Image
+
+    from utils.images import image_grid, save_image, to_pil
 
     names = ["" if labels is None else class_names[label] for label in labels or [0] * len(images)]
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
@@ -221,9 +248,17 @@ def write(args, folder: Path, images, labels, class_names, settings: dict, frame
     save_image(image_grid(images, columns, captions=captions), grid, settings)
     print(f"{len(images)} images of {images.shape[2]}x{images.shape[3]} in {folder}, together in {grid}")
     if frames:
-        film = folder / f"denoising.{args.animate}"
-        columns = min(4, len(frames[0][0]))
-        save_animation([side_by_side(image_grid(x, columns), image_grid(x0, columns)) for x, x0 in frames], film)
+        film, columns = folder / f"denoising.{args.animate}", min(4, len(frames[0][0]))
+        pictures = []
+        for x, x0 in frames:
+            left, right = image_grid(x, columns), image_grid(x0, columns)
+            canvas = Image.new(left.mode, (2 * left.width + 12, left.height), "white")
+            canvas.paste(left, (0, 0))
+            canvas.paste(right, (left.width + 12, 0))
+            pictures.append(canvas)
+        durations = [80] * (len(pictures) - 1) + [2000]  # milliseconds
+        options = {"lossless": True} if args.animate == "webp" else {}
+        pictures[0].save(film, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
         print(f"the denoising, x_t beside the estimate of x0, in {film}")
 
 

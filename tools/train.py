@@ -122,43 +122,26 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args, ranks) -> int:
     """One process of the run, in the order of execution. Returns its exit status."""
-    import torch
-
-    from model.ema import EMA
     from utils.data import StepSampler, build_loader, load_image_set, steps_per_epoch
     from utils.distributed import choose_device, choose_precision, wrap_network
     from utils.run_folder import RunFolder
-    from utils.trainer import TrainState, build_optimizer, fit, learning_rate
+    from utils.trainer import fit, learning_rate
 
     # Device, and the folder that this run alone may write
     device = choose_device(args.use_gpu, ranks)
     precision, remark = choose_precision(args.amp, device)
     run = RunFolder(args.result_path / args.run_name, args.resume) if ranks.is_main and not args.plan else None
-    torch.manual_seed(args.seed)
 
     # Data
     dataset = load_image_set(args.dataset_path, args.image_size, args.conditional, quiet=not ranks.is_main)
-    classes = len(dataset.class_names) or None
-    if args.num_classes not in (None, classes):
-        raise opt.UserError(f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders")
     images_per_step = args.batch_size * args.grad_accum  # of this process
     epoch_steps = steps_per_epoch(len(dataset), images_per_step * ranks.world_size)
     total_steps = args.epochs * epoch_steps
 
-    # Network, diffusion, optimizer
-    raw, diffusion = build_model(args, dataset.channels, classes, device)
-    raw = precision.place(raw)
-    state = TrainState(
-        raw,
-        EMA(raw, args.ema_decay),
-        build_optimizer(args.optim, raw, args.lr, args.weight_decay),
-        precision.scaler(),
-        args.seed,
-        config={"network": raw.config, "diffusion": diffusion.config, "data": dataset.metadata()},
-        args={name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
-    )
+    # Network, EMA, optimizer; what is to be learned
+    state, diffusion = build_state(args, dataset, precision)
     restore(state, args)
-    network = wrap_network(raw, ranks, args.compile)
+    network = wrap_network(state.network, ranks, args.compile)
     loss_fn = loss_function(diffusion, device, args)
 
     # The plan
@@ -194,38 +177,36 @@ def train(args, ranks) -> int:
     )
 
 
-def build_model(args, channels: int, classes: int | None, device):
-    """The network and the diffusion process that the options describe."""
+def build_state(args, dataset, precision):
+    """The network, its EMA and optimizer as the options describe them, untrained, and the diffusion process."""
+    import torch
+
+    from model.ema import EMA
     from model.networks import build_network, check_image_size
     from model.samplers import build_sampler
+    from utils.trainer import TrainState, build_optimizer
 
+    classes = len(dataset.class_names) or None
+    if args.num_classes not in (None, classes):
+        raise opt.UserError(f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders")
+    shape = {key: getattr(args, key) for key in (option[0].removeprefix("--") for option in OPTIONS["network"][1:])}
+    process = {key: getattr(args, key) for key in ("noise_steps", "noise_schedule", "prediction")}
+    sampling = {"sample_steps": args.sample_steps, "timestep_spacing": args.timestep_spacing}
+    torch.manual_seed(args.seed)
     try:
         network = build_network(
-            {
-                "name": args.network,
-                "in_channels": channels,
-                "num_classes": classes,
-                "channels": args.channels,
-                "channel_mult": args.channel_mult,
-                "blocks_per_level": args.blocks_per_level,
-                "attention_levels": args.attention_levels,
-                "head_channels": args.head_channels,
-                "dropout": args.dropout,
-                "time_embedding": args.time_embedding,
-                "act": args.act,
-            }
+            {"name": args.network, "in_channels": dataset.channels, "num_classes": classes, **shape}
         )
         check_image_size(*args.image_size, network.downsample_factor)
-        diffusion = build_sampler(
-            args.sample,
-            {"noise_steps": args.noise_steps, "noise_schedule": args.noise_schedule, "prediction": args.prediction},
-            sample_steps=args.sample_steps,
-            timestep_spacing=args.timestep_spacing,
-            device=device,
-        )
+        diffusion = build_sampler(args.sample, process, device=precision.device, **sampling)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
-    return network, diffusion
+    network = precision.place(network)
+    optimizer = build_optimizer(args.optim, network, args.lr, args.weight_decay)
+    config = {"network": network.config, "diffusion": diffusion.config, "data": dataset.metadata()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    state = TrainState(network, EMA(network, args.ema_decay), optimizer, precision.scaler(), args.seed, config, plain)
+    return state, diffusion
 
 
 def restore(state, args) -> None:
@@ -274,17 +255,13 @@ def preview_function(diffusion, dataset, precision, args):
     count = args.num_vis * max(1, len(names))
 
     def preview_fn(network):
-        images = []
+        images, size, channels = [], dataset.image_size, dataset.channels
         with precision.autocast():
             for start in range(0, count, 64):
                 seeds = range(start, min(start + 64, count))  # the same noise in every preview
                 part = labels and labels[start : start + 64]
-                size = dataset.image_size
-                images.append(
-                    diffusion.sample(network, len(seeds), size, dataset.channels, part, args.cfg_scale, seeds)
-                )
-        columns = args.num_vis if names else min(8, count)
-        return image_grid(torch.cat(images).cpu(), columns, names)
+                images.append(diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds))
+        return image_grid(torch.cat(images).cpu(), args.num_vis if names else min(8, count), names)
 
     return preview_fn
 

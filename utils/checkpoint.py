@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import zipfile
 from pathlib import Path
 
@@ -110,32 +109,6 @@ def inference_network(contents: dict, source: Path | str, use_ema: bool = True) 
         raise UserError(f"{source} describes no network that can be built: {error}") from None
     load_weights(network, weights, source)
     return network.eval().requires_grad_(False)
-
-
-def guess_network(name: str, weights: dict, options: dict) -> dict:
-    """The config of a network from the shapes of its bare weights; `options` are what shapes cannot tell."""
-
-    def count(pattern: str) -> int:
-        return len({match[1] for key in weights if (match := re.match(pattern, key))})
-
-    try:
-        channels, in_channels = weights["conv_in.weight"].shape[:2]
-        if name == "unet":
-            levels, level = count(r"up\.level(\d+)_block0"), "down.level{}_block0.block.conv2.weight"
-            blocks = count(r"down\.level0_block(\d+)")
-            with_attention = {
-                int(m[1]) for key in weights if (m := re.match(r"down\.level(\d+)_block0\.attention", key))
-            }
-        else:
-            levels, level = count(r"down\.(\d+)\."), "down.{}.join.weight"
-            blocks = count(r"down\.0\.blocks\.(\d+)")
-            with_attention = {int(m[1]) for key in weights if (m := re.match(r"down\.(\d+)\.attention", key))}
-            channels = weights["condition.time_mlp.0.weight"].shape[1]
-        mult = [weights[level.format(i)].shape[0] // channels for i in range(levels)]
-    except KeyError as error:
-        raise UserError(f"the weights are not those of a {name}: {error} is missing") from None
-    shapes = {"in_channels": in_channels, "channels": channels, "channel_mult": mult, "blocks_per_level": blocks}
-    return {"name": name, **shapes, "attention_levels": sorted(with_attention), **options}
 
 
 def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Module, dict, list[str]]:

@@ -102,17 +102,3 @@ def image_grid(
     for row, name in enumerate(row_names):
         pen.text((4, row * step_y + height // 2), name, fill="black", font=font, anchor="lm")
     return canvas
-
-
-def side_by_side(left: Image.Image, right: Image.Image, gap: int = 12) -> Image.Image:
-    canvas = Image.new(left.mode, (left.width + gap + right.width, max(left.height, right.height)), "white")
-    canvas.paste(left, (0, 0))
-    canvas.paste(right, (left.width + gap, 0))
-    return canvas
-
-
-def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 80) -> None:
-    """Write frames as an animated .webp or .gif; the last one stays for two seconds."""
-    durations = [milliseconds] * (len(frames) - 1) + [2000]
-    rest = {"lossless": True} if path.suffix == ".webp" else {}
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, **rest)

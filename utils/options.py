@@ -140,23 +140,6 @@ def _checked_default(flags: str, default: object, kind: Callable | tuple) -> obj
         raise UserError(f"the default of {flags.split()[0]} in the script {error}") from None
 
 
-def markdown_table(parser: argparse.ArgumentParser) -> str:
-    """The options as Markdown tables, one per group, for README."""
-    lines = []
-    for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.dest != "help"]
-        if not actions:
-            continue
-        lines += [f"**{group.title}**", "", "| option | default | meaning |", "| --- | --- | --- |"]
-        for action in actions:
-            text, _, default = action.help.replace("%%", "%").rpartition(" [")
-            values = f" ({', '.join(action.choices)})" if action.choices else ""
-            flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
-            lines.append(f"| {flags} | `{default[:-1]}` | {text}{values} |")
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
 # --- Scripts ---
 
 

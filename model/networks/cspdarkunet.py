@@ -17,27 +17,20 @@ class CSPStage(nn.Module):
     them, and a 1x1 convolution joins the two. The 3x3 convolutions see half the width, a quarter of the cost.
     """
 
-    def __init__(
-        self, c_in: int, c_out: int, blocks: int, emb_dim: int, attention: AttentionBlock | None, **block_options
-    ):
+    def __init__(self, c_in: int, c_out: int, blocks: list[ResBlock], norm: nn.Module, act: str, attention: nn.Module):
         super().__init__()
-        half = c_out // 2
-        self.half = half
-        self.split = nn.Conv2d(c_in, 2 * half, 1)
-        self.blocks = nn.ModuleList(
-            ResBlock(half, half, emb_dim, kernels=(1, 3), **block_options) for _ in range(blocks)
-        )
-        self.norm = group_norm(block_options["norm_groups"], 2 * half, block_options["norm_eps"])
-        self.act = activation(block_options["act"])
-        self.join = nn.Conv2d(2 * half, c_out, 1)
+        self.half = c_out // 2
+        self.split = nn.Conv2d(c_in, 2 * self.half, 1)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm, self.act = norm, activation(act)
+        self.join = nn.Conv2d(2 * self.half, c_out, 1)
         self.attention = attention
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         deep, past = self.split(x).split(self.half, dim=1)
         for block in self.blocks:
             deep = block(deep, emb)
-        x = self.join(self.act(self.norm(torch.cat([deep, past], dim=1))))
-        return x if self.attention is None else self.attention(x)
+        return self.attention(self.join(self.act(self.norm(torch.cat([deep, past], dim=1)))))
 
 
 class CSPDarkUNet(nn.Module):
@@ -72,19 +65,12 @@ class CSPDarkUNet(nn.Module):
         with_attention = resolve_levels(attention_levels, len(widths))
 
         def stage(c_in: int, i: int) -> CSPStage:
-            attention = AttentionBlock(widths[i], head_channels, norm_groups, norm_eps) if i in with_attention else None
-            return CSPStage(
-                c_in,
-                widths[i],
-                blocks_per_level,
-                emb_dim,
-                attention,
-                dropout=dropout,
-                time_embedding=time_embedding,
-                act=act,
-                norm_groups=norm_groups,
-                norm_eps=norm_eps,
-            )
+            width, half, attention = widths[i], widths[i] // 2, nn.Identity()
+            if i in with_attention:
+                attention = AttentionBlock(width, head_channels, norm_groups, norm_eps)
+            settings = (dropout, time_embedding, act, norm_groups, norm_eps, (1, 3))
+            blocks = [ResBlock(half, half, emb_dim, *settings) for _ in range(blocks_per_level)]
+            return CSPStage(c_in, width, blocks, group_norm(norm_groups, 2 * half, norm_eps), act, attention)
 
         levels = range(len(widths))
         self.condition = ConditionEmbedding(channels, emb_dim, num_classes)

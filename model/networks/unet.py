@@ -61,13 +61,12 @@ def check_image_size(h: int, w: int, factor: int) -> None:
 class Stage(nn.Module):
     """A residual block and, on the levels that have it, attention."""
 
-    def __init__(self, block: ResBlock, attention: AttentionBlock | None):
+    def __init__(self, block: ResBlock, attention: nn.Module):
         super().__init__()
         self.block, self.attention = block, attention
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        x = self.block(x, emb)
-        return x if self.attention is None else self.attention(x)
+        return self.attention(self.block(x, emb))
 
 
 class UNet(nn.Module):
@@ -124,11 +123,10 @@ class UNet(nn.Module):
         widths = [channels * m for m in channel_mult]
         with_attention = resolve_levels(attention_levels, len(widths))
 
-        def block(c_in: int, c_out: int) -> ResBlock:
-            return ResBlock(c_in, c_out, emb_dim, dropout, time_embedding, act, norm_groups, norm_eps)
-
-        def attention(width: int) -> AttentionBlock:
-            return AttentionBlock(width, head_channels, norm_groups, norm_eps)
+        def stage(c_in: int, c_out: int, attends: bool) -> Stage:
+            block = ResBlock(c_in, c_out, emb_dim, dropout, time_embedding, act, norm_groups, norm_eps)
+            attention = AttentionBlock(c_out, head_channels, norm_groups, norm_eps) if attends else nn.Identity()
+            return Stage(block, attention)
 
         self.condition = ConditionEmbedding(channels, emb_dim, num_classes, freq_shift, cos_first)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -137,24 +135,20 @@ class UNet(nn.Module):
         width, skips = channels, [channels]  # channels of the current feature map; of each one kept for the way up
         for i, level_width in enumerate(widths):
             for j in range(blocks_per_level):
-                stage = Stage(block(width, level_width), attention(level_width) if i in with_attention else None)
-                self.down[f"level{i}_block{j}"] = stage
+                self.down[f"level{i}_block{j}"] = stage(width, level_width, i in with_attention)
                 width = level_width
                 skips.append(width)
             if i < len(widths) - 1:
                 self.down[f"level{i}_downsample"] = Downsample(width, asymmetric_padding)
                 skips.append(width)
 
-        self.middle_in = Stage(block(width, width), attention(width) if mid_attention else None)
-        self.middle_out = Stage(block(width, width), None)
+        self.middle_in = stage(width, width, mid_attention)
+        self.middle_out = stage(width, width, False)
 
         self.up = nn.ModuleDict()
         for i, level_width in reversed(list(enumerate(widths))):
             for j in range(blocks_per_level + 1):
-                stage = Stage(
-                    block(width + skips.pop(), level_width), attention(level_width) if i in with_attention else None
-                )
-                self.up[f"level{i}_block{j}"] = stage
+                self.up[f"level{i}_block{j}"] = stage(width + skips.pop(), level_width, i in with_attention)
                 width = level_width
             if i > 0:
                 self.up[f"level{i}_upsample"] = Upsample(width)

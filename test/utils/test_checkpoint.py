@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from model.networks import build_network
+from tools.generate import guess_network
 from utils.checkpoint import (
     FORMAT_VERSION,
-    guess_network,
     inference_network,
     load_for_inference,
     load_weights,

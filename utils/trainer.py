@@ -230,7 +230,8 @@ def fit(
                     fresh = state.step != first_step
                     if ranks.is_main and preview_fn and fresh and not stop:
                         if finished or (into_epoch == 0 and epoch % preview_epochs == 0):
-                            run.write_preview(preview_fn(state.ema.network), epoch, state.step, image_format)
+                            file = run.write_preview(preview_fn(state.ema.network), epoch, state.step, image_format)
+                            run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
                     if ranks.is_main and (stop or into_epoch == 0) and (fresh or state.step == 0):
                         number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
                         run.write_checkpoint(state.contents(epoch), number)

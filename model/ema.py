@@ -28,6 +28,3 @@ class EMA:
 
     def state_dict(self) -> dict:
         return self.network.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.network.load_state_dict(state)

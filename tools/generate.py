@@ -162,24 +162,24 @@ def guess_network(name: str, weights: dict, options: dict) -> dict:
     def count(pattern: str) -> int:
         return len({match[1] for key in weights if (match := re.match(pattern, key))})
 
+    last_layer, inner = {
+        "unet": ("block.conv2", r"down\.level0_block"),
+        "cspdarkunet": ("join", r"down\.level0_block0\.blocks\."),
+    }[name]
     try:
         channels, in_channels = weights["conv_in.weight"].shape[:2]
-        if name == "unet":
-            levels, level = count(r"up\.level(\d+)_block0"), "down.level{}_block0.block.conv2.weight"
-            blocks = count(r"down\.level0_block(\d+)")
-            with_attention = {
-                int(m[1]) for key in weights if (m := re.match(r"down\.level(\d+)_block0\.attention", key))
-            }
-        else:
-            levels, level = count(r"down\.(\d+)\."), "down.{}.join.weight"
-            blocks = count(r"down\.0\.blocks\.(\d+)")
-            with_attention = {int(m[1]) for key in weights if (m := re.match(r"down\.(\d+)\.attention", key))}
-            channels = weights["condition.time_mlp.0.weight"].shape[1]
-        mult = [weights[level.format(i)].shape[0] // channels for i in range(levels)]
+        levels = count(r"up\.level(\d+)_block0")
+        widths = [weights[f"down.level{i}_block0.{last_layer}.weight"].shape[0] for i in range(levels)]
     except KeyError as error:
         raise opt.UserError(f"the weights are not those of a {name}: {error} is missing") from None
-    shapes = {"in_channels": in_channels, "channels": channels, "channel_mult": mult, "blocks_per_level": blocks}
-    return {"name": name, **shapes, "attention_levels": sorted(with_attention), **options}
+    attends = {int(m[1]) for key in weights if (m := re.match(r"down\.level(\d+)_block0\.attention\.", key))}
+    shapes = {"in_channels": in_channels, "channels": channels, "channel_mult": [w // channels for w in widths]}
+    return {
+        "name": name,
+        **shapes,
+        "blocks_per_level": count(inner + r"(\d+)"),
+        "attention_levels": sorted(attends),
+    } | options
 
 
 def choose_labels(args, class_names: list[str]) -> list[int] | None:
@@ -236,12 +236,14 @@ def write(args, folder: Path, images, labels, class_names, settings: dict, frame
     """The images, a labelled grid of them and the animation; prints where they are."""
     from PIL import Image
 
-    from utils.images import image_grid, save_image, to_pil
+    from utils.images import image_grid, save_image, to_uint8
 
     names = ["" if labels is None else class_names[label] for label in labels or [0] * len(images)]
     for i, (image, name) in enumerate(zip(images, names, strict=True)):
         about = {"seed": args.seed + i, **({"class": name} if name else {}), **settings}
-        save_image(to_pil(image), folder / f"{i:05d}.{args.image_format}", about)
+        pixels = to_uint8(image).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
+        save_image(picture, folder / f"{i:05d}.{args.image_format}", about)
     columns = min(8, max(1, round(len(images) ** 0.5 * 1.2))) if len(images) < 64 else 16
     captions = [f"{name} {args.seed + i}".strip() for i, name in enumerate(names)]
     grid = folder / f"grid.{args.image_format}"

@@ -12,6 +12,7 @@ Everything goes to results/<run_name>/. Defaults are edited below or overridden 
 
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,6 +30,7 @@ OPTIONS = {
         ("--num_classes",       None,            opt.positive,        "checked against the folders; not needed"),
         ("--flip",              False,           opt.switch,          "mirror half of the images left to right"),
         ("--resume",            False,           opt.switch,          "go on from a checkpoint of this run"),
+        ("--allow_changes",     False,           opt.switch,          "with --resume: although options or data differ"),
         ("--start_epoch",       -1,              opt.minus_one_up,    "with --resume: from ckpt_<epoch>.pt; -1: last"),
         ("--pretrain",          False,           opt.switch,          "start from the weights in --pretrain_path"),
         ("--pretrain_path",     None,            opt.path,            "a checkpoint, or a bare state_dict that fits"),
@@ -54,7 +56,7 @@ OPTIONS = {
         ("--label_drop",        0.1,             opt.probability,     "share of images that lose their label"),
     ],
     "optimisation": [
-        ("--epochs",            30,              opt.positive,        "passes over the images"),
+        ("--epochs",            25,              opt.positive,        "passes over the images"),
         ("--batch_size",        32,              opt.positive,        "images per process and forward pass"),
         ("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
         ("--optim",             "adamw",         opt.OPTIMIZERS,      "optimizer"),
@@ -70,6 +72,8 @@ OPTIONS = {
         ("--save_model_interval", False,         opt.switch,          "keep numbered checkpoints too: ckpt_<epoch>.pt"),
         ("--save_model_interval_epochs", 10,     opt.positive,        "a numbered checkpoint every so many epochs"),
         ("--start_model_interval", -1,           opt.minus_one_up,    "no numbered checkpoint before this epoch"),
+        ("--save_every_steps",  0,               opt.natural,         "checkpoints inside epochs too; 0: at ends"),
+        ("--keep",              0,               opt.natural,         "keep the newest numbered checkpoints; 0: all"),
         ("--vis",               True,            opt.switch,          "draw previews: grids of samples"),
         ("--vis_interval_epochs", 10,            opt.positive,        "one every so many epochs, and at the end"),
         ("--num_vis",           8,               opt.positive,        "images in a preview, or of each class in it"),
@@ -134,12 +138,12 @@ def train(args, ranks) -> int:
 
     # Data
     dataset = load_image_set(args.dataset_path, args.image_size, args.conditional, quiet=not ranks.is_main)
-    images_per_step = args.batch_size * args.grad_accum  # of this process
-    epoch_steps = steps_per_epoch(len(dataset), images_per_step * ranks.world_size)
+    global_batch = args.batch_size * args.grad_accum * ranks.world_size  # images per step
+    epoch_steps = steps_per_epoch(len(dataset), global_batch)
     total_steps = args.epochs * epoch_steps
 
     # Network, EMA, optimizer; what is to be learned
-    state, diffusion = build_state(args, dataset, precision)
+    state, diffusion = build_state(args, dataset, precision, global_batch)
     restore(state, args)
     network = wrap_network(state.network, ranks, args.compile)
     loss_fn = loss_function(diffusion, device, args)
@@ -155,7 +159,11 @@ def train(args, ranks) -> int:
         run.log("\n".join(lines))
 
     # Fit
-    sampler = StepSampler(dataset, images_per_step, state.seed, ranks.rank, ranks.world_size, state.step, total_steps)
+    def numbered(epoch: int) -> bool:
+        due = epoch % args.save_model_interval_epochs == 0 and epoch >= args.start_model_interval
+        return args.save_model_interval and due
+
+    sampler = StepSampler(dataset, global_batch, state.seed, state.step, total_steps, ranks.rank, ranks.world_size)
     return fit(
         network,
         build_loader(dataset, sampler, args.batch_size, args.num_workers, pin=device.type == "cuda"),
@@ -171,13 +179,18 @@ def train(args, ranks) -> int:
         accumulate=args.grad_accum,
         grad_clip=args.grad_clip,
         log_interval=args.log_interval,
+        save_steps=args.save_every_steps,
         preview_epochs=args.vis_interval_epochs,
-        numbered=lambda epoch: numbered(args, epoch),
+        numbered=numbered,
+        keep=args.keep,
         image_format=args.image_format,
+        batch_names=lambda step: [
+            dataset.files[i] for i in StepSampler(dataset, global_batch, state.seed, step, step + 1)
+        ],
     )
 
 
-def build_state(args, dataset, precision):
+def build_state(args, dataset, precision, global_batch: int):
     """The network, its EMA and optimizer as the options describe them, untrained, and the diffusion process."""
     import torch
 
@@ -205,6 +218,7 @@ def build_state(args, dataset, precision):
     optimizer = build_optimizer(args.optim, network, args.lr, args.weight_decay)
     config = {"network": network.config, "diffusion": diffusion.config, "data": dataset.metadata()}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    plain["global_batch"] = global_batch
     state = TrainState(network, EMA(network, args.ema_decay), optimizer, precision.scaler(), args.seed, config, plain)
     return state, diffusion
 
@@ -215,11 +229,57 @@ def restore(state, args) -> None:
     from utils.run_folder import find_checkpoint
 
     if args.resume:
-        state.restore(*find_checkpoint(args.result_path / args.run_name, args.start_epoch))
+        contents, file = find_checkpoint(args.result_path / args.run_name, args.start_epoch)
+        changed = changes(contents, state)
+        if changed and not args.allow_changes:
+            raise opt.UserError(f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on")
+        state.restore(contents, file)
     elif args.pretrain:
         contents = read_checkpoint(args.pretrain_path)
         for network in (state.network, state.ema.network):
             load_weights(network, contents.get("ema") or contents["network"], args.pretrain_path)
+
+
+# What decides the result of a run; anything else may differ when it is resumed.
+DECISIVE = [
+    "conditional",
+    "flip",
+    "seed",
+    "loss",
+    "label_drop",
+    "global_batch",
+    "optim",
+    "lr",
+    "lr_func",
+    "warmup_steps",
+]
+DECISIVE += ["weight_decay", "grad_clip", "ema_decay", "amp"]
+
+
+def changes(contents: dict, state) -> list[str]:
+    """How the decisive settings of this run differ from those of the checkpoint. Warns of another machine."""
+    from tqdm import tqdm
+
+    from utils.trainer import versions
+
+    def flat(args: dict, config: dict) -> dict:
+        return {
+            **{key: args.get(key) for key in DECISIVE},
+            **config["network"],
+            **config["diffusion"],
+            **config["data"],
+        }
+
+    before, now = flat(contents["args"], contents["config"]), flat(state.args, state.config)
+    before_machine, machine = contents["versions"], versions(next(state.network.parameters()).device)
+    if before_machine != machine:
+        tqdm.write(
+            f"warning: the checkpoint was made with {before_machine}, this is {machine}: equal, but not to the bit"
+        )
+    short = {"fingerprint": "the images", "images": "number of images"}
+    return [
+        f"{short.get(key, key)} {before.get(key)} before, {now[key]} now" for key in now if now[key] != before.get(key)
+    ]
 
 
 def loss_function(diffusion, device, args):
@@ -266,12 +326,6 @@ def preview_function(diffusion, dataset, precision, args):
     return preview_fn
 
 
-def numbered(args, epoch: int) -> bool:
-    """Whether the checkpoint of this epoch is kept under its number."""
-    due = epoch % args.save_model_interval_epochs == 0 and epoch >= args.start_model_interval
-    return args.save_model_interval and due
-
-
 def describe_plan(args, ranks, dataset, state, precision, network, loss_fn, epoch_steps, total_steps) -> list[str]:
     """What the run will do, in lines. The seconds per step are measured."""
     from torch.utils.data import default_collate
@@ -289,22 +343,17 @@ def describe_plan(args, ranks, dataset, state, precision, network, loss_fn, epoc
     finish = left * seconds + previews * shown * passes * per_image
     count = sum(p.numel() for p in state.network.parameters())
     full = 4 * count * (3 if args.optim == "sgd" else 4)  # network, EMA, and the optimizer's one or two moments
-    kept = sum(numbered(args, epoch) for epoch in range(1, args.epochs + 1))
-    spaced = "step" if ranks.world_size == 1 else f"step on each of {ranks.world_size} processes"
+    kept = args.epochs // args.save_model_interval_epochs
+    kept = min(kept, args.keep or kept) if args.save_model_interval else 0
     return [
         *describe(dataset),
         f"network     {args.network}, {count / 1e6:.2f} M parameters, {precision}",
         f"steps       {total_steps:,} = {args.epochs} epochs x {epoch_steps}, {state.step:,} done; "
-        f"{args.batch_size * args.grad_accum} images per {spaced}",
-        f"time        {seconds:.3f} s per step, about {duration(finish)} left: until "
+        f"{state.args['global_batch']} images per step on {ranks.world_size} process{'es' * (ranks.world_size > 1)}",
+        f"time        {seconds:.3f} s per step, about {timedelta(seconds=round(finish))} left: until "
         f"{time.strftime('%a %H:%M', time.localtime(time.time() + finish))}",
         f"disk        {((2 + kept) * full + 4 * count) / 1e6:,.0f} MB of checkpoints below {args.result_path}",
     ]
-
-
-def duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 if __name__ == "__main__":

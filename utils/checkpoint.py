@@ -25,9 +25,12 @@ def save_checkpoint(contents: dict, path: Path, keep_previous: bool = False) -> 
             os.fsync(file.fileno())
         if keep_previous and path.exists():
             link = path.with_name(PREVIOUS + ".tmp")
-            link.unlink(missing_ok=True)
-            os.link(path, link)
-            os.replace(link, path.with_name(PREVIOUS))
+            try:
+                link.unlink(missing_ok=True)
+                os.link(path, link)
+                os.replace(link, path.with_name(PREVIOUS))
+            except OSError:  # a file system without links
+                os.replace(path, path.with_name(PREVIOUS))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -38,6 +41,15 @@ def save_checkpoint(contents: dict, path: Path, keep_previous: bool = False) -> 
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def snapshot(value: object) -> object:
+    """A copy of nested dicts and lists with their tensors in host memory, which later steps do not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    return [snapshot(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_checkpoint(path: Path) -> dict:

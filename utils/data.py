@@ -51,13 +51,8 @@ class ImageSet(Dataset):
 
     def metadata(self) -> dict:
         """What a checkpoint keeps of the set."""
-        return {
-            "image_size": list(self.image_size),
-            "mode": self.mode,
-            "class_names": self.class_names,
-            "images": len(self),
-            "fingerprint": self.fingerprint(),
-        }
+        about = {"image_size": list(self.image_size), "mode": self.mode, "class_names": self.class_names}
+        return about | {"images": len(self), "fingerprint": self.fingerprint()}
 
     def fingerprint(self) -> str:
         """A digest of labels and pixels: tells whether a resumed run sees the same data."""
@@ -102,9 +97,8 @@ def load_image_set(
     images, grey = [], True
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda item: _try_read(item[0], image_size), candidates)
-        progress = tqdm(
-            results, "reading images", len(candidates), disable=quiet or len(candidates) < 5000, leave=False
-        )
+        quiet = quiet or len(candidates) < 5000
+        progress = tqdm(results, "reading images", len(candidates), disable=quiet, leave=False)
         for (file, name), result in zip(candidates, progress, strict=True):
             if isinstance(result, str):
                 left_out[str(file.relative_to(root))] = result
@@ -118,21 +112,12 @@ def load_image_set(
         file, why = next(iter(left_out.items()))
         raise UserError(f"none of the {len(candidates)} images in {root} can be read; the first is {file}: {why}")
     class_names = sorted({name for _, name in good}) if conditional else []
-    pixels = None
+    pixels, channels = None, 1 if grey else 3
     if keep:
-        channels = 1 if grey else 3
         pixels = np.stack([np.broadcast_to(im, (*image_size, 3))[..., :channels] for im in images])
-    return ImageSet(
-        root=root,
-        image_size=image_size,
-        mode="L" if grey else "RGB",
-        files=[file for file, _ in good],
-        labels=[class_names.index(name) if conditional else 0 for _, name in good],
-        class_names=class_names,
-        checksums=checksums,
-        left_out=left_out,
-        pixels=pixels,
-    )
+    files, mode = [file for file, _ in good], "L" if grey else "RGB"
+    labels = [class_names.index(name) if conditional else 0 for _, name in good]
+    return ImageSet(root, image_size, mode, files, labels, class_names, checksums, left_out, pixels)
 
 
 def _class_groups(root: Path) -> dict[str, list[Path]]:
@@ -165,18 +150,18 @@ class StepSampler(DistributedSampler):
     def __init__(
         self,
         dataset: Dataset,
-        batch_size: int,
+        global_batch: int,  # images per optimizer step, of all processes and micro-batches together
         seed: int,
-        rank: int,
-        world_size: int,
         start_step: int,
         total_steps: int,
+        rank: int = 0,
+        world_size: int = 1,
     ):
-        """batch_size: images per process and optimizer step (all accumulated micro-batches together)."""
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
-        self.batch_size, self.start_step, self.total_steps = batch_size, start_step, total_steps
-        self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size * world_size)
-        self.num_samples = self.steps_per_epoch * batch_size
+        self.batch_size = global_batch // world_size  # of this process
+        self.steps, self.start_step = total_steps - start_step, start_step
+        self.steps_per_epoch = steps_per_epoch(len(dataset), global_batch)
+        self.num_samples = self.steps_per_epoch * self.batch_size
         self.total_size = self.num_samples * world_size
 
     def __iter__(self) -> Iterator[int]:
@@ -190,7 +175,7 @@ class StepSampler(DistributedSampler):
         return itertools.islice(indices(), len(self))
 
     def __len__(self) -> int:
-        return (self.total_steps - self.start_step) * self.batch_size
+        return self.steps * self.batch_size
 
 
 def steps_per_epoch(images: int, global_batch: int) -> int:

@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import sys
-import warnings
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.connection import wait as wait_for_any
 
 import torch
 import torch.distributed as dist
@@ -35,6 +37,16 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def check_equal(self, parameters: list[Tensor]) -> None:
+        """RuntimeError unless all processes hold the same weights, to the bit."""
+        if self.world_size > 1:
+            digest = torch.stack([p.detach().double().sum() for p in parameters])
+            low, high = digest.clone(), digest.clone()
+            dist.all_reduce(low, dist.ReduceOp.MIN)
+            dist.all_reduce(high, dist.ReduceOp.MAX)
+            if not torch.equal(low, high):
+                raise RuntimeError("the processes hold different weights: this is a bug, please report it")
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on at least one process: the same answer everywhere."""
@@ -112,33 +124,50 @@ def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
 
 # --- Processes ---
 
+GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
+
 
 def launch(worker: Callable, args: object, distributed: bool, world_size: int, main_gpu: int, timeout: float) -> None:
     """Call worker(args, ranks) -> exit status in every process of the run, and exit with it.
 
     The processes are this one, those that torchrun has started, or `world_size` new ones.
     """
-    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-    if under_torchrun:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         _check_ranks(world_size, main_gpu, int(os.environ["LOCAL_WORLD_SIZE"]), args.use_gpu)
         sys.exit(_run_rank(worker, args, Ranks(rank, world_size, local_rank, main_gpu), timeout))
-    if distributed:
-        _check_ranks(world_size, main_gpu, world_size, args.use_gpu)
-        # The parent holds the store, so its port is free until the last process has gone.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        start = (worker, args, world_size, main_gpu, timeout, store.port)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the workers too: they save and end
-        try:
-            torch.multiprocessing.spawn(_spawned, start, nprocs=world_size)
-        except torch.multiprocessing.ProcessExitedException as error:
-            if error.exit_code in (2, 130, 143):  # said already by the process itself
-                sys.exit(error.exit_code)
-            how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with status {error.exit_code}"
-            print(f"error: rank {error.error_index} {how}; the run has ended and can be resumed", file=sys.stderr)
-            sys.exit(1)
-    else:
+    if not distributed:
         sys.exit(worker(args, Ranks()))
+    _check_ranks(world_size, main_gpu, world_size, args.use_gpu)
+    # This process holds the store, so its port is free until the last process has gone.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    start = (worker, args, world_size, main_gpu, timeout, store.port)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the workers too: they save and end
+    processes = torch.multiprocessing.spawn(_spawned, start, nprocs=world_size, join=False).processes
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
+    sys.exit(_wait_for(processes))
+
+
+def _wait_for(processes: list) -> int:
+    """Wait until all have ended, GRACE seconds at most after one has failed; the exit status of the run."""
+    deadline = None
+    while alive := [process for process in processes if process.is_alive()]:
+        wait_for_any([process.sentinel for process in alive], timeout=1)
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + GRACE
+        if deadline and time.monotonic() > deadline:
+            break
+    for process in alive:
+        process.kill()
+        process.join()
+    codes = [process.exitcode for process in processes]
+    if said := [code for code in codes if code in (2, 130, 143)]:  # by the process itself
+        return said[0]
+    for rank, code in enumerate(codes):
+        if processes[rank] in alive or code < 0:
+            how = "did not answer" if processes[rank] in alive else f"was killed by {signal.Signals(-code).name}"
+            print(f"error: rank {rank} {how}; the run has ended, --resume goes on", file=sys.stderr)
+    return 1 if any(codes) else 0
 
 
 def _check_ranks(world_size: int, main_gpu: int, local_world_size: int, use_gpu: int) -> None:
@@ -149,15 +178,19 @@ def _check_ranks(world_size: int, main_gpu: int, local_world_size: int, use_gpu:
         raise UserError(f"{local_world_size} processes on this machine need as many GPUs, it has {gpus}")
 
 
-def _spawned(
-    local_rank: int, worker: Callable, args: object, world_size: int, main_gpu: int, timeout: float, port: int
-):
+def _spawned(rank: int, worker: Callable, args: object, world_size: int, main_gpu: int, timeout: float, port: int):
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=timeout))
     try:
-        sys.exit(_run_rank(worker, args, Ranks(local_rank, world_size, local_rank, main_gpu), timeout, store))
+        sys.exit(_run_rank(worker, args, Ranks(rank, world_size, rank, main_gpu), timeout, store))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        if rank == main_gpu:
+            print(f"error: {error}", file=sys.stderr)
+        os._exit(2)  # not sys.exit: the others may be gone, and the process group would wait for them
+    except Exception as error:
+        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
+            traceback.print_exc()
+        print(f"rank {rank} ended: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, store: dist.Store | None = None) -> int:
@@ -166,16 +199,9 @@ def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, stor
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks.world_size))
     if on_gpu:
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=ranks.rank if store is not None else -1,
-        world_size=ranks.world_size if store is not None else -1,
-        timeout=timedelta(seconds=timeout),
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "barrier.*device")
-        status = worker(args, ranks)
-        dist.barrier()  # until the main process has saved
+    place = {} if store is None else {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout), **place)
+    status = worker(args, ranks)
+    dist.barrier()  # until the main process has saved
     dist.destroy_process_group()
     return status

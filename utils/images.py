@@ -49,12 +49,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """(C,H,W) float in [-1, 1], C = 1 or 3 -> a PIL image."""
-    array = to_uint8(image).cpu().numpy()
-    return Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0))
-
-
 def save_image(image: Image.Image, path: Path, settings: dict | None = None) -> None:
     """Write by the path's suffix. In a PNG, `settings` become text entries."""
     options = {}

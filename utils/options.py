@@ -4,7 +4,6 @@ Standard library only, so that `--help` answers at once.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -148,17 +147,10 @@ def run_script(main: Callable[[list[str] | None], None]) -> None:
     try:
         main(None)
     except UserError as error:
-        sys.exit(_fail(str(error)))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def name_list(names: Iterable[str], limit: int = 10) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from model.ema import EMA
 from utils.checkpoint import FORMAT_VERSION, SLIM, load_weights
 from utils.distributed import Precision, Ranks
-from utils.options import UserError
+from utils.options import UserError, name_list
 from utils.run_folder import RunFolder
 
 
@@ -43,7 +43,7 @@ class TrainState:
             "state": {"epoch": epoch, "step": self.step, "seed": self.seed},
             **{name: getattr(self, name).state_dict() for name in self.OBJECTS},
             "args": self.args,
-            "versions": {"torch": str(torch.__version__)},
+            "versions": versions(next(self.network.parameters()).device),
         }
 
     def restore(self, contents: dict, source: object) -> None:
@@ -57,12 +57,16 @@ class TrainState:
         self.step, self.seed = contents["state"]["step"], contents["state"]["seed"]
 
 
+def versions(device: torch.device) -> dict:
+    """What exact repetition depends on beside the options."""
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+
+
 def build_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """adam, adamw (beta2 = 0.99, as short runs like it) or sgd with momentum 0.9."""
     if name == "sgd":
         return torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
-    if name == "adam":
-        return torch.optim.Adam(network.parameters(), lr, betas=(0.9, 0.99))
+    weight_decay = weight_decay if name == "adamw" else 0.0  # with none, AdamW is Adam
     return torch.optim.AdamW(network.parameters(), lr, betas=(0.9, 0.99), weight_decay=weight_decay)
 
 
@@ -127,15 +131,12 @@ class Meter:
         self.rows.append((step, lr, grad_norm, sums))
         self.images += images
 
-    def pause(self) -> "Meter":
-        """with meter.pause(): time that does not count as training."""
-        return self
-
-    def __enter__(self) -> None:
-        self._paused = time.perf_counter()
-
-    def __exit__(self, *_) -> None:
-        self.start += time.perf_counter() - self._paused
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        before = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - before
 
     def flush(self, steps_per_epoch: int) -> list[dict[str, float]]:
         """The rows since the last flush, means over all processes; the same on each of them."""
@@ -178,13 +179,13 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def fit(
-    network: nn.Module,
-    loader: Iterable,
+    network: nn.Module,  # what loss_fn calls: state.network, or a wrapper of it (DistributedDataParallel, compiled)
+    loader: Iterable,  # micro-batches from state.step on, `accumulate` per step; tuples, the first item of length B
     loss_fn: Callable[[nn.Module, tuple, list[torch.Generator]], dict[str, Tensor]],
-    preview_fn: Callable[[nn.Module], Image.Image] | None,
+    preview_fn: Callable[[nn.Module], Image.Image] | None,  # EMA network -> a picture
     state: TrainState,
     *,
-    run: RunFolder | None,
+    run: RunFolder | None,  # where the main process writes; None on the others
     ranks: Ranks,
     precision: Precision,
     lr_at: Callable[[int], float],
@@ -193,20 +194,17 @@ def fit(
     accumulate: int = 1,
     grad_clip: float = 0.0,
     log_interval: int = 10,
+    save_steps: int = 0,  # checkpoints every so many steps, beside those at the end of each epoch; 0: none
     preview_epochs: int = 1,
-    numbered: Callable[[int], bool] = lambda epoch: False,
+    numbered: Callable[[int], bool] = lambda epoch: False,  # whether an epoch's checkpoint is kept under its number
+    keep: int = 0,  # how many of these; 0: all
     image_format: str = "png",
+    batch_names: Callable[[int], list[str]] = lambda step: [],  # the images of a step, for when its loss is no number
 ) -> int:
     """Train until step `total_steps` or a signal. Returns 0, or 128 + the signal's number.
 
-    Args:
-        network: what loss_fn calls; state.network, or a wrapper of it (DistributedDataParallel, torch.compile).
-        loader: micro-batches from state.step on, `accumulate` per step; tuples whose first item has length B.
-        loss_fn: (network, batch, generators) -> {"loss": scalar to minimise, name: (sum, count), ...}; the pairs are
-            logged as means. All its randomness comes from the generators, one per image.
-        preview_fn: EMA network -> a picture, drawn on the main process every `preview_epochs` epochs and at the end.
-        run: where the main process writes; None on the others.
-        numbered: whether the checkpoint of an epoch is kept under its number.
+    loss_fn: (network, batch, generators) -> {"loss": scalar to minimise, name: (sum, count), ...}; the pairs are logged
+    as means. All its randomness comes from the generators, one per image.
     """
     batches, meter = iter(loader), Meter(ranks)
     parameters = [p for p in state.network.parameters() if p.requires_grad]
@@ -219,11 +217,17 @@ def fit(
             # Between two steps: read what was measured, preview, save; then leave, or take the next step.
             epoch, into_epoch = divmod(state.step, steps_per_epoch)
             finished = state.step >= total_steps
-            if state.step % log_interval == 0 or into_epoch == 0 or finished or (received and ranks.world_size == 1):
+            saving = finished or into_epoch == 0 or (save_steps and state.step % save_steps == 0)
+            if saving or state.step % log_interval == 0 or (received and ranks.world_size == 1):
                 rows = meter.flush(steps_per_epoch)
                 with meter.pause():
-                    check_finite(rows, state.scaler)
+                    if problem := not_finite(rows, state.scaler, batch_names):
+                        if ranks.is_main:
+                            run.log(f"error: {problem}")
+                            run.finish_saving()
+                        raise UserError(problem)
                     if ranks.is_main and rows:
+                        run.check_saving()
                         run.write_metrics(rows)
                         bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", img_s=rows[-1]["images_per_second"])
                     stop = ranks.any(bool(received), device)
@@ -232,9 +236,11 @@ def fit(
                         if finished or (into_epoch == 0 and epoch % preview_epochs == 0):
                             file = run.write_preview(preview_fn(state.ema.network), epoch, state.step, image_format)
                             run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
-                    if ranks.is_main and (stop or into_epoch == 0) and (fresh or state.step == 0):
-                        number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
-                        run.write_checkpoint(state.contents(epoch), number)
+                    if (stop or saving) and (fresh or state.step == 0):
+                        ranks.check_equal(parameters)
+                        if ranks.is_main:
+                            number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
+                            run.write_checkpoint(state.contents(epoch), number, keep)
                 if stop:
                     status = 128 + (received[0] if received else signal.SIGTERM)
                 if stop or finished:
@@ -269,18 +275,23 @@ def fit(
             state.step += 1
             bar.update()
     if ranks.is_main:
+        safe = run.finish_saving()
         end = "stopped, saved; --resume goes on" if status else f"finished; the weights are {run.path / SLIM}"
-        run.log(f"step {state.step:,} of {total_steps:,}: {end}")
+        run.log(
+            f"step {state.step:,} of {total_steps:,}: {end if safe else 'the last checkpoint could not be written'}"
+        )
+        run.close()
+        status = status if safe else 1
     return status
 
 
-def check_finite(rows: list[dict[str, float]], scaler: torch.amp.GradScaler) -> None:
-    """UserError where the loss or the gradient is no number. Under fp16 the scaler skips single such steps."""
+def not_finite(rows: list[dict], scaler: torch.amp.GradScaler, batch_names: Callable[[int], list[str]]) -> str | None:
+    """What to say where the loss or the gradient is no number. Under fp16 the scaler skips single such steps."""
     bad = [row for row in rows if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]))]
     if not bad or (scaler.is_enabled() and len(bad) < len(rows)):
-        return
+        return None
     step, loss, norm = (bad[0][key] for key in ("step", "loss", "grad_norm"))
-    raise UserError(
+    return (
         f"step {step}: the loss is {loss} and the gradient norm {norm}; training has stopped, the last checkpoint is "
-        "good. Try a lower --lr, --grad_clip 1, or --amp False"
+        f"good. Try a lower --lr, --grad_clip 1, or --amp False. The images: {name_list(batch_names(step - 1), 1000)}"
     )

@@ -14,21 +14,14 @@ def config_of(name: str, arguments: dict) -> dict:
     config = {
         key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items() if key[0] != "_" and key != "self"
     }
-    bounds = {
-        "in_channels": (1, 64),
-        "out_channels": (1, 64),
-        "num_classes": (1, 1_000_000),
-        "channels": (2, 2048),
-        "blocks_per_level": (1, 16),
-        "head_channels": (1, 2048),
-        "norm_groups": (1, 2048),
-    }
-    for key, (low, high) in bounds.items():
+    bounds = {"in_channels": 64, "out_channels": 64, "num_classes": 1_000_000, "channels": 2048}
+    bounds |= {"blocks_per_level": 16, "head_channels": 2048, "norm_groups": 2048}
+    for key, high in bounds.items():
         value = config[key]
         if value is None and key in ("out_channels", "num_classes", "head_channels"):
             continue
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"network option {key} is a whole number from {low} to {high}, not {value!r}")
+        if type(value) is not int or not 1 <= value <= high:
+            raise ValueError(f"network option {key} is a whole number from 1 to {high}, not {value!r}")
     mult = config["channel_mult"]
     if not 1 <= len(mult) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in mult):
         raise ValueError(f"network option channel_mult is 1 to 8 whole numbers from 1 to 64, not {mult!r}")
@@ -75,86 +68,79 @@ class UNet(nn.Module):
     Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]` channels. The structure is
     that of diffusers' UNet2DModel, so that weights can go back and forth.
 
-    Args:
-        in_channels, out_channels: of the image; out_channels None means the same as in_channels.
-        num_classes: None for an unconditional network.
-        channels: width of level 0.
-        channel_mult: width of each level, in multiples of `channels`; its length is the number of levels.
-        blocks_per_level: residual blocks on the way down; there is one more on the way up.
-        attention_levels: levels with attention after each block; negative numbers count from the lowest, -1.
-        mid_attention: attention between the two blocks in the middle.
-        head_channels: channels per attention head; None means one head.
-        dropout: probability, inside the residual blocks.
-        time_embedding: "additive" (DDPM) or "scale_shift" (ADM).
-        act: activation inside the residual blocks: gelu, silu, relu, relu6 or lrelu.
-        norm_groups, norm_eps: of every GroupNorm.
-        asymmetric_padding, freq_shift, cos_first: details in which published weights differ.
-
     Raises:
         ValueError: at construction for widths that do not fit together, at the call for an image size that is not a
             multiple of `downsample_factor`.
     """
 
+    name = "unet"
+
     def __init__(
         self,
         in_channels: int = 3,
-        out_channels: int | None = None,
-        num_classes: int | None = None,
-        channels: int = 64,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        blocks_per_level: int = 2,
-        attention_levels: Sequence[int] = (-1,),
-        mid_attention: bool = True,
-        head_channels: int | None = 32,
-        dropout: float = 0.0,
-        time_embedding: str = "additive",
-        act: str = "silu",
+        out_channels: int | None = None,  # None: as in_channels
+        num_classes: int | None = None,  # None: unconditional
+        channels: int = 64,  # width of level 0
+        channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each level, in multiples of `channels`
+        blocks_per_level: int = 2,  # on the way down; one more on the way up
+        attention_levels: Sequence[int] = (-1,),  # attention after each block; -1 is the lowest level
+        mid_attention: bool = True,  # attention between the two blocks in the middle
+        head_channels: int | None = 32,  # None: one head
+        dropout: float = 0.0,  # inside the residual blocks
+        time_embedding: str = "additive",  # DDPM; ADM: "scale_shift"
+        act: str = "silu",  # inside the residual blocks: gelu, silu, relu, relu6, lrelu
         norm_groups: int = 32,
         norm_eps: float = 1e-5,
-        asymmetric_padding: bool = False,
+        asymmetric_padding: bool = False,  # this and the next two: details in which published weights differ
         freq_shift: float = 0.0,
         cos_first: bool = True,
     ):
-        config = config_of("unet", locals())
+        config = config_of(self.name, locals())
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
-        emb_dim = 4 * channels
         widths = [channels * m for m in channel_mult]
-        with_attention = resolve_levels(attention_levels, len(widths))
-
-        def stage(c_in: int, c_out: int, attends: bool) -> Stage:
-            block = ResBlock(c_in, c_out, emb_dim, dropout, time_embedding, act, norm_groups, norm_eps)
-            attention = AttentionBlock(c_out, head_channels, norm_groups, norm_eps) if attends else nn.Identity()
-            return Stage(block, attention)
-
-        self.condition = ConditionEmbedding(channels, emb_dim, num_classes, freq_shift, cos_first)
+        attends = resolve_levels(attention_levels, len(widths))
+        self.condition = ConditionEmbedding(channels, 4 * channels, num_classes, freq_shift, cos_first)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         self.down = nn.ModuleDict()
         width, skips = channels, [channels]  # channels of the current feature map; of each one kept for the way up
         for i, level_width in enumerate(widths):
-            for j in range(blocks_per_level):
-                self.down[f"level{i}_block{j}"] = stage(width, level_width, i in with_attention)
+            for j in range(self.stages_per_level()):
+                self.down[f"level{i}_block{j}"] = self.stage(width, level_width, i in attends)
                 width = level_width
                 skips.append(width)
             if i < len(widths) - 1:
                 self.down[f"level{i}_downsample"] = Downsample(width, asymmetric_padding)
                 skips.append(width)
 
-        self.middle_in = stage(width, width, mid_attention)
-        self.middle_out = stage(width, width, False)
+        self.middle_in = self.stage(width, width, mid_attention)
+        self.middle_out = self.stage(width, width, False)
 
         self.up = nn.ModuleDict()
         for i, level_width in reversed(list(enumerate(widths))):
-            for j in range(blocks_per_level + 1):
-                self.up[f"level{i}_block{j}"] = stage(width + skips.pop(), level_width, i in with_attention)
+            for j in range(self.stages_per_level() + 1):
+                self.up[f"level{i}_block{j}"] = self.stage(width + skips.pop(), level_width, i in attends)
                 width = level_width
             if i > 0:
                 self.up[f"level{i}_upsample"] = Upsample(width)
 
         self.norm_out = group_norm(norm_groups, width, norm_eps)
         self.conv_out = zero_init(nn.Conv2d(width, out_channels or in_channels, 3, padding=1))
+
+    def stages_per_level(self) -> int:
+        return self.config["blocks_per_level"]
+
+    def stage(self, c_in: int, c_out: int, attends: bool) -> nn.Module:
+        return Stage(self.block(c_in, c_out), self.attention(c_out) if attends else nn.Identity())
+
+    def block(self, c_in: int, c_out: int, kernels: tuple[int, int] = (3, 3)) -> ResBlock:
+        keys = ("dropout", "time_embedding", "act", "norm_groups", "norm_eps")
+        return ResBlock(c_in, c_out, 4 * self.config["channels"], *(self.config[key] for key in keys), kernels)
+
+    def attention(self, channels: int) -> AttentionBlock:
+        return AttentionBlock(channels, *(self.config[key] for key in ("head_channels", "norm_groups", "norm_eps")))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         check_image_size(*x.shape[-2:], self.downsample_factor)

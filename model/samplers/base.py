@@ -54,33 +54,23 @@ def null_label(network: Callable) -> int:
 
 
 class BaseDiffusion:
-    """A diffusion process and a way to sample from it. Subclasses give `step`, and no loop.
-
-    Args, how the network was trained (these go into the checkpoint as `config`):
-        noise_steps: T; time steps are 0..T-1.
-        noise_schedule: "linear", "cosine", "sqrt_linear" or "sqrt".
-        beta_start, beta_end: endpoints of the schedule for T = 1000 (the cosine schedule has none).
-        prediction: what the network's output means: "eps", "x0" or "v" (Salimans & Ho 2202.00512).
-    Args, how to sample (free to choose):
-        sample_steps: S, 1..T; None is 50, or T where that is less.
-        timestep_spacing: "leading", "linspace" or "trailing" (Lin et al. 2305.08891, table 2).
-        clip_sample: clip each estimate of x0 to [-1, 1].
-        device: where `sample` works.
-    """
+    """A diffusion process and a way to sample from it. Subclasses give `step`, and no loop."""
 
     draws_noise = False  # whether `step` wants noise
 
     def __init__(
         self,
-        noise_steps: int = 1000,
-        noise_schedule: str = "linear",
-        beta_start: float = 1e-4,
+        # How the network was trained: these go into the checkpoint, as `config`.
+        noise_steps: int = 1000,  # T; time steps are 0..T-1
+        noise_schedule: str = "linear",  # or cosine, sqrt_linear, sqrt
+        beta_start: float = 1e-4,  # this and beta_end: for T = 1000; the cosine schedule has none
         beta_end: float = 2e-2,
-        prediction: str = "eps",
-        sample_steps: int | None = None,
-        timestep_spacing: str = "trailing",
-        clip_sample: bool = True,
-        device: str | torch.device = "cpu",
+        prediction: str = "eps",  # what the network's output means; or x0, or v (Salimans & Ho 2202.00512)
+        # How to sample: free to choose.
+        sample_steps: int | None = None,  # S, 1..T; None is 50, or T where that is less
+        timestep_spacing: str = "trailing",  # or leading, linspace (Lin et al. 2305.08891, table 2)
+        clip_sample: bool = True,  # clip each estimate of x0 to [-1, 1]
+        device: str | torch.device = "cpu",  # where `sample` works
     ):
         if not 1 <= noise_steps <= 1_000_000:
             raise ValueError(f"noise_steps must lie in 1..1000000, not {noise_steps}")
@@ -92,13 +82,8 @@ class BaseDiffusion:
             raise ValueError(f"0 < beta_start <= beta_end < 1 must hold, not {beta_start} and {beta_end}")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction {prediction!r} is unknown; known are {', '.join(PREDICTIONS)}")
-        self.config = {
-            "noise_steps": noise_steps,
-            "noise_schedule": noise_schedule,
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-            "prediction": prediction,
-        }
+        self.config = {"noise_steps": noise_steps, "noise_schedule": noise_schedule, "prediction": prediction}
+        self.config |= {"beta_start": beta_start, "beta_end": beta_end}
         self.noise_steps, self.prediction, self.clip_sample = noise_steps, prediction, clip_sample
         self.alphas_cumprod = torch.cumprod(1 - betas(noise_schedule, noise_steps, beta_start, beta_end), dim=0)
         self.grid = time_grid(timestep_spacing, noise_steps, sample_steps)
@@ -136,8 +121,8 @@ class BaseDiffusion:
     def losses(
         self,
         network: Callable,
-        x0: Tensor,
-        labels: Tensor | None = None,
+        x0,
+        labels=None,
         generator: Generators = None,
         kind: str = "mse",
         label_drop: float = 0.1,
@@ -197,47 +182,28 @@ class BaseDiffusion:
         """What `step` remembers of earlier steps: tensors with leading dimension B."""
         return {}
 
-    def step(
-        self,
-        x_t: Tensor,
-        prediction: Tensor,
-        t: Tensor,
-        t_prev: Tensor,
-        stage: Tensor,
-        history: dict[str, Tensor],
-        noise: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, x_t, prediction, t, t_prev, stage, history, noise=None) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the reverse process: x_t -> x at t_prev, and the new history.
 
-        Every argument is per image (leading B; t, t_prev, stage (B,) long), so images at different steps can share a
-        call. `noise` is standard normal, (B,C,H,W), for samplers with `draws_noise`.
+        x_t, prediction and noise (standard normal, for samplers with `draws_noise`) are (B,C,H,W); t, t_prev and stage
+        (B,) long; history as from `new_history`. All are per image, so images at different steps can share a call.
         """
         raise TypeError(f"{type(self).__name__} has no step: use DDPM, DDIM or PLMS")
 
     @torch.no_grad()
     def sample(
         self,
-        network: Callable,
+        network: Callable,  # as built by build_network; in evaluation mode while it samples
         n: int,
-        image_size: tuple[int, int],
+        image_size: tuple[int, int],  # (H, W)
         channels: int = 3,
-        labels: Tensor | Sequence[int] | None = None,
-        cfg_scale: float | Tensor = 1.0,
-        seeds: Sequence[int] | None = None,
-        x_T: Tensor | None = None,
-        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        labels: Tensor | Sequence[int] | None = None,  # (n,) class numbers, or None for unconditional
+        cfg_scale: float | Tensor = 1.0,  # see `guided`
+        seeds: Sequence[int] | None = None,  # one per image; image and seed belong together whatever the batch
+        x_T: Tensor | None = None,  # (n,C,H,W) to start from, instead of noise from the seeds; in its dtype
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,  # gets (calls done, x, estimate of x0)
     ) -> Tensor:
-        """n images, (n,C,H,W) float32 in [-1,1].
-
-        Args:
-            network: as built by build_network; put in evaluation mode while it samples.
-            image_size: (H, W).
-            labels: (n,) class numbers, or None for unconditional.
-            cfg_scale: guidance, see `guided`.
-            seeds: one per image; image and seed belong together whatever else is in the batch. None draws them.
-            x_T: (n,C,H,W) to start from instead of noise drawn from the seeds; its dtype is worked in.
-            callback: called after each network call with (calls done, x, estimate of x0).
-        """
+        """n images, (n,C,H,W) float32 in [-1,1]."""
         if seeds is None:
             seeds = torch.randint(2**31, (n,)).tolist()
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]

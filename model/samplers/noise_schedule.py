@@ -6,29 +6,21 @@ import torch
 from torch import Tensor
 
 
-def linear_betas(steps: int, start: float, end: float) -> Tensor:
-    """Ho et al. 2006.11239."""
+def _even(steps: int, start: float, end: float) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
-def sqrt_linear_betas(steps: int, start: float, end: float) -> Tensor:
-    """Linear in sqrt(beta): the schedule of latent diffusion, Rombach et al. 2112.10752."""
-    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
-
-
-def sqrt_betas(steps: int, start: float, end: float) -> Tensor:
-    """The square root of the linear schedule: pure noise after the first tenth of the steps."""
-    return torch.linspace(start, end, steps, dtype=torch.float64) ** 0.5
-
-
-def cosine_betas(steps: int, start: float, end: float) -> Tensor:
-    """Nichol & Dhariwal 2102.09672, equation 17, s = 0.008. Does not depend on start and end."""
-    x = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    alphas_cumprod = torch.cos((x + 0.008) / 1.008 * math.pi / 2) ** 2
+def _cosine(steps: int, start: float, end: float) -> Tensor:
+    alphas_cumprod = torch.cos((_even(steps + 1, 0, 1) + 0.008) / 1.008 * math.pi / 2) ** 2
     return 1 - alphas_cumprod[1:] / alphas_cumprod[:-1]
 
 
-NOISE_SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas, "sqrt_linear": sqrt_linear_betas, "sqrt": sqrt_betas}
+NOISE_SCHEDULES = {
+    "linear": _even,  # Ho et al. 2006.11239
+    "cosine": _cosine,  # Nichol & Dhariwal 2102.09672, equation 17, s = 0.008; does not depend on start and end
+    "sqrt_linear": lambda steps, start, end: _even(steps, start**0.5, end**0.5) ** 2,  # Rombach et al. 2112.10752
+    "sqrt": lambda steps, start, end: _even(steps, start, end) ** 0.5,  # pure noise after a tenth of the steps
+}
 
 
 def betas(name: str, noise_steps: int, beta_start: float, beta_end: float) -> Tensor:

@@ -72,7 +72,7 @@ def test_resume_goes_on_from_the_exact_state(script, images, tmp_path):
     assert one == two
     # finished: says so, changes nothing; more epochs go on
     assert "finished" in script("train", *options, "--run_name", "cut", "--resume").stdout
-    script("train", *options[:-1], "--run_name", "cut", "--resume", "--epochs", 4)
+    script("train", *options, "--run_name", "cut", "--resume", "--epochs", 4)
     assert len(metrics(results / "cut")) == 16
 
 
@@ -163,7 +163,7 @@ def test_options_work_together(script, images, tmp_path, options):
 
 def test_plan_stops_before_anything_is_written(script, images, tmp_path):
     out = script("train", "--dataset_path", images, *TINY, "--plan", "--epochs", 1000, "--grad_accum", 2).stdout
-    assert "2,000 = 1000 epochs x 2" in out and "8 images per step" in out
+    assert "2,000 = 1000 epochs x 2" in out and "8 images per step on 1 process" in out
     assert not (tmp_path / "results").exists()
 
 

@@ -168,7 +168,8 @@ def test_a_set_too_large_to_keep_is_read_again(images):
 def order(length, batch_size, world_size, start=0, total=12, seed=0):
     """Image numbers by global step: what all processes see together, in the order of the places."""
     ranks = [
-        list(StepSampler(range(length), batch_size, seed, rank, world_size, start, total)) for rank in range(world_size)
+        list(StepSampler(range(length), batch_size * world_size, seed, start, total, rank, world_size))
+        for rank in range(world_size)
     ]
     flat = [i for turn in zip(*ranks, strict=True) for i in turn]
     size = batch_size * world_size
@@ -200,7 +201,7 @@ def test_a_run_can_start_at_any_step(start):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches(images, workers):
     found = load_image_set(images, SIZE, True)
-    loader = build_loader(found, StepSampler(found, 4, 0, 0, 1, 0, 5), 2, workers, pin=False)
+    loader = build_loader(found, StepSampler(found, 4, 0, 0, 5), 2, workers, pin=False)
     batches = list(loader)
     assert len(batches) == 10
     seen = torch.cat([index for _, _, index in batches]).tolist()

@@ -43,6 +43,8 @@ OPTIONS = {
     ],
     "machine": [
         ("--batch_size",        32,              opt.positive,        "images per network call"),
+        ("--distributed",       False,           opt.switch,          "share the images out to several processes"),
+        ("--world_size",        2,               opt.positive,        "with --distributed: number of processes"),
         ("--use_gpu",           0,               opt.minus_one_up,    "number of the GPU; -1, or none there: the CPU"),
     ],
     "weights without metadata": [
@@ -64,69 +66,92 @@ def build_parser() -> opt.Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    import torch
+    from utils.distributed import launch
 
-    from model.networks import check_image_size
-    from model.samplers import build_sampler
+    launch(generate, args, args.distributed, args.world_size, main_gpu=0, timeout=3600.0)
+
+
+def generate(args, ranks) -> int:
+    """One process: its share of the images; the main one writes all of them. Returns its exit status."""
     from utils.checkpoint import inference_network, read_checkpoint
-    from utils.distributed import Ranks, choose_device, choose_precision
+    from utils.distributed import choose_device, choose_precision
 
     # Weights, and what they say of themselves
-    device = choose_device(args.use_gpu, Ranks())
+    device = choose_device(args.use_gpu, ranks)
     contents = read_checkpoint(args.weight_path)
-    if "config" in contents:
-        check_metadata(args, contents["config"])
-    else:
+    if "config" not in contents:
         contents = describe_bare_weights(args, contents["network"])
+    data = check_metadata(args, contents)
     network = inference_network(contents, args.weight_path, args.use_ema)
     network = choose_precision(False, device)[0].place(network)
-    data = contents["config"]["data"]
-    size = args.image_size or tuple(data["image_size"])
     labels = choose_labels(args, data["class_names"])
+    size, diffusion, settings = choose_sampler(args, contents, network, device)
 
-    # Sampler
+    # Images: this process takes every world_size-th
+    count = args.num_images if labels is None else len(labels)
+    folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
+    frames = [] if args.animate and ranks.is_main else None
+    mine = range(count)[ranks.rank :: ranks.world_size]
+    images = []
+    for start in range(0, len(mine), args.batch_size):
+        places = mine[start : start + args.batch_size]
+        seeds = [args.seed + place for place in places]
+        part = None if labels is None else [labels[place] for place in places]
+        title = f"images {places[0] + 1} to {places[-1] + 1} of {count}"
+        watch = progress(diffusion, title, frames if start == 0 else None, ranks.is_main)
+        channels = 1 if data["mode"] == "L" else 3
+        batch = diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch)
+        images += zip(places, batch.cpu(), strict=True)
+    images = gather(images, ranks)
+    if ranks.is_main:
+        write(args, folder, images, labels, data["class_names"], settings, frames)
+    return 0
+
+
+def gather(images: list, ranks):
+    """(place, image) pairs of all processes -> (N,C,H,W) in order."""
+    import torch
+
+    if ranks.world_size > 1:
+        parts = [None] * ranks.world_size
+        torch.distributed.all_gather_object(parts, images)
+        images = [pair for part in parts for pair in part]
+    return torch.stack([image for _, image in sorted(images, key=lambda pair: pair[0])])
+
+
+def choose_sampler(args, contents: dict, network, device):
+    """Image size (H, W), sampler, and the settings that go into the PNG text."""
+    from model.networks import check_image_size
+    from model.samplers import build_sampler
+
+    config = contents["config"]["diffusion"]
     name = args.sample or contents["args"]["sample"]
-    diffusion_config = contents["config"]["diffusion"]
-    steps = args.sample_steps or (diffusion_config["noise_steps"] if name == "ddpm" else 50)
+    size = args.image_size or tuple(contents["config"]["data"]["image_size"])
+    steps = args.sample_steps or (config["noise_steps"] if name == "ddpm" else min(50, config["noise_steps"]))
+    options = {"sample_steps": steps, "timestep_spacing": args.timestep_spacing, "clip_sample": args.clip_sample}
     try:
         check_image_size(*size, network.downsample_factor)
-        diffusion = build_sampler(
-            name,
-            diffusion_config,
-            eta=args.eta,
-            sample_steps=steps,
-            timestep_spacing=args.timestep_spacing,
-            clip_sample=args.clip_sample,
-            device=device,
-        )
-    except ValueError as error:
-        raise opt.UserError(str(error)) from None
-
-    # Images
-    count = args.num_images if labels is None else len(labels)
-    folder = new_folder(args.result_path, args.generate_name)
-    frames = [] if args.animate else None
-    images = []
-    for start in range(0, count, args.batch_size):
-        seeds = range(args.seed + start, args.seed + min(start + args.batch_size, count))
-        part = None if labels is None else labels[start : start + len(seeds)]
-        watch = progress(
-            diffusion, f"images {start + 1} to {start + len(seeds)} of {count}", frames if not start else None
-        )
-        channels = 1 if data["mode"] == "L" else 3
-        images.append(
-            diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch)
-        )
-    settings = {"sampler": name, "sample_steps": steps, "timestep_spacing": args.timestep_spacing}
+        diffusion = build_sampler(name, config, eta=args.eta, device=device, **options)
+    except (TypeError, ValueError) as error:
+        raise opt.UserError(f"{args.weight_path}: {error}") from None
+    settings = {"sampler": name, **options, "cfg_scale": args.cfg_scale, "use_ema": args.use_ema}
     settings |= {"eta": args.eta} if name == "ddim" else {}
-    settings |= {"cfg_scale": args.cfg_scale, "clip_sample": args.clip_sample, "use_ema": args.use_ema}
-    settings |= {"weights": args.weight_path.name, **contents["config"]["network"], **diffusion_config}
-    write(args, folder, torch.cat(images).cpu(), labels, data["class_names"], settings, frames)
+    return size, diffusion, {**settings, "weights": args.weight_path.name, **network.config, **config}
 
 
-def check_metadata(args, config: dict) -> None:
-    """The options that describe a network must agree with what the checkpoint says."""
-    network, diffusion = config["network"], config["diffusion"]
+def check_metadata(args, contents: dict) -> dict:
+    """What the checkpoint says of its data; its parts are as expected, and the options agree with them."""
+    try:
+        network, diffusion, data = (contents["config"][part] for part in ("network", "diffusion", "data"))
+        names, size = data["class_names"], data["image_size"]
+        good = all(isinstance(name, str) for name in names) and len(names) == (network["num_classes"] or 0)
+        good = good and len(size) == 2 and all(type(n) is int and 1 <= n <= 4096 for n in size)
+        good = good and data["mode"] in ("L", "RGB") and contents["args"]["sample"] in opt.SAMPLERS
+        good = good and network["in_channels"] == (1 if data["mode"] == "L" else 3)
+        if not good or not {"noise_steps", "noise_schedule", "prediction"} <= diffusion.keys():
+            raise ValueError("its class names, image size, mode or schedule make no sense")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise opt.UserError(f"the metadata of {args.weight_path} is not usable: {error}") from None
     found = {
         "conditional": network["num_classes"] is not None,
         "num_classes": network["num_classes"],
@@ -139,6 +164,7 @@ def check_metadata(args, config: dict) -> None:
     for key, value in found.items():
         if getattr(args, key) not in (None, value):
             raise opt.UserError(f"--{key} {getattr(args, key)}, but {args.weight_path} was trained with {value}")
+    return data
 
 
 def describe_bare_weights(args, weights: dict) -> dict:
@@ -214,12 +240,12 @@ def new_folder(parent: Path, name: str) -> Path:
     raise opt.UserError(f"{parent} holds 100,000 folders named {name}; choose another --generate_name")
 
 
-def progress(diffusion, title: str, frames: list | None):
+def progress(diffusion, title: str, frames: list | None, shown: bool):
     """A callback that moves a progress bar and collects (x_t, x0) of the first 16 images, at most 60 times."""
     from tqdm import tqdm
 
     calls = len(diffusion.calls())
-    bar = tqdm(total=calls, desc=title, unit="call", leave=False)
+    bar = tqdm(total=calls, desc=title, unit="call", leave=False, disable=not shown)
     every = -(-calls // 60)
 
     def callback(done, x, x0):
@@ -245,7 +271,7 @@ def write(args, folder: Path, images, labels, class_names, settings: dict, frame
         picture = Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
         save_image(picture, folder / f"{i:05d}.{args.image_format}", about)
     columns = min(8, max(1, round(len(images) ** 0.5 * 1.2))) if len(images) < 64 else 16
-    captions = [f"{name} {args.seed + i}".strip() for i, name in enumerate(names)]
+    captions = [f"{name[:12]} {args.seed + i}".strip() for i, name in enumerate(names)]
     grid = folder / f"grid.{args.image_format}"
     save_image(image_grid(images, columns, captions=captions), grid, settings)
     print(f"{len(images)} images of {images.shape[2]}x{images.shape[3]} in {folder}, together in {grid}")

@@ -310,7 +310,7 @@ def preview_function(diffusion, dataset, precision, args):
 
     from utils.images import image_grid
 
-    names = dataset.class_names[:20]
+    names = [name[:24] for name in dataset.class_names[:20]]
     labels = [label for label in range(len(names)) for _ in range(args.num_vis)] if names else None
     count = args.num_vis * max(1, len(names))
 

@@ -81,18 +81,18 @@ def read_checkpoint(path: Path) -> dict:
         return contents
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in contents.items()):
         raise UserError(f"{path} is neither a checkpoint of this project nor a bare state_dict")
-    return {"network": {strip_prefix(key): value for key, value in contents.items()}}
+    # DistributedDataParallel and torch.compile put these before the names.
+    return {"network": {key.removeprefix("module.").removeprefix("_orig_mod."): w for key, w in contents.items()}}
 
 
-def strip_prefix(key: str) -> str:
-    """The name of a weight without what DataParallel and torch.compile put before it."""
-    return key.removeprefix("module.").removeprefix("_orig_mod.")
+def load_weights(network: nn.Module, weights: dict, source: Path | str, assign: bool = False) -> None:
+    """Copy weights into the network; UserError names every tensor that is missing, unexpected or of another shape.
 
-
-def load_weights(network: nn.Module, weights: dict, source: Path | str) -> None:
-    """Copy weights into the network; UserError names every tensor that is missing, unexpected or of another shape."""
-    own = network.state_dict()
-    problems = []
+    `assign` puts the tensors themselves there, for a network on the meta device.
+    """
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"the weights in {source} are not all tensors")
+    own, problems = network.state_dict(), []
     if missing := [key for key in own if key not in weights]:
         problems.append(f"missing {name_list(missing, 5)}")
     if unexpected := [key for key in weights if key not in own]:
@@ -107,7 +107,7 @@ def load_weights(network: nn.Module, weights: dict, source: Path | str) -> None:
         raise UserError(
             f"the weights in {source} do not fit the network {network.config['name']}: {'; '.join(problems)}"
         )
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, assign=assign)
 
 
 def inference_network(contents: dict, source: Path | str, use_ema: bool = True) -> nn.Module:
@@ -116,11 +116,12 @@ def inference_network(contents: dict, source: Path | str, use_ema: bool = True) 
     if weights is None:
         raise UserError(f"{source} holds no {'EMA' if use_ema else 'raw'} weights; try --use_ema {not use_ema}")
     try:
-        network = build_network(contents["config"]["network"])
+        with torch.device("meta"):  # no memory for what a hostile file describes, before its tensors are seen to fit
+            network = build_network(contents["config"]["network"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source} describes no network that can be built: {error}") from None
-    load_weights(network, weights, source)
-    return network.eval().requires_grad_(False)
+    load_weights(network, weights, source, assign=True)
+    return network.to(torch.get_default_dtype()).eval().requires_grad_(False)
 
 
 def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Module, dict, list[str]]:

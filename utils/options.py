@@ -69,7 +69,7 @@ rate = number(float, 0, open_low=True)
 def whole_numbers(text: str) -> tuple[int, ...]:
     """Comma-separated whole numbers; an empty string is none."""
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise argparse.ArgumentTypeError(f"takes whole numbers separated by commas, not {text!r}") from None
 
@@ -139,14 +139,14 @@ def _checked_default(flags: str, default: object, kind: Callable | tuple) -> obj
         raise UserError(f"the default of {flags.split()[0]} in the script {error}") from None
 
 
-# --- Scripts ---
-
-
 def run_script(main: Callable[[list[str] | None], None]) -> None:
     """Run main(argv); a user's mistake or a failing disk ends with one sentence on stderr and exit status 2."""
     try:
         main(None)
     except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full or failing disk
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

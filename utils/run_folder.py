@@ -37,7 +37,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"the results folder {path} cannot be written: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: workers that outlive a killed run for some seconds would go on holding it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"the run {path} is being written by another process; choose another --run_name") from None
         if not resume and any((path / name).exists() for name in (CONFIG, LAST, METRICS)):

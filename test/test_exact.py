@@ -1,0 +1,175 @@
+"""Nothing is lost and every run can be repeated: resume, its controls, and what must not change the weights."""
+
+import contextlib
+import io
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, TINY, assert_equal_states, metrics, wait_for_step
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tools import train as train_script
+from utils import distributed
+from utils.checkpoint import read_checkpoint, save_checkpoint
+
+EVERYTHING = ["--num_workers", "2", "--grad_accum", "2", "--batch_size", "2", "--flip", "--dropout", "0.2"]
+EVERYTHING += ["--vis_interval_epochs", "1", "--save_every_steps", "1", "--log_interval", "3"]
+
+
+def train(images, results, name, *options, status=0):
+    """train.py in this process; returns what it printed."""
+    argv = ["--dataset_path", str(images), *TINY, "--run_name", name, "--result_path", str(results), "--use_gpu", "-1"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stop:
+        train_script.main([*argv, *map(str, options)])
+    assert stop.value.code == status, out.getvalue()
+    return out.getvalue()
+
+
+def rows(run):
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in metrics(run)]
+
+
+def start(images, results, name, *options):
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
+    command += ["--run_name", name, "--result_path", str(results), *map(str, options)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=results.parent)
+
+
+@pytest.mark.parametrize(
+    "extra", [EVERYTHING, ["--vis", "False", "--save_every_steps", "2"]], ids=["everything", "bare"]
+)
+def test_kill_9_and_resume_changes_nothing(images, tmp_path, extra):
+    """Killed at four points, three of them inside epoch 2; then equal to an uninterrupted run, to the bit."""
+    results, options = tmp_path / "results", [*extra, "--epochs", "4"]
+    whole = start(images, results, "whole", *options)
+    assert whole.wait(120) == 0, whole.stderr.read()
+    again = start(images, results, "again", *options)
+    assert again.wait(120) == 0
+    assert_equal_states(results / "whole/ckpt_last.pt", results / "again/ckpt_last.pt")  # two fresh runs, first of all
+    run = results / "cut"
+    for kill_at in (4, 5, 6, 7):
+        process = start(images, results, "cut", *options, *(["--resume"] if kill_at > 4 else []), "--log_interval", "1")
+        wait_for_step(run, kill_at)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    last = start(images, results, "cut", *options, "--resume")
+    assert last.wait(120) == 0, last.stderr.read()
+    assert_equal_states(results / "whole/ckpt_last.pt", run / "ckpt_last.pt")
+    assert rows(results / "whole") == rows(run)  # every step once, with its loss
+    events = EventAccumulator(str(run), {"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 17))
+
+
+def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
+    """The controls: each part of a checkpoint, spoiled, changes the end of the run. So the tests above can fail."""
+    half = distributed.Precision(torch.float16, torch.device("cpu"))
+    monkeypatch.setattr(distributed, "choose_precision", lambda amp, device: (half, ""))
+    options = ["--epochs", 3, "--flip", "--vis", "False", "--save_model_interval", "--save_model_interval_epochs", 1]
+    train(images, tmp_path, "whole", *options)
+    end, middle = tmp_path / "whole/ckpt_last.pt", tmp_path / "whole/ckpt_2.pt"
+
+    def spoil(name):
+        contents = read_checkpoint(middle)
+        if name == "ema":
+            contents["ema"] = contents["network"]
+        elif name == "optimizer":
+            contents["optimizer"]["state"] = {}
+        elif name == "scaler":
+            contents["scaler"]["scale"] /= 4
+        elif name == "step":
+            contents["state"]["step"] -= 1
+        elif name == "seed":
+            contents["state"]["seed"] += 1
+        return contents
+
+    def ends_alike(name, contents):
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "whole", folder)
+        (folder / "ckpt_last.pt").unlink()
+        save_checkpoint(contents, folder / "ckpt_last.pt")
+        train(images, tmp_path, name, *options, "--resume")
+        try:
+            assert_equal_states(end, folder / "ckpt_last.pt")
+        except AssertionError:
+            return False
+        a, b = read_checkpoint(end), read_checkpoint(folder / "ckpt_last.pt")
+        return a["scaler"] == b["scaler"]
+
+    assert ends_alike("unspoiled", spoil(None))
+    assert {name: ends_alike(name, spoil(name)) for name in ("ema", "optimizer", "scaler", "step", "seed")} == {
+        "ema": False,
+        "optimizer": False,
+        "scaler": False,
+        "step": False,
+        "seed": False,
+    }
+    # the sixth: the data position, which follows from the step
+    original = train_script.main.__globals__["opt"], torch.utils.data.DistributedSampler.__iter__
+    monkeypatch.setattr(
+        torch.utils.data.DistributedSampler, "__iter__", lambda self: iter([*list(original[1](self))[1:], 0])
+    )
+    assert not ends_alike("position", spoil(None))
+
+
+def test_what_must_not_change_the_weights(images, tmp_path):
+    options = ["--epochs", 2, "--flip", "--dropout", 0.2]
+    train(images, tmp_path, "plain", *options)
+    variants = {
+        "workers": ["--num_workers", 2],
+        "no-previews": ["--vis", "False"],
+        "previews": ["--vis_interval_epochs", 1, "--num_vis", 3, "--sample", "ddpm"],
+        "saves": ["--save_every_steps", 1, "--save_model_interval", "--save_model_interval_epochs", 1],
+        "logs": ["--log_interval", 3],
+    }
+    for name, extra in variants.items():
+        train(images, tmp_path, name, *options, *extra)
+        assert_equal_states(tmp_path / "plain/ckpt_last.pt", tmp_path / name / "ckpt_last.pt")
+        assert rows(tmp_path / "plain") == rows(tmp_path / name)
+
+
+def test_resume_with_changed_settings(images, tmp_path, capsys):
+    options = ["--epochs", 1]
+    train(images, tmp_path, "a", *options)
+
+    def refused(*extra):
+        with pytest.raises(train_script.opt.UserError) as error:
+            train(images, tmp_path, "a", "--resume", "--epochs", 2, *extra)
+        return str(error.value)
+
+    assert "global_batch 4 before, 8 now; --allow_changes" in refused("--batch_size", 8)
+    assert "noise_schedule cosine before, linear now" in refused("--noise_schedule", "linear")
+    assert "lr 0.0015 before, 0.01 now" in refused("--lr", 0.01)
+    assert "seed 0 before, 1 now" in refused("--seed", 1)
+    first = next(images.rglob("*.png"))
+    first.write_bytes(next(path for path in images.rglob("*.png") if path != first).read_bytes())
+    assert "the images" in refused()
+    train(images, tmp_path, "a", "--resume", "--epochs", 2, "--allow_changes", "--lr", 0.01)
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 8
+    assert "finished" in train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01)
+    contents = read_checkpoint(tmp_path / "a/ckpt_last.pt")
+    contents["versions"]["torch"] = "1.0"
+    save_checkpoint(contents, tmp_path / "a/ckpt_last.pt")
+    assert re.search("warning: .*1.0", train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01))
+
+
+def test_numbered_checkpoints_are_bounded(images, tmp_path):
+    options = ["--epochs", 5, "--save_model_interval", "--save_model_interval_epochs", 1, "--keep", 2, "--vis", "False"]
+    train(images, tmp_path, "a", *options)
+    assert sorted(path.name for path in (tmp_path / "a").glob("ckpt_?.pt")) == ["ckpt_4.pt", "ckpt_5.pt"]
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(images, tmp_path):
+    train(images, tmp_path, "whole", "--epochs", 3)
+    train(images, tmp_path, "a", "--epochs", 2)
+    last = tmp_path / "a/ckpt_last.pt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 3] ^= 16
+    last.write_bytes(data)
+    out = train(images, tmp_path, "a", "--epochs", 3, "--resume", "--allow_changes")
+    assert re.search(r"warning: \S*ckpt_last.pt is damaged.*going on from \S*ckpt_prev.pt", out)
+    assert read_checkpoint(last)["state"]["step"] == 12

@@ -1,0 +1,201 @@
+"""Several processes train as one, to 1e-10 in float64; and what happens when one of them fails."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, TINY, metrics, wait_for_step
+
+from utils.checkpoint import read_checkpoint
+
+SCRIPT = str(ROOT / "test/helper_float64.py")
+
+
+def command(images, results, name, *options, script=SCRIPT):
+    place = ["--dataset_path", images, "--result_path", results, "--run_name", name, "--use_gpu", "-1"]
+    return [str(part) for part in (sys.executable, script, *place, *TINY, "--vis", "False", *options)]
+
+
+def train(images, results, name, processes, batch, *options):
+    """A run whose global batch is 8, on this many processes."""
+    spread = ["--distributed", "--world_size", processes] if processes > 1 else []
+    options = ["--batch_size", batch, "--grad_accum", 8 // (batch * processes), *spread, *options]
+    done = subprocess.run(command(images, results, name, *options), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def differences(a: Path, b: Path) -> float:
+    """The largest difference of losses, weights and EMA between two runs."""
+    one, two = read_checkpoint(a / "ckpt_last.pt"), read_checkpoint(b / "ckpt_last.pt")
+    assert one["state"] == two["state"] and one["network"]["conv_in.weight"].dtype == torch.float64
+    gaps = [(one[part][key] - two[part][key]).abs().max().item() for part in ("network", "ema") for key in one[part]]
+    rows = list(zip(metrics(a), metrics(b), strict=True))
+    return max(gaps + [abs(float(x[key]) - float(y[key])) for x, y in rows for key in ("loss", "grad_norm")])
+
+
+def test_two_processes_equal_one_in_float64(images, tmp_path):
+    train(images, tmp_path, "one", 1, 8, "--epochs", 2, "--flip")
+    train(images, tmp_path, "two", 2, 2, "--epochs", 2, "--flip")
+    assert differences(tmp_path / "one", tmp_path / "two") < 1e-10
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("count", [13, 3])
+def test_processes_equal_each_other_in_float64(images, tmp_path, count):
+    """50 steps; a size that neither batch nor processes divide, and one with fewer images than processes."""
+    for file in sorted(images.rglob("*.png"))[count:]:
+        file.unlink()
+    for folder in images.iterdir():
+        if not list(folder.iterdir()):
+            folder.rmdir()
+    epochs = ["--flip", "--epochs", 25 if count == 13 else 50]
+    train(images, tmp_path, "one", 1, 8, *epochs)
+    for name, processes, batch in [("accumulated", 1, 2), ("two", 2, 4), ("two-accumulated", 2, 1), ("four", 4, 2)]:
+        train(images, tmp_path, name, processes, batch, *epochs)
+        assert differences(tmp_path / "one", tmp_path / name) < 1e-10
+    assert len(metrics(tmp_path / "one")) == 50
+
+
+@pytest.mark.fault
+def test_a_run_changes_its_number_of_processes_inside_an_epoch(images, tmp_path):
+    """2, then 1, then 4 processes, by resume, at steps 5 and 9 of epochs of 2: equal to one process throughout."""
+    for file in sorted((ROOT / "datasets/demo/coat").iterdir())[:30]:
+        shutil.copy(file, images / "bag" / f"coat{file.name}")
+    options = ["--epochs", 3, "--log_interval", 1, "--save_every_steps", 1]  # 43 images, 6 steps an epoch
+    train(images, tmp_path, "one", 1, 8, *options)
+    for processes, until in ((2, 4), (1, 9)):
+        batch = ["--batch_size", 8 // processes, "--resume" if processes == 1 else "--flip=False"]
+        spread = ["--distributed", "--world_size", processes] if processes > 1 else []
+        process = subprocess.Popen(
+            command(images, tmp_path, "mixed", *options, *batch, *spread),
+            start_new_session=True,
+            stderr=subprocess.PIPE,
+        )
+        wait_for_step(tmp_path / "mixed", until)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+    train(images, tmp_path, "mixed", 4, 2, *options, "--resume")
+    assert differences(tmp_path / "one", tmp_path / "mixed") < 1e-10
+
+
+@pytest.mark.fault
+def test_two_torchrun_agents(images, tmp_path):
+    """Two "machines" with one process each, joined by a rendezvous: the same again."""
+    train(images, tmp_path, "one", 1, 8, "--epochs", 2)
+    run = command(images, tmp_path, "agents", "--epochs", 2, "--batch_size", 4)[1:]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc_per_node",
+        "1",
+        "--rdzv_id",
+        "a",
+    ]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
+    agents = [subprocess.Popen([*launcher, *run], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [agent.wait(240) for agent in agents] == [0, 0]
+    assert differences(tmp_path / "one", tmp_path / "agents") < 1e-10
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- Failures ---
+
+
+def start_two(images, results, *options, script=ROOT / "tools/train.py"):
+    """A long run on two processes that has made steps: the launcher and the process numbers of the ranks."""
+    options = ["--epochs", 5000, "--distributed", "--world_size", 2, "--batch_size", 2, *options]
+    launcher = subprocess.Popen(
+        command(images, results, "a", *options, script=script),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_step(results / "a", 12, 120)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    return launcher, ranks
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_killed_rank_ends_the_run_and_is_named(images, tmp_path):
+    launcher, ranks = start_two(images, tmp_path)
+    begun = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    error = launcher.communicate(timeout=60)[1]
+    assert time.monotonic() - begun < 15
+    assert launcher.returncode == 1 and not any(map(alive, ranks))
+    assert error.count("error: ") == 1 and "error: rank 1 was killed by SIGKILL" in error
+    done = read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["epoch"]
+    resume = command(images, tmp_path, "a", "--epochs", done + 1, "--batch_size", 4, "--resume", "--allow_changes",
+                     script=ROOT / "tools/train.py")  # fmt: skip
+    subprocess.run(resume, check=True, timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.fault
+def test_a_stopped_rank_ends_the_run_after_the_timeout(images, tmp_path):
+    launcher, ranks = start_two(images, tmp_path, "--timeout", 6)
+    begun = time.monotonic()
+    os.kill(ranks[1], signal.SIGSTOP)
+    error = launcher.communicate(timeout=60)[1]
+    assert 5 < time.monotonic() - begun < 6 + 15
+    assert launcher.returncode == 1 and not any(map(alive, ranks)) and "rank 1 did not answer" in error
+
+
+@pytest.mark.fault
+def test_a_killed_launcher_leaves_no_process(images, tmp_path):
+    launcher, ranks = start_two(images, tmp_path)
+    launcher.kill()
+    launcher.wait(10)
+    end = time.monotonic() + 30
+    while any(map(alive, ranks)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not any(map(alive, ranks))
+
+
+@pytest.mark.fault
+def test_signals_save_on_all_processes(images, tmp_path):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        launcher, ranks = start_two(images, tmp_path)
+        os.killpg(launcher.pid, number)  # as a terminal does
+        launcher.communicate(timeout=60)
+        assert launcher.returncode == 128 + number and not any(map(alive, ranks))
+        state = read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]
+        assert state["step"] == int(metrics(tmp_path / "a")[-1]["step"])
+
+
+@pytest.mark.fault
+def test_nan_on_one_rank_stops_all_at_the_same_step(images, tmp_path):
+    options = ["--epochs", 50, "--distributed", "--world_size", 2, "--batch_size", 2, "--log_interval", 1]
+    env = {**os.environ, "ONLY_RANK_NAN": "1"}
+    run = command(images, tmp_path, "a", *options)
+    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    step = int(done.stderr.split("error: step ")[1].split(":")[0])
+    contents = read_checkpoint(tmp_path / "a/ckpt_last.pt")
+    assert contents["state"]["step"] < step and all(w.isfinite().all() for w in contents["network"].values())
+    log = (tmp_path / "a/log.txt").read_text()
+    assert f"step {step}: the loss is nan" in log and ".png" in log.split("The images: ")[1]

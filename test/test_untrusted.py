@@ -1,0 +1,284 @@
+"""Files and options from strangers: nothing runs, nothing hangs, every refusal is one sentence."""
+
+import builtins
+import os
+import pickle
+import random
+import resource
+import zipfile
+
+import pytest
+import torch
+from helpers import DEMO
+
+from tools import generate as generate_script
+from tools import prepare_dataset as prepare_script
+from tools import train as train_script
+from utils.checkpoint import inference_network, load_for_inference, read_checkpoint, save_checkpoint
+from utils.options import UserError
+
+NETWORK = {"name": "unet", "in_channels": 1, "num_classes": 2, "channels": 8, "channel_mult": [1], "head_channels": 8}
+
+
+def good_contents():
+    from model.networks import build_network
+
+    network = build_network(NETWORK)
+    diffusion = {"noise_steps": 10, "noise_schedule": "linear", "prediction": "eps"}
+    data = {"image_size": [8, 8], "mode": "L", "class_names": ["a", "b"]}
+    config = {"network": network.config, "diffusion": diffusion, "data": data}
+    return {"format_version": 1, "config": config, "ema": network.state_dict(), "args": {"sample": "ddim"}}
+
+
+# --- Payloads ---
+
+
+class Call:
+    """Pickles as a call of fn(*args)."""
+
+    def __init__(self, fn, *args):
+        self.fn, self.args = fn, args
+
+    def __reduce__(self):
+        return self.fn, self.args
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", ["system", "eval", "nested"])
+def test_code_in_a_file_does_not_run(tmp_path, kind, legacy):
+    canary, file = tmp_path / "canary", tmp_path / "evil.pt"
+    payload = {
+        "system": Call(os.system, f"touch {canary}"),
+        "eval": Call(builtins.eval, f"open({str(canary)!r}, 'w').close()"),
+        "nested": {"format_version": 1, "args": [{"deep": (Call(os.system, f"touch {canary}"),)}]},
+    }[kind]
+    torch.save({"network": payload, **good_contents()}, file, _use_new_zipfile_serialization=not legacy)
+    torch.load(file, weights_only=False)
+    assert canary.exists()  # the payload is live
+    canary.unlink()
+    with pytest.raises(UserError, match="evil.pt"):
+        load_for_inference(file)
+    file.write_bytes(pickle.dumps(payload))
+    with pytest.raises(UserError, match="evil.pt"):
+        load_for_inference(file)
+    assert not canary.exists()
+
+
+def test_a_huge_tensor_in_a_small_file(tmp_path):
+    contents = good_contents()
+    contents["ema"]["conv_in.weight"] = torch.zeros(1).expand(10**12)
+    save_checkpoint(contents, tmp_path / "huge.pt")
+    with pytest.raises(UserError, match=r"conv_in.weight \(1000000000000,\) instead of \(8, 1, 3, 3\)"):
+        load_for_inference(tmp_path / "huge.pt")
+
+
+def test_a_zip_that_unpacks_to_too_much(tmp_path):
+    file = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"\0" * 10**8)
+    with pytest.raises(UserError, match="bomb.pt"):
+        load_for_inference(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["config"]["network"].update(channels=2**20),
+        lambda c: c["config"]["network"].update(channel_mult=[1] * 1000),
+        lambda c: c["config"]["network"].update(blocks_per_level=10**6),
+        lambda c: c["config"]["network"].update(channels=2048, channel_mult=[64] * 8, blocks_per_level=16),
+        lambda c: c["config"]["data"].update(image_size=[10**6, 10**6]),
+        lambda c: c["config"]["data"].update(class_names=["a"]),
+        lambda c: c["config"]["data"].update(class_names=[1, 2]),
+        lambda c: c["config"]["data"].update(mode="CMYK"),
+        lambda c: c["config"]["diffusion"].update(noise_steps=10**15),
+        lambda c: c["config"]["diffusion"].update(noise_schedule="x"),
+        lambda c: c["config"]["diffusion"].pop("prediction"),
+        lambda c: c["config"]["diffusion"].update(surprise=1),
+        lambda c: c["config"].pop("data"),
+        lambda c: c.update(config="x"),
+        lambda c: c.update(args={"sample": "dpm"}),
+        lambda c: c.pop("args"),
+        lambda c: c.update(ema="x"),
+        lambda c: c["ema"].update({"conv_in.weight": 3}),
+    ],
+)
+def test_metadata_is_bounded_before_a_network_is_built(tmp_path, change):
+    contents = good_contents()
+    change(contents)
+    save_checkpoint(contents, tmp_path / "odd.pt")
+    with pytest.raises(UserError, match="odd.pt|noise_st|noise_sch"):
+        generate_script.main(["--weight_path", str(tmp_path / "odd.pt"), "--result_path", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("0*"))
+
+
+@pytest.mark.parametrize("name", ["../../up", "<script>alert(1)</script>", "a\0b", "x" * 10_000, "/etc/passwd", "鞋"])
+def test_a_class_name_chooses_no_path(tmp_path, name):
+    contents = good_contents()
+    contents["config"]["data"]["class_names"] = [name, "b"]
+    save_checkpoint(contents, tmp_path / "w.pt")
+    argv = ["--weight_path", str(tmp_path / "w.pt"), "--result_path", str(tmp_path / "out"), "--num_images", "2"]
+    with pytest.raises(SystemExit) as stop:
+        generate_script.main([*argv, "--sample_steps", "2", "--class_name", "0", "--use_gpu", "-1"])
+    assert stop.value.code == 0
+    made = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert made == ["out/generated/00000.png", "out/generated/00001.png", "out/generated/grid.png", "w.pt"]
+
+
+def test_2000_mutations_are_equal_or_refused(tmp_path):
+    """Bytes changed at random, in a child process with a bounded memory: never a signal, never other weights."""
+    file, contents = tmp_path / "w.pt", good_contents()
+    save_checkpoint(contents, file)
+    good, chance = file.read_bytes(), random.Random(0)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
+            for _ in range(2000):
+                data = bytearray(good)
+                for _ in range(chance.choice([1, 1, 2, 8])):
+                    data[chance.randrange(len(data))] = chance.randrange(256)
+                file.write_bytes(data)
+                try:
+                    found = read_checkpoint(file)
+                    inference_network(found, file)
+                except UserError as error:
+                    assert "\n" not in str(error) and str(file) in str(error)
+                    continue
+                assert all(torch.equal(found["ema"][key], contents["ema"][key]) for key in contents["ema"])
+                assert found["config"] == contents["config"]
+            code = 0
+        except BaseException as error:
+            print(repr(error), flush=True)
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# --- Options: every one has a case that is refused, with its name and one sentence ---
+
+BAD = {  # option: values that are refused; None where nothing is wrong by itself
+    "--run_name": ["a/b", "", ".."],
+    "--dataset_path": ["missing", "{file}", "{empty}", ""],
+    "--result_path": ["{file}", ""],
+    "--image_size": ["0", "x", "64,", "1,2,3", "7"],
+    "--conditional": ["maybe"],
+    "--num_classes": ["0", "x", "7"],
+    "--flip": ["2"],
+    "--resume": ["True", "x"],
+    "--allow_changes": ["x"],
+    "--start_epoch": ["-2", "x"],
+    "--pretrain": ["True", "x"],
+    "--pretrain_path": [""],
+    "--seed": ["-1", "1.5"],
+    "--plan": ["x"],
+    "--network": ["vit"],
+    "--channels": ["0", "7", "100000"],
+    "--channel_mult": ["", "0", "a", "1,1,1,1,1,1,1,1,1"],
+    "--blocks_per_level": ["0", "1000"],
+    "--attention_levels": ["9", "x"],
+    "--head_channels": ["0", "7"],
+    "--time_embedding": ["film"],
+    "--act": ["tanh"],
+    "--dropout": ["1", "-0.1"],
+    "--noise_schedule": ["linera"],
+    "--noise_steps": ["0", "10000000", "10"],
+    "--prediction": ["epsilon"],
+    "--loss": ["mae"],
+    "--label_drop": ["1.1", "nan"],
+    "--epochs": ["0", "-3", "x"],
+    "--batch_size": ["0", "1.5"],
+    "--grad_accum": ["0"],
+    "--optim": ["lion"],
+    "--lr": ["0", "-1", "nan", "inf"],
+    "--lr_func": ["step"],
+    "--warmup_steps": ["-1"],
+    "--weight_decay": ["-1", "2"],
+    "--grad_clip": ["-1"],
+    "--ema_decay": ["1", "-1"],
+    "--amp": ["x"],
+    "--save_model_interval": ["x"],
+    "--save_model_interval_epochs": ["0"],
+    "--start_model_interval": ["-2"],
+    "--save_every_steps": ["-1"],
+    "--keep": ["-1"],
+    "--vis": ["x"],
+    "--vis_interval_epochs": ["0"],
+    "--num_vis": ["0"],
+    "--image_format": ["bmp"],
+    "--sample": ["dpm"],
+    "--sample_steps": ["0", "1001"],
+    "--timestep_spacing": ["even"],
+    "--cfg_scale": ["-1", "nan"],
+    "--log_interval": ["0"],
+    "--use_gpu": ["-2", "x"],
+    "--num_workers": ["-2"],
+    "--compile": ["x"],
+    "--distributed": ["x"],
+    "--world_size": ["0"],
+    "--main_gpu": ["-1"],
+    "--timeout": ["0"],
+    # generate.py
+    "--weight_path": ["missing", "{file}", "{empty}"],
+    "--num_images": ["0"],
+    "--class_name": ["c", "2", "-2"],
+    "--eta": ["1.1"],
+    "--clip_sample": ["x"],
+    "--use_ema": ["x", "False"],
+    "--generate_name": ["a/b", ""],
+    "--animate": ["mp4"],
+    # prepare_dataset.py
+    "--out": ["", "{full}"],
+    "--split": ["all"],
+    "--source": [""],
+    "--per_class": ["0"],
+}
+
+
+@pytest.mark.parametrize(
+    "script", [train_script, generate_script, prepare_script], ids=["train", "generate", "prepare"]
+)
+def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys):
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(good_contents(), tmp_path / "w.pt")
+    base = {
+        train_script: ["--dataset_path", str(images), "--result_path", str(tmp_path / "out"), "--use_gpu", "-1"],
+        generate_script: ["--weight_path", str(tmp_path / "w.pt"), "--result_path", str(tmp_path / "out")],
+        prepare_script: ["mnist", "--out", str(tmp_path / "out")],
+    }[script]
+    places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "full": DEMO}
+    for action in script.build_parser()._actions:
+        flag = action.option_strings[0] if action.option_strings else ""
+        if flag in ("", "-h"):
+            continue
+        assert flag in BAD, f"{flag} has no case of bad input"
+        for value in BAD[flag]:
+            if script is generate_script and (flag, value) == ("--image_size", "7"):
+                continue  # works there: that network has one level
+            with pytest.raises((SystemExit, UserError)) as stop:
+                script.main([*base, f"{flag}={value.format(**places)}"])
+            if stop.type is SystemExit:
+                assert stop.value.code == 2, (flag, value)
+                message = capsys.readouterr().err
+                assert flag in message and message.count("\n") == 1
+            else:
+                assert 10 < len(str(stop.value)) < 1000 and "\n" not in str(stop.value), (flag, value)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_options_that_contradict_each_other(images, tmp_path):
+    base = ["--dataset_path", str(images), "--result_path", str(tmp_path), "--use_gpu", "-1"]
+    for options, message in [
+        (["--pretrain"], "needs --pretrain_path"),
+        (["--pretrain", "--pretrain_path", "x", "--resume"], "leave one of them out"),
+        (["--noise_steps", "20", "--sample_steps", "25"], "more than --noise_steps"),
+        (["--conditional", "False", "--num_classes", "3"], "belongs to --conditional"),
+        (["--num_classes", "2"], "has 3 class folders"),
+        (["--image_size", "30"], "multiples of 4; 28,28 and 32,32 would work"),
+        (["--distributed", "--world_size", "2", "--main_gpu", "2"], "outside the 2 processes"),
+        (["--resume"], "there is no checkpoint"),
+        (["--pretrain", "--pretrain_path", str(images)], "it is a folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            train_script.main([*base, *options])

@@ -1,0 +1,123 @@
+"""The results folder: one writer, saves in the background, disks that are full or not writable."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from utils.checkpoint import read_checkpoint, save_checkpoint, snapshot
+from utils.options import UserError
+from utils.run_folder import RunFolder
+
+
+def test_twenty_simultaneous_starts_have_one_winner(tmp_path):
+    children = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            try:
+                run = RunFolder(tmp_path / "run", resume=False)
+                time.sleep(2)
+                run.close()
+                os._exit(0)
+            except UserError as error:
+                os._exit(3 if "being written by another process" in str(error) else 4)
+        children.append(child)
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert codes == [0] + [3] * 19
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder(tmp_path / "file" / "run", resume=False)
+
+
+def tensors(step):
+    generator = torch.Generator().manual_seed(step)
+    return {"ema": {"w": torch.randn(300, 300, generator=generator)}, "state": {"step": step}}
+
+
+def test_background_saves_equal_synchronous_ones(tmp_path):
+    """100 saves while the tensors go on changing: what is on disk is what was handed over."""
+    run = RunFolder(tmp_path / "run", resume=False)
+    live = tensors(0)
+    for step in range(100):
+        live["ema"]["w"].copy_(tensors(step)["ema"]["w"])
+        live["state"]["step"] = step
+        expected = snapshot(live)
+        run.write_checkpoint(live, None, 0)
+        live["ema"]["w"].fill_(-1)  # the next step has begun
+        assert run.finish_saving()
+        found = read_checkpoint_of(run)
+        assert torch.equal(found["ema"]["w"], expected["ema"]["w"]) and found["state"] == expected["state"]
+    run.close()
+
+
+def read_checkpoint_of(run):
+    return torch.load(run.path / "ckpt_last.pt", weights_only=True)
+
+
+def test_a_failed_save_is_reported_and_the_run_goes_on(tmp_path, capsys, monkeypatch):
+    run = RunFolder(tmp_path / "run", resume=False)
+    run.write_checkpoint(tensors(1), None, 0)
+    assert run.finish_saving()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.run_folder.save_checkpoint", full)
+    run.write_checkpoint(tensors(2), None, 0)
+    run._saving.join()
+    assert not run.check_saving() and run.check_saving()  # said once
+    assert "No space left" in capsys.readouterr().out
+    assert read_checkpoint_of(run)["state"]["step"] == 1
+    monkeypatch.undo()
+    run.write_checkpoint(tensors(3), None, 0)
+    assert run.finish_saving() and read_checkpoint_of(run)["state"]["step"] == 3
+
+
+def test_other_failures_of_a_save_are_not_swallowed(tmp_path):
+    run = RunFolder(tmp_path / "run", resume=False)
+    run.write_checkpoint({"bad": lambda: None}, None, 0)
+    with pytest.raises(AttributeError):
+        run.finish_saving()
+
+
+def test_metrics_are_cut_back(tmp_path):
+    run = RunFolder(tmp_path / "run", resume=False)
+    run.start({}, 0)
+    run.write_metrics([{"step": step, "epoch": 1, "loss": 1.0, "loss_q1": float("nan")} for step in range(1, 6)])
+    run.close()
+    with open(tmp_path / "run/metrics.csv", "a") as file:
+        file.write("6,1,0.")  # a row that a kill cut off
+    run = RunFolder(tmp_path / "run", resume=True)
+    run.start({}, 3)
+    run.write_metrics([{"step": 4, "epoch": 1, "loss": 2.0, "loss_q1": 0.5}])
+    run.close()
+    text = (tmp_path / "run/metrics.csv").read_text()
+    assert text == "step,epoch,loss,loss_q1\n1,1,1.0,\n2,1,1.0,\n3,1,1.0,\n4,1,2.0,0.5\n"
+
+
+def test_400_damages_are_noticed_or_harmless(tmp_path):
+    file = tmp_path / "ckpt.pt"
+    contents = {"format_version": 1, "ema": {f"w{i}": torch.randn(40, 40) for i in range(4)}, "state": {"step": 3}}
+    save_checkpoint(contents, file)
+    good = file.read_bytes()
+    noticed = harmless = 0
+    places = torch.linspace(0, len(good) - 1, 200).long().tolist()
+    for i, place in enumerate(places):
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << (i % 8)
+        for data in (bytes(flipped), good[:place]):
+            file.write_bytes(data)
+            try:
+                found = read_checkpoint(file)
+            except UserError:
+                noticed += 1
+                continue
+            assert all(torch.equal(found["ema"][key], contents["ema"][key]) for key in contents["ema"])
+            assert found["state"] == contents["state"]
+            harmless += 1
+    assert noticed + harmless == 400 and noticed > 350

@@ -13,6 +13,7 @@ Everything goes to results/<run_name>/. Defaults are edited below or overridden 
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -159,11 +160,9 @@ def train(args, ranks) -> int:
         run.log("\n".join(lines))
 
     # Fit
-    def numbered(epoch: int) -> bool:
-        due = epoch % args.save_model_interval_epochs == 0 and epoch >= args.start_model_interval
-        return args.save_model_interval and due
-
-    sampler = StepSampler(dataset, global_batch, state.seed, state.step, total_steps, ranks.rank, ranks.world_size)
+    order = partial(StepSampler, dataset, global_batch, state.seed)
+    sampler = order(state.step, total_steps, ranks.rank, ranks.world_size)
+    every, first = args.save_model_interval_epochs, args.start_model_interval
     return fit(
         network,
         build_loader(dataset, sampler, args.batch_size, args.num_workers, pin=device.type == "cuda"),
@@ -181,12 +180,10 @@ def train(args, ranks) -> int:
         log_interval=args.log_interval,
         save_steps=args.save_every_steps,
         preview_epochs=args.vis_interval_epochs,
-        numbered=numbered,
+        numbered=lambda epoch: args.save_model_interval and epoch % every == 0 and epoch >= first,
         keep=args.keep,
         image_format=args.image_format,
-        batch_names=lambda step: [
-            dataset.files[i] for i in StepSampler(dataset, global_batch, state.seed, step, step + 1)
-        ],
+        batch_names=lambda step: [dataset.files[i] for i in order(step, step + 1)],
     )
 
 

@@ -18,8 +18,6 @@ from tqdm import tqdm
 from utils.images import SUFFIXES, read_image
 from utils.options import UserError, name_list
 
-CACHE_BYTES = 2 * 2**30  # decoded sets up to this size stay in memory
-
 
 @dataclass
 class ImageSet(Dataset):
@@ -74,12 +72,12 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def load_image_set(
-    root: Path, image_size: tuple[int, int], conditional: bool, quiet: bool = False, cache_bytes: int = CACHE_BYTES
+    root: Path, image_size: tuple[int, int], conditional: bool, quiet: bool = False, cache_bytes: int = 2**31
 ) -> ImageSet:
     """Index and check every image below `root`; each is decoded once, and a broken one is named and left out.
 
     Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise everything below root
-    is one set. Raises UserError where there is nothing to train on.
+    is one set. Decoded sets up to `cache_bytes` stay in memory. Raises UserError where there is nothing to train on.
     """
     if not root.is_dir():
         raise UserError(f"dataset_path {root} is {'a file' if root.exists() else 'not there'}; a folder is needed")

@@ -92,10 +92,8 @@ def learning_rate(step: int, total_steps: int, lr: float, schedule: str, warmup_
         return lr
     if schedule == "linear":
         return lr * (1 - step / total_steps)
-    cosine = lr * (1 + math.cos(math.pi * step / total_steps)) / 2
-    if schedule == "warmup_cosine":
-        return cosine * min(1.0, (step + 1) / max(1, warmup_steps))
-    return cosine
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps)) if schedule == "warmup_cosine" else 1.0
+    return warmup * lr * (1 + math.cos(math.pi * step / total_steps)) / 2
 
 
 def mix(*numbers: int) -> int:

@@ -25,19 +25,14 @@ def config_of(name: str, arguments: dict) -> dict:
     mult = config["channel_mult"]
     if not 1 <= len(mult) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in mult):
         raise ValueError(f"network option channel_mult is 1 to 8 whole numbers from 1 to 64, not {mult!r}")
+    for level in config["attention_levels"]:
+        if not -len(mult) <= level < len(mult):
+            raise ValueError(f"attention level {level} does not exist: the network has levels 0 to {len(mult) - 1}")
     if not 0 <= config["dropout"] < 1:
         raise ValueError(f"network option dropout is a probability below 1, not {config['dropout']!r}")
     if config["channels"] % 2:
         raise ValueError(f"network option channels must be even (sine and cosine halves), not {config['channels']}")
     return {"name": name, **config}
-
-
-def resolve_levels(levels: Sequence[int], count: int) -> set[int]:
-    """Level numbers with the negative ones counted from the lowest level. ValueError for one that does not exist."""
-    for level in levels:
-        if not -count <= level < count:
-            raise ValueError(f"attention level {level} does not exist: the network has levels 0 to {count - 1}")
-    return {level % count for level in levels}
 
 
 def check_image_size(h: int, w: int, factor: int) -> None:
@@ -100,7 +95,7 @@ class UNet(nn.Module):
         self.config, self.num_classes = config, num_classes
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
         widths = [channels * m for m in channel_mult]
-        attends = resolve_levels(attention_levels, len(widths))
+        attends = {level % len(widths) for level in attention_levels}
         self.condition = ConditionEmbedding(channels, 4 * channels, num_classes, freq_shift, cos_first)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 

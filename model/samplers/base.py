@@ -226,10 +226,9 @@ class BaseDiffusion:
             prediction = predict(x, t.to(self.device)).to(x)
             # on the way to the clean image nothing is added
             noise = draw(torch.randn, n, shape, generators).to(x) if self.draws_noise and call[1] >= 0 else None
-            if callback is not None:
-                x0 = self.x0_and_eps(x, t, prediction)[0]
+            x0 = callback and self.x0_and_eps(x, t, prediction)[0]
             x, history = self.step(x, prediction, t, t_prev, stage, history, noise)
-            if callback is not None:
+            if callback:
                 callback(done, x, x0)
         if was_training:
             network.train()

@@ -142,8 +142,8 @@ def launch(worker: Callable, args: object, distributed: bool, world_size: int, m
     # This process holds the store, so its port is free until the last process has gone.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     start = (worker, args, world_size, main_gpu, timeout, store.port)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the workers too: they save and end
     processes = torch.multiprocessing.spawn(_spawned, start, nprocs=world_size, join=False).processes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the workers too: they save and end
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
     sys.exit(_wait_for(processes))
 
@@ -186,6 +186,8 @@ def _spawned(rank: int, worker: Callable, args: object, world_size: int, main_gp
         if rank == main_gpu:
             print(f"error: {error}", file=sys.stderr)
         os._exit(2)  # not sys.exit: the others may be gone, and the process group would wait for them
+    except KeyboardInterrupt:
+        os._exit(130)
     except Exception as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             traceback.print_exc()

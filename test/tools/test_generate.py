@@ -70,6 +70,16 @@ def test_an_image_belongs_to_its_seed(script, weights, tmp_path, sampler):
     assert np.abs(many[3].astype(int) - alone[0]).max() > 10
 
 
+def test_two_processes_draw_what_one_draws(script, weights, tmp_path):
+    options = ["--weight_path", weights, "--num_images", 5, "--sample", "ddpm", "--sample_steps", 6, "--cfg_scale", 2]
+    script("generate", *options, "--generate_name", "one")
+    script("generate", *options, "--generate_name", "two", "--distributed", "--world_size", 2, "--animate", "gif")
+    one, two = (pictures(tmp_path / "results" / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 5
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(one, two, strict=True)) <= 1
+    assert (tmp_path / "results/two/denoising.gif").exists()
+
+
 def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_path):
     script("generate", "--weight_path", weights, "--class_name", -1, "--image_size", "12,16", "--animate", "webp",
            "--sample_steps", 6, "--sample", "ddim", "--eta", 1, "--image_format", "jpg")  # fmt: skip

@@ -1,0 +1,134 @@
+"""Each system call of a save fails in turn, the disk fills up: a loadable checkpoint stays. Needs root and strace."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, TINY, metrics, wait_for_step
+
+from utils.checkpoint import read_checkpoint, save_checkpoint
+
+pytestmark = pytest.mark.fault
+
+SAVE = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from utils.checkpoint import save_checkpoint
+file = Path(sys.argv[1])
+print("saving", flush=True)
+save_checkpoint({{"format_version": 1, "network": {{"w": torch.full((1000,), float(sys.argv[2]))}}}}, file, True)
+print("saved", flush=True)
+"""
+CALLS = ("openat", "write", "fsync", "rename", "link", "unlink")
+
+
+def value(file: Path) -> float:
+    return read_checkpoint(file)["network"]["w"][0].item()
+
+
+def save(file: Path, number: int, *strace: str) -> subprocess.CompletedProcess:
+    command = [*strace, sys.executable, "-c", SAVE, str(file), str(number)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def traced(folder: Path, *options: str) -> list[str]:
+    """strace on the files of a save only."""
+    names = ("ckpt_last.pt", "ckpt_last.pt.tmp", "ckpt_prev.pt", "ckpt_prev.pt.tmp")
+    paths = [part for name in names for part in ("-P", str(folder / name))]
+    return ["strace", "-f", "-qq", *paths, "-P", str(folder), *options]
+
+
+def old_pair(folder: Path) -> Path:
+    """Checkpoints 1 (previous) and 2 (last), and what an earlier kill may have left."""
+    for number in (1, 2):
+        assert save(folder / "ckpt_last.pt", number).returncode == 0
+    (folder / "ckpt_prev.pt.tmp").write_bytes(b"left over")
+    return folder / "ckpt_last.pt"
+
+
+def test_the_order_of_a_save(tmp_path):
+    file = old_pair(tmp_path)
+    calls = "trace=openat,fsync,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
+    done = save(file, 3, *traced(tmp_path, "-y", "-e", calls))
+    log = done.stderr
+    kinds = re.findall(r"(fsync|rename)\w*\((.*)", log)
+    steps = ["folder" if kind == "fsync" and f"{tmp_path}>)" in rest else
+             "data" if kind == "fsync" else
+             "last" if 'ckpt_last.pt")' in rest else "previous" for kind, rest in kinds]  # fmt: skip
+    assert steps == ["data", "previous", "last", "folder"], log
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO", "error=ENOSPC"])
+def test_a_save_in_which_a_system_call_fails(tmp_path, call, fault):
+    """Whatever fails or dies, and at whichever of these calls: the last checkpoint or the one before it loads."""
+    happened = 0
+    for number in range(1, 4):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        file = old_pair(folder)
+        name = {"rename": "/^rename", "link": "/^link", "unlink": "/^unlink"}.get(call, call)
+        done = save(file, 3, *traced(folder, "-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={number}"))
+        happened += "INJECTED" in done.stderr or done.returncode < 0 or done.returncode == 137
+        if file.exists():
+            assert value(file) in (2.0, 3.0)
+        else:
+            assert value(folder / "ckpt_prev.pt") == 2.0
+        if "saved" in done.stdout:
+            assert value(file) == 3.0
+        # and the next save works
+        assert save(file, 4).returncode == 0 and value(file) == 4.0
+    assert happened, f"{call} was never called"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_run_survives_a_full_disk(images, small_disk):
+    """The disk fills up under a training: the old checkpoint stays whole, the run goes on, says so, recovers."""
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
+    command += ["--result_path", str(small_disk), "--run_name", "a", "--log_interval", "1", "--channel_mult", "1"]
+    run = small_disk / "a"
+    process = subprocess.Popen(
+        [*command, "--epochs", "100000", "--vis", "False"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for_step(run, 8)
+    with pytest.raises(OSError), open(small_disk / "filler", "wb") as filler:
+        while True:
+            filler.write(b"\0" * 512)
+            filler.flush()
+    before = read_checkpoint(run / "ckpt_last.pt")["state"]["step"]
+    time.sleep(3)
+    assert process.poll() is None
+    assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] <= before + 8
+    (small_disk / "filler").unlink()
+    time.sleep(2)
+    process.terminate()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the checkpoint could not be written" in said and "metrics.csv could not be written" in said
+    after = read_checkpoint(run / "ckpt_last.pt")["state"]["step"]
+    assert after > before + 8
+    steps = [int(row["step"]) for row in metrics(run)]
+    assert steps == sorted(set(steps)) and steps[-1] == after
+
+
+def test_a_full_disk_during_a_save(small_disk):
+    file = small_disk / "ckpt_last.pt"
+    save_checkpoint({"format_version": 1, "network": {"w": torch.ones(50_000)}}, file, True)
+    with pytest.raises((OSError, RuntimeError)):
+        save_checkpoint({"format_version": 1, "network": {"w": torch.ones(500_000)}}, file, True)
+    assert value(file) == 1.0 and [path.name for path in small_disk.iterdir()] == ["ckpt_last.pt"]

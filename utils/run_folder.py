@@ -96,7 +96,8 @@ class RunFolder:
                         writer.writeheader()
                     writer.writerows([{k: "" if v != v else v for k, v in row.items()} for row in rows])
             except OSError:
-                os.truncate(file, size)  # no half rows
+                with contextlib.suppress(OSError):
+                    os.truncate(file, size)  # no half rows
                 raise
         with self._may_fail("TensorBoard"):
             try:

@@ -462,12 +462,12 @@ def test_an_image_is_the_same_in_any_batch(name, scale):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 def test_an_image_is_the_same_in_any_batch_after_1000_steps(name, scale, dtype, bound):
-    """The shipped network, whose convolutions round differently in other batch sizes."""
+    """The shipped network, at 8x8; its convolutions round differently in other batch sizes."""
     network, config, _ = load_for_inference(ROOT / "weight/demo.pt")
     network.to(dtype)
     diffusion = build_sampler(name, config, sample_steps=1000)
-    x_T = drawn_noise((1, 2, 3), 0, (1, 28, 28))[0].to(dtype)
-    options = {"image_size": (28, 28), "channels": 1, "cfg_scale": scale}
+    x_T = drawn_noise((1, 2, 3), 0, (1, 8, 8))[0].to(dtype)
+    options = {"image_size": (8, 8), "channels": 1, "cfg_scale": scale}
     together = diffusion.sample(network, 3, labels=[0, 4, 7], seeds=[1, 2, 3], x_T=x_T, **options)
     alone = diffusion.sample(network, 1, labels=[4], seeds=[2], x_T=x_T[1:2], **options)
     assert (alone[0] - together[1]).abs().max() < bound

@@ -85,6 +85,29 @@ def test_other_failures_of_a_save_are_not_swallowed(tmp_path):
         run.finish_saving()
 
 
+def test_a_full_disk_is_said_once_for_each_file(tmp_path, capsys, monkeypatch):
+    run = RunFolder(tmp_path / "run", resume=False)
+    run.start({}, 0)
+    for name in ("metrics.csv", "log.txt"):
+        (run.path / name).symlink_to("/dev/full")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.run_folder.SummaryWriter", full)
+    for step in (1, 2):
+        run.log(f"step {step}")
+        run.write_metrics([{"step": step, "epoch": 1, "loss": 1.0}])
+    out = capsys.readouterr().out
+    for name in ("metrics.csv", "log.txt", "TensorBoard"):
+        assert out.count(f"{name} could not be written: [Errno 28]") == 1
+        (run.path / name).unlink(missing_ok=True)
+    monkeypatch.undo()
+    run.write_metrics([{"step": 3, "epoch": 1, "loss": 1.0}])  # there is room again
+    run.close()
+    assert (run.path / "metrics.csv").read_text() == "step,epoch,loss\n3,1,1.0\n"
+
+
 def test_metrics_are_cut_back(tmp_path):
     run = RunFolder(tmp_path / "run", resume=False)
     run.start({}, 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shutil
 import signal
@@ -37,7 +38,14 @@ def rows(run):
 def start(images, results, name, *options):
     command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
     command += ["--run_name", name, "--result_path", str(results), *map(str, options)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=results.parent)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=results.parent,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,6 +163,30 @@ def test_resume_with_changed_settings(images, tmp_path, capsys):
     contents["versions"]["torch"] = "1.0"
     save_checkpoint(contents, tmp_path / "a/ckpt_last.pt")
     assert re.search("warning: .*1.0", train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01))
+
+
+def test_resume_with_another_optimizer_or_fewer_epochs(images, tmp_path):
+    """The settings of this run count, not those in the checkpoint; state of another kind of optimizer is left out."""
+    train(images, tmp_path, "a", "--epochs", 1)
+    options = ["--resume", "--allow_changes", "--epochs"]
+    train(images, tmp_path, "a", *options, 2, "--weight_decay", 0.5)
+    group = read_checkpoint(tmp_path / "a/ckpt_last.pt")["optimizer"]["param_groups"][0]
+    assert group["weight_decay"] == 0.5
+    train(images, tmp_path, "a", *options, 3, "--optim", "sgd")
+    train(images, tmp_path, "a", *options, 4, "--optim", "adam")
+    with pytest.raises(train_script.opt.UserError, match="has done 16 steps; --epochs 1 is only 4"):
+        train(images, tmp_path, "a", *options, 1, "--optim", "adam")
+
+
+def test_ctrl_c_with_workers_saves(images, tmp_path):
+    """As a terminal sends it: to the whole process group, the workers that read images too."""
+    options = [*EVERYTHING, "--epochs", "5000", "--vis", "False", "--log_interval", "1"]
+    process = start(images, tmp_path / "results", "a", *options)
+    wait_for_step(tmp_path / "results/a", 3)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT, process.stderr.read()
+    state = read_checkpoint(tmp_path / "results/a/ckpt_last.pt")["state"]
+    assert state["step"] == int(metrics(tmp_path / "results/a")[-1]["step"])
 
 
 def test_numbered_checkpoints_are_bounded(images, tmp_path):

@@ -4,6 +4,7 @@
     python tools/benchmark.py train               # networks and number formats
     python tools/benchmark.py train --peers       # and diffusers' network with the same layers
     python tools/benchmark.py sample              # samplers, guidance on and off
+    python tools/benchmark.py save                # how long a checkpoint holds up training
 
 Prints the median of each variant and its ratio to the first one.
 """
@@ -37,7 +38,7 @@ OPTIONS = {
 
 def build_parser() -> opt.Parser:
     parser = opt.make_parser(__doc__, OPTIONS)
-    parser.add_argument("what", choices=("train", "sample"), help="what to time")
+    parser.add_argument("what", choices=("train", "sample", "save"), help="what to time")
     return parser
 
 
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     from utils.distributed import Ranks, choose_device
 
     device = choose_device(args.use_gpu, Ranks())
-    variants = (train_variants if args.what == "train" else sample_variants)(args, device)
+    makers = {"train": train_variants, "sample": sample_variants, "save": save_variants}
+    variants = makers[args.what](args, device)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_number in range(args.rounds + 2):  # two to warm up
         for name, run in variants.items():
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
                 torch.cuda.synchronize()
             if round_number >= 2:
                 seconds[name].append(time.perf_counter() - start)
+            getattr(run, "settle", lambda: None)()
     first = statistics.median(next(iter(seconds.values())))
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {args.batch_size}")
     for name, times in seconds.items():
@@ -162,6 +165,40 @@ def sample_variants(args, device) -> dict:
         return lambda: diffusion.sample(network, args.batch_size, size, args.image_channels, labels, scale, seeds)
 
     return {f"{name}, guidance {scale}": run_of(name, scale) for scale in (1, 2) for name in opt.SAMPLERS}
+
+
+def save_variants(args, device) -> dict:
+    """A checkpoint's copy to host memory alone, and the call that the training loop waits for."""
+    import tempfile
+
+    import torch
+
+    from model.ema import EMA
+    from model.networks import build_network
+    from utils.checkpoint import snapshot
+    from utils.run_folder import RunFolder
+
+    network = build_network(network_config(args, "unet")).to(device)
+    optimizer, ema = torch.optim.AdamW(network.parameters()), EMA(network, 0.99)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    contents = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+    folder = tempfile.TemporaryDirectory()
+    run = RunFolder(Path(folder.name) / "run", resume=False)
+
+    def copy_alone(_keep=folder):
+        snapshot(contents)
+
+    def synchronous():
+        run.write_checkpoint(contents, None, 0)
+        run.finish_saving()
+
+    def background():
+        run.write_checkpoint(contents, None, 0)
+
+    background.settle = run.finish_saving  # not timed
+    return {"copy to host memory": copy_alone, "what training waits for": background, "the whole save": synchronous}
 
 
 if __name__ == "__main__":

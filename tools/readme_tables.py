@@ -39,8 +39,10 @@ def markdown_table(parser: opt.Parser) -> str:
         lines += [f"**{group.title}**", "", "| option | default | meaning |", "| --- | --- | --- |"]
         for action in actions:
             text, _, default = action.help.replace("%%", "%").rpartition(" [")
+            if not action.option_strings:  # a positional argument, which has no default
+                text, default = action.help, "-]"
             values = f" ({', '.join(action.choices)})" if action.choices else ""
-            flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+            flags = ", ".join(f"`{flag}`" for flag in action.option_strings or [action.dest])
             lines.append(f"| {flags} | `{default[:-1]}` | {text}{values} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

@@ -145,7 +145,7 @@ def train(args, ranks) -> int:
 
     # Network, EMA, optimizer; what is to be learned
     state, diffusion = build_state(args, dataset, precision, global_batch)
-    restore(state, args)
+    restore(state, args, total_steps)
     network = wrap_network(state.network, ranks, args.compile)
     loss_fn = loss_function(diffusion, device, args)
 
@@ -220,7 +220,7 @@ def build_state(args, dataset, precision, global_batch: int):
     return state, diffusion
 
 
-def restore(state, args) -> None:
+def restore(state, args, total_steps: int) -> None:
     """The state of the checkpoint that --resume goes on from, or the weights of --pretrain."""
     from utils.checkpoint import load_weights, read_checkpoint
     from utils.run_folder import find_checkpoint
@@ -231,6 +231,8 @@ def restore(state, args) -> None:
         if changed and not args.allow_changes:
             raise opt.UserError(f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on")
         state.restore(contents, file)
+        if state.step > total_steps:
+            raise opt.UserError(f"{file} has done {state.step} steps; --epochs {args.epochs} is only {total_steps}")
     elif args.pretrain:
         contents = read_checkpoint(args.pretrain_path)
         for network in (state.network, state.ema.network):
@@ -295,7 +297,7 @@ def loss_function(diffusion, device, args):
         labels = labels.to(device) if args.conditional else None
         losses, t = diffusion.losses(network, x0, labels, generators, args.loss, args.label_drop)
         quarter = torch.nn.functional.one_hot(4 * t // args.noise_steps, 4).to(losses)  # (B,4)
-        sums = torch.stack([losses.detach() @ quarter, quarter.sum(0)], dim=1)  # (4,2)
+        sums = torch.stack([losses.detach()[:, None] * quarter, quarter], dim=2).sum(0)  # (4,2)
         return {"loss": losses.mean()} | {f"loss_q{i + 1}": pair for i, pair in enumerate(sums)}
 
     return loss_fn
@@ -314,9 +316,9 @@ def preview_function(diffusion, dataset, precision, args):
     def preview_fn(network):
         images, size, channels = [], dataset.image_size, dataset.channels
         with precision.autocast():
-            for start in range(0, count, 64):
-                seeds = range(start, min(start + 64, count))  # the same noise in every preview
-                part = labels and labels[start : start + 64]
+            for start in range(0, count, args.batch_size):
+                seeds = range(start, min(start + args.batch_size, count))  # the same noise in every preview
+                part = labels and labels[start : start + args.batch_size]
                 images.append(diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds))
         return image_grid(torch.cat(images).cpu(), args.num_vis if names else min(8, count), names)
 

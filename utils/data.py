@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -187,7 +188,14 @@ def build_loader(dataset: ImageSet, sampler: StepSampler, micro_batch: int, num_
     """
     if num_workers < 0:
         num_workers = 0 if dataset.pixels is not None else min(8, os.cpu_count() or 1)
-    return DataLoader(dataset, micro_batch, sampler=sampler, num_workers=num_workers, pin_memory=pin)
+    options = {"num_workers": num_workers, "pin_memory": pin, "worker_init_fn": _ignore_signals}
+    return DataLoader(dataset, micro_batch, sampler=sampler, **options)
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Ctrl-C reaches the workers too; they end with the training process, after it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def describe(dataset: ImageSet) -> list[str]:

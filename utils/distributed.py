@@ -41,7 +41,7 @@ class Ranks:
     def check_equal(self, parameters: list[Tensor]) -> None:
         """RuntimeError unless all processes hold the same weights, to the bit."""
         if self.world_size > 1:
-            digest = torch.stack([p.detach().double().sum() for p in parameters])
+            digest = torch.stack([p.detach().contiguous().view(torch.int32).sum() for p in parameters])
             low, high = digest.clone(), digest.clone()
             dist.all_reduce(low, dist.ReduceOp.MIN)
             dist.all_reduce(high, dist.ReduceOp.MAX)
@@ -77,9 +77,6 @@ def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
         ids = [device.index] if device.type == "cuda" else None
         network = nn.parallel.DistributedDataParallel(network, ids, broadcast_buffers=False)
     return network
-
-
-# --- Number formats ---
 
 
 @dataclass
@@ -121,8 +118,6 @@ def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
         return Precision(torch.bfloat16, device), ""
     return Precision(torch.float32, device), f"--amp has no effect: this {device.type} does not compute in bf16"
 
-
-# --- Processes ---
 
 GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
 

@@ -28,9 +28,6 @@ class UserError(Exception):
     """A mistake of the user's: one sentence that says what is wrong, what was found and what would work."""
 
 
-# --- Option types: each takes the string of the command line ---
-
-
 def switch(text: str) -> bool:
     """True or False, so that editing a default and passing the flag both work."""
     values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -95,9 +92,6 @@ def file_name(text: str) -> str:
     return text
 
 
-# --- The parser ---
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
@@ -146,9 +140,10 @@ def run_script(main: Callable[[list[str] | None], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a full or failing disk
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (OSError, RuntimeError) as error:  # a full or failing disk; too little memory on the GPU
+        if not isinstance(error, OSError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 

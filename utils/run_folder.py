@@ -132,7 +132,8 @@ class RunFolder:
                 save_checkpoint(slim, self.path / SLIM)
                 if epoch is not None:
                     save_checkpoint(contents, self.path / f"ckpt_{epoch}.pt")
-                    for old in numbered_epochs(self.path)[:-keep] if keep else []:
+                    earlier = [number for number in numbered_epochs(self.path) if number <= epoch]
+                    for old in earlier[:-keep] if keep else []:
                         (self.path / f"ckpt_{old}.pt").unlink()
             except Exception as error:
                 self._save_error = error

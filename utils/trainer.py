@@ -51,7 +51,11 @@ class TrainState:
             raise UserError(f"{source} is no checkpoint to resume from: it lacks {', '.join(missing)}")
         load_weights(self.network, contents["network"], source)
         load_weights(self.ema.network, contents["ema"], source)
-        self.optimizer.load_state_dict(contents["optimizer"])
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        if (contents["args"].get("optim") == "sgd") == (self.args["optim"] == "sgd"):  # else its state does not fit
+            self.optimizer.load_state_dict(contents["optimizer"])
+        for group, chosen in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(chosen)
         if self.scaler.is_enabled() and contents["scaler"]:
             self.scaler.load_state_dict(contents["scaler"])
         self.step, self.seed = contents["state"]["step"], contents["state"]["seed"]
@@ -141,8 +145,8 @@ class Meter:
         if not self.rows:
             return []
         names = list(self.rows[0][3])
-        totals = torch.stack([torch.stack([sums[name] for name in names]) for *_, sums in self.rows]).double()
-        totals = self.ranks.sum(totals.cpu() if totals.device.type == "mps" else totals).tolist()
+        totals = torch.stack([torch.stack([sums[name] for name in names]) for *_, sums in self.rows])
+        totals = self.ranks.sum((totals.cpu() if totals.device.type == "mps" else totals).double()).tolist()
         norms = torch.stack([norm for _, _, norm, _ in self.rows]).tolist()
         speed = self.images / max(time.perf_counter() - self.start, 1e-9)
         rows = []
@@ -230,15 +234,15 @@ def fit(
                         bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", img_s=rows[-1]["images_per_second"])
                     stop = ranks.any(bool(received), device)
                     fresh = state.step != first_step
-                    if ranks.is_main and preview_fn and fresh and not stop:
-                        if finished or (into_epoch == 0 and epoch % preview_epochs == 0):
-                            file = run.write_preview(preview_fn(state.ema.network), epoch, state.step, image_format)
-                            run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
                     if (stop or saving) and (fresh or state.step == 0):
                         ranks.check_equal(parameters)
                         if ranks.is_main:
                             number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
                             run.write_checkpoint(state.contents(epoch), number, keep)
+                    if ranks.is_main and preview_fn and fresh and not stop:
+                        if finished or (into_epoch == 0 and epoch % preview_epochs == 0):
+                            file = run.write_preview(preview_fn(state.ema.network), epoch, state.step, image_format)
+                            run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
                 if stop:
                     status = 128 + (received[0] if received else signal.SIGTERM)
                 if stop or finished:
@@ -286,7 +290,7 @@ def fit(
 def not_finite(rows: list[dict], scaler: torch.amp.GradScaler, batch_names: Callable[[int], list[str]]) -> str | None:
     """What to say where the loss or the gradient is no number. Under fp16 the scaler skips single such steps."""
     bad = [row for row in rows if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]))]
-    if not bad or (scaler.is_enabled() and len(bad) < len(rows)):
+    if not bad or (scaler.is_enabled() and scaler.get_scale() >= 1):  # below, it has skipped many in a row
         return None
     step, loss, norm = (bad[0][key] for key in ("step", "loss", "grad_norm"))
     return (

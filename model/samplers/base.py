@@ -89,8 +89,6 @@ class BaseDiffusion:
         self.grid = time_grid(timestep_spacing, noise_steps, sample_steps)
         self.device = torch.device(device)
 
-    # --- Forward process ---
-
     def alpha_bar(self, t: Tensor) -> Tensor:
         """abar_t for t (B,) in -1..T-1 -> (B,1,1,1) float64 on the CPU; abar_-1 = 1, the clean image."""
         table = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
@@ -106,8 +104,6 @@ class BaseDiffusion:
     def sample_time_steps(self, n: int, generator: Generators = None) -> Tensor:
         """(n,) long, uniform over 0..T-1."""
         return (draw(torch.rand, n, (), generator).double() * self.noise_steps).long().clamp(max=self.noise_steps - 1)
-
-    # --- Loss ---
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is to predict, (B,C,H,W)."""
@@ -148,8 +144,6 @@ class BaseDiffusion:
     ) -> Tensor:
         """The mean of `losses` over the batch: a scalar."""
         return self.losses(network, x0, labels, generator, **options)[0].mean()
-
-    # --- Sampling ---
 
     def time_pairs(self) -> list[tuple[int, int]]:
         """(t, t_prev) of each step, from noise to image; t_prev is the next grid point, -1 the clean image."""

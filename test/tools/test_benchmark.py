@@ -21,3 +21,4 @@ def test_benchmark(script):
     train = script("benchmark", "train", "--peers", *tiny).stdout
     assert re.findall(r"^(unet|cspdarkunet|UNet2DModel) float32 .*x the time", train, re.M)
     assert len(re.findall(r"images/s", script("benchmark", "sample", *tiny).stdout)) == 6
+    assert "what training waits for" in script("benchmark", "save", *tiny).stdout

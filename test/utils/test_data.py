@@ -153,6 +153,14 @@ def test_odd_names_and_shapes(tmp_path):
     assert len(found) == 4 and not found.left_out and found.class_names == ["classe été 鞋"]
 
 
+def test_bombs_and_very_wide_images(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # 50 kB that unpack to 400 million pixels
+    Image.new("L", (20_000, 30), 99).save(tmp_path / "wide.png")
+    found = load_image_set(tmp_path, SIZE, False)
+    assert list(found.left_out) == ["bomb.png"] and "bomb" in found.left_out["bomb.png"]
+    assert found.files == ["wide.png"] and found[0][0].unique().tolist() == [99]
+
+
 def test_a_set_too_large_to_keep_is_read_again(images):
     kept, read_again = (load_image_set(images, SIZE, True, cache_bytes=limit) for limit in (2**30, 0))
     assert kept.pixels is not None and read_again.pixels is None

@@ -61,9 +61,12 @@ def test_meter_gives_means():
 def test_what_is_no_number_stops_the_run():
     good = {"step": 1, "loss": 1.0, "grad_norm": 1.0}
     fp32, fp16 = (torch.amp.GradScaler("cpu", enabled=enabled) for enabled in (False, True))
+    fp16._lazy_init_scale_growth_tracker(torch.device("cpu"))
     assert not_finite([good], fp32, lambda step: []) is None
     for bad in ({**good, "loss": math.nan}, {**good, "grad_norm": math.inf}):
         message = not_finite([good, bad], fp32, lambda step: [f"file of step {step}"])
         assert message.startswith("step 1: ") and "--lr" in message and "file of step 0" in message
         assert not_finite([good, bad], fp16, lambda step: []) is None  # the scaler skips such a step
+        fp16.load_state_dict({**fp16.state_dict(), "scale": 0.5})  # after many skipped in a row
         assert not_finite([bad, bad], fp16, lambda step: []) is not None
+        fp16.load_state_dict({**fp16.state_dict(), "scale": 1024.0})

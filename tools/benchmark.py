@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {args.batch_size}")
     for name, times in seconds.items():
         median = statistics.median(times)
-        speed = f"{args.batch_size / median:8.1f} images/s"
+        speed = f"{args.batch_size / median:8.1f} images/s" if args.what != "save" else ""
         print(f"{name:34s} {1000 * median:8.1f} ms   {speed}   {median / first:5.2f} x the time of the first")
 
 

@@ -41,7 +41,7 @@ class Ranks:
     def check_equal(self, parameters: list[Tensor]) -> None:
         """RuntimeError unless all processes hold the same weights, to the bit."""
         if self.world_size > 1:
-            digest = torch.stack([p.detach().contiguous().view(torch.int32).sum() for p in parameters])
+            digest = torch.stack([p.detach().contiguous().view(-1).view(torch.int32).sum() for p in parameters])
             low, high = digest.clone(), digest.clone()
             dist.all_reduce(low, dist.ReduceOp.MIN)
             dist.all_reduce(high, dist.ReduceOp.MAX)

@@ -77,7 +77,7 @@ def image_grid(
     factor, pixel for pixel, so that they can be seen.
     """
     rows = -(-len(images) // columns)
-    scale = max(1, 64 // max(images.shape[-2:]))
+    scale = max(1, (96 if captions else 64) // max(images.shape[-2:]))  # room for the captions
     cells = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3).cpu().numpy()
     cells = cells.transpose(0, 2, 3, 1)
     if cells.shape[3] == 1:

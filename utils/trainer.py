@@ -216,7 +216,7 @@ def fit(
 
     with stop_signals() as received, bar:
         while True:
-            # Between two steps: read what was measured, preview, save; then leave, or take the next step.
+            # Between two steps: read what was measured, save, preview; then leave, or take the next step.
             epoch, into_epoch = divmod(state.step, steps_per_epoch)
             finished = state.step >= total_steps
             saving = finished or into_epoch == 0 or (save_steps and state.step % save_steps == 0)

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class EMA:
-    """Keeps `network`, a frozen copy whose weights follow the trained ones.
+    """Keeps `network`, a frozen copy whose weights follow the trained ones. (The networks have no buffers.)
 
     The decay warms up as min(decay, (1 + step) / (10 + step)), so that the first weights, which are noise, are soon
     forgotten. It averages over about the last 1 / (1 - decay) steps.
@@ -21,10 +21,7 @@ class EMA:
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards `network` after training step `step` (0, 1, ...)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for mine, its in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(its)
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
 
     def state_dict(self) -> dict:
         return self.network.state_dict()

@@ -35,8 +35,8 @@ def rows(run):
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in metrics(run)]
 
 
-def start(images, results, name, *options):
-    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
+def start(images, results, name, *options, script="tools/train.py", env=None):
+    command = [sys.executable, str(ROOT / script), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
     command += ["--run_name", name, "--result_path", str(results), *map(str, options)]
     return subprocess.Popen(
         command,
@@ -44,27 +44,33 @@ def start(images, results, name, *options):
         stderr=subprocess.PIPE,
         text=True,
         cwd=results.parent,
+        env={**os.environ, **(env or {})},
         start_new_session=True,
     )
 
 
 @pytest.mark.parametrize(
-    "extra", [EVERYTHING, ["--vis", "False", "--save_every_steps", "2"]], ids=["everything", "bare"]
+    ("extra", "kills"),
+    [
+        (EVERYTHING, {5: 4, 6: 5, 7: 6, 8: 7}),  # killed after a step: the step of the last save
+        (["--vis", "False", "--save_every_steps", "2", "--log_interval", "1"], {5: 4, 7: 6, 8: 6}),
+    ],
+    ids=["everything", "bare"],
 )
-def test_kill_9_and_resume_changes_nothing(images, tmp_path, extra):
-    """Killed at four points, three of them inside epoch 2; then equal to an uninterrupted run, to the bit."""
+def test_kill_9_and_resume_changes_nothing(images, tmp_path, extra, kills):
+    """Resumed at the end of epoch 1 and inside epoch 2 (4 steps each), then equal to an undisturbed run, to the bit."""
     results, options = tmp_path / "results", [*extra, "--epochs", "4"]
-    whole = start(images, results, "whole", *options)
-    assert whole.wait(120) == 0, whole.stderr.read()
-    again = start(images, results, "again", *options)
-    assert again.wait(120) == 0
+    for name in ("whole", "again"):
+        whole = start(images, results, name, *options)
+        assert whole.wait(120) == 0, whole.stderr.read()
     assert_equal_states(results / "whole/ckpt_last.pt", results / "again/ckpt_last.pt")  # two fresh runs, first of all
     run = results / "cut"
-    for kill_at in (4, 5, 6, 7):
-        process = start(images, results, "cut", *options, *(["--resume"] if kill_at > 4 else []), "--log_interval", "1")
-        wait_for_step(run, kill_at)
-        process.send_signal(signal.SIGKILL)
-        process.wait(60)
+    for kill_at, saved in [*kills.items(), (8, max(kills.values()))]:
+        resume = ["--resume"] if run.exists() else []
+        env = {"KILL_AT_STEP": str(kill_at)}
+        process = start(images, results, "cut", *options, *resume, script="test/helper_kill.py", env=env)
+        assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
+        assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] == saved
     last = start(images, results, "cut", *options, "--resume")
     assert last.wait(120) == 0, last.stderr.read()
     assert_equal_states(results / "whole/ckpt_last.pt", run / "ckpt_last.pt")
@@ -176,6 +182,17 @@ def test_resume_with_another_optimizer_or_fewer_epochs(images, tmp_path):
     train(images, tmp_path, "a", *options, 4, "--optim", "adam")
     with pytest.raises(train_script.opt.UserError, match="has done 16 steps; --epochs 1 is only 4"):
         train(images, tmp_path, "a", *options, 1, "--optim", "adam")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(images, tmp_path):
+    run = tmp_path / "a"
+    (run / "samples").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    (run / "ckpt_last.pt.tmp").write_bytes(b"half")
+    with pytest.raises(train_script.opt.UserError, match="leave --resume out to start"):
+        train(images, tmp_path, "a", "--epochs", 1, "--resume")
+    train(images, tmp_path, "a", "--epochs", 1)
+    assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] == 4
 
 
 def test_ctrl_c_with_workers_saves(images, tmp_path):

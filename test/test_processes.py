@@ -63,6 +63,15 @@ def test_processes_equal_each_other_in_float64(images, tmp_path, count):
 
 
 @pytest.mark.fault
+def test_two_processes_follow_one_for_50_steps_in_float32(images, tmp_path):
+    for name, spread in (("one", ["--batch_size", 8]), ("two", ["--batch_size", 4, "--distributed"])):
+        run = command(images, tmp_path, name, "--epochs", 25, "--flip", *spread, script=ROOT / "tools/train.py")
+        subprocess.run(run, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    one, two = ([float(row["loss"]) for row in metrics(tmp_path / name)] for name in ("one", "two"))
+    assert len(one) == 50 and max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
+
+
+@pytest.mark.fault
 def test_a_run_changes_its_number_of_processes_inside_an_epoch(images, tmp_path):
     """2, then 1, then 4 processes, by resume, at steps 5 and 9 of epochs of 2: equal to one process throughout."""
     for file in sorted((ROOT / "datasets/demo/coat").iterdir())[:30]:
@@ -84,34 +93,108 @@ def test_a_run_changes_its_number_of_processes_inside_an_epoch(images, tmp_path)
     assert differences(tmp_path / "one", tmp_path / "mixed") < 1e-10
 
 
+# --- torchrun on two machines, which network namespaces stand for ---
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces and a cable between them: [(name, device, address), ...]. Needs root and iproute2."""
+    names = [(f"iddm{i}-{os.getpid()}", f"cable{i}", f"10.77.0.{i + 1}") for i in range(2)]
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    for name, *_ in names:
+        ip("netns", "add", name)
+    ends = [["name", device, "netns", name] for name, device, _ in names]
+    try:
+        ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        for name, device, address in names:
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", device)
+            for each in ("lo", device):
+                ip("-n", name, "link", "set", each, "up")
+        yield names
+    finally:
+        for name, *_ in names:
+            ip("netns", "del", name)
+
+
+def torchrun(machines, run):
+    """An agent with one process on each machine, the first of which holds the rendezvous."""
+    agents = []
+    for i, (name, device, address) in enumerate(machines):
+        launcher = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        launcher += ["--nproc_per_node", "1", "--rdzv_id", "a", "--rdzv_backend", "c10d", "--local_addr", address]
+        launcher += ["--rdzv_endpoint", f"{machines[0][2]}:29400", "--rdzv_conf", f"is_host={1 - i}"]
+        agents.append(
+            subprocess.Popen(
+                [*launcher, *run[1:]],
+                env={**os.environ, "GLOO_SOCKET_IFNAME": device},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return agents
+
+
+def processes_of(results: Path) -> list[int]:
+    """The training processes that write below `results`, without torchrun's own."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(results).encode() in words and b"torch.distributed.run" not in words and alive(int(process.name)):
+            found.append(int(process.name))
+    return found
+
+
+def gone(results: Path, seconds: float) -> bool:
+    """Whether all training processes have ended after so long."""
+    end = time.monotonic() + seconds
+    while processes_of(results) and time.monotonic() < end:
+        time.sleep(0.2)
+    return not processes_of(results)
+
+
 @pytest.mark.fault
-def test_two_torchrun_agents(images, tmp_path):
-    """Two "machines" with one process each, joined by a rendezvous: the same again."""
+def test_torchrun_on_two_machines(images, tmp_path, machines):
     train(images, tmp_path, "one", 1, 8, "--epochs", 2)
-    run = command(images, tmp_path, "agents", "--epochs", 2, "--batch_size", 4)[1:]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "2",
-        "--nproc_per_node",
-        "1",
-        "--rdzv_id",
-        "a",
-    ]
-    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}", "--local_addr", "127.0.0.1"]
-    agents = [subprocess.Popen([*launcher, *run], stdout=subprocess.DEVNULL) for _ in range(2)]
+    agents = torchrun(machines, command(images, tmp_path, "two", "--epochs", 2, "--batch_size", 4))
     assert [agent.wait(240) for agent in agents] == [0, 0]
-    assert differences(tmp_path / "one", tmp_path / "agents") < 1e-10
+    assert differences(tmp_path / "one", tmp_path / "two") < 1e-10
 
 
-def free_port() -> int:
-    import socket
+@pytest.mark.fault
+def test_a_machine_that_is_cut_off(images, tmp_path, machines):
+    """Both sides end after the timeout, and what was saved goes on."""
+    run = command(images, tmp_path, "a", "--epochs", 5000, "--batch_size", 4, "--timeout", 6)
+    agents = torchrun(machines, run)
+    try:
+        wait_for_step(tmp_path / "a", 12, 120)
+        assert len(processes_of(tmp_path)) == 2
+        subprocess.run(["ip", "-n", machines[1][0], "link", "set", machines[1][1], "down"], check=True)
+        begun = time.monotonic()
+        assert gone(tmp_path, 6 + 15) and time.monotonic() - begun > 4
+        error = agents[0].communicate(timeout=30)[1]
+        assert agents[0].returncode != 0 and "rank 0 ended: " in error and "Timed out" in error
+    finally:
+        for agent in agents:
+            agent.kill()
+    done = read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["epoch"]
+    train(images, tmp_path, "a", 1, 8, "--epochs", done + 1, "--resume")
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+
+@pytest.mark.fault
+def test_a_killed_torchrun_leaves_no_process(images, tmp_path, machines):
+    agents = torchrun(machines, command(images, tmp_path, "a", "--epochs", 5000, "--batch_size", 4))
+    wait_for_step(tmp_path / "a", 12, 120)
+    assert len(processes_of(tmp_path)) == 2
+    for agent in agents:
+        agent.kill()
+    assert gone(tmp_path, 30)
 
 
 # --- Failures ---
@@ -162,6 +245,20 @@ def test_a_stopped_rank_ends_the_run_after_the_timeout(images, tmp_path):
     error = launcher.communicate(timeout=60)[1]
     assert 5 < time.monotonic() - begun < 6 + 15
     assert launcher.returncode == 1 and not any(map(alive, ranks)) and "rank 1 did not answer" in error
+
+
+@pytest.mark.fault
+def test_a_preview_may_last_longer_than_the_timeout(images, tmp_path):
+    spread = ["--distributed", "--world_size", 2, "--batch_size", 2, "--epochs", 1, "--main_gpu", 1, "--timeout", 3]
+    preview = ["--vis", "True", "--num_vis", 2, "--sample", "ddpm", "--sample_steps", 1000]
+    run = command(images, tmp_path, "a", *spread, *preview, script=ROOT / "tools/train.py")
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "a/log.txt").read_text()
+    times = [
+        time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S")) for line in log.splitlines() if line[:2] == "20"
+    ]
+    assert (tmp_path / "a/samples/epoch_0001.png").exists() and times[-1] - times[0] > 4
 
 
 @pytest.mark.fault

@@ -1,5 +1,6 @@
 """Each system call of a save fails in turn, the disk fills up: a loadable checkpoint stays. Needs root and strace."""
 
+import os
 import re
 import signal
 import subprocess
@@ -92,38 +93,44 @@ def test_a_save_in_which_a_system_call_fails(tmp_path, call, fault):
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=True)
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_run_survives_a_full_disk(images, small_disk):
+def test_a_run_survives_a_full_disk(images, small_disk, tmp_path):
     """The disk fills up under a training: the old checkpoint stays whole, the run goes on, says so, recovers."""
     command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
     command += ["--result_path", str(small_disk), "--run_name", "a", "--log_interval", "1", "--channel_mult", "1"]
+    command += ["--channels", "4", "--head_channels", "4", "--image_size", "16", "--epochs", "100000", "--vis", "False"]
     run = small_disk / "a"
-    process = subprocess.Popen(
-        [*command, "--epochs", "100000", "--vis", "False"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
     wait_for_step(run, 8)
     with pytest.raises(OSError), open(small_disk / "filler", "wb") as filler:
         while True:
             filler.write(b"\0" * 512)
             filler.flush()
     before = read_checkpoint(run / "ckpt_last.pt")["state"]["step"]
-    time.sleep(3)
-    assert process.poll() is None
+    end = time.monotonic() + 60
+    for name in ("the checkpoint", "metrics.csv", "TensorBoard", "log.txt"):
+        while f"{name} could not be written" not in (tmp_path / "said").read_text() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert process.poll() is None and time.monotonic() < end, name
     assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] <= before + 8
     (small_disk / "filler").unlink()
     time.sleep(2)
     process.terminate()
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "the checkpoint could not be written" in said
+    assert process.wait(60) == 128 + signal.SIGTERM
     after = read_checkpoint(run / "ckpt_last.pt")["state"]["step"]
     assert after > before + 8
     steps = [int(row["step"]) for row in metrics(run)]
     assert steps == sorted(set(steps)) and steps[-1] == after
+    # and where there is no room from the start, nothing is begun
+    (small_disk / "filler").write_bytes(b"\0" * (os.statvfs(small_disk).f_bavail * 4096 - 16384))
+    command[command.index("a")] = "b"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"error: no checkpoint can be written into {small_disk / 'b'}" in done.stderr
 
 
 def test_a_full_disk_during_a_save(small_disk):

@@ -5,11 +5,15 @@ import os
 import pickle
 import random
 import resource
+import shutil
+import sys
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import DEMO
+from helpers import DEMO, TINY
 
 from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
@@ -267,18 +271,86 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
     assert not list(tmp_path.rglob("*.csv"))
 
 
+@pytest.fixture
+def shared_folder():
+    """A folder that everybody may enter and write into; pytest's own are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+
+
+def said_by_nobody(script, *argv) -> tuple[int, str]:
+    """The exit status and the output of a script run by a user who is not root, so that permissions count."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for stream in (1, 2):
+                os.dup2(write, stream)
+            sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            script.main([str(part) for part in argv])
+        except SystemExit as stop:
+            code = stop.code
+        except UserError as error:
+            os.write(write, str(error).encode())
+            code = 2
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        output = stream.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), output
+
+
+def test_what_may_not_be_read_or_written(images, shared_folder):
+    data, results, weights = shared_folder / "images", shared_folder / "results", shared_folder / "w.pt"
+    shutil.copytree(images, data)
+    results.mkdir()
+    save_checkpoint(good_contents(), weights)
+    train = [train_script, "--dataset_path", data, "--result_path", results, "--use_gpu", "-1", *TINY, "--epochs", 1]
+    generate = [generate_script, "--weight_path", weights, "--result_path", results, "--use_gpu", "-1"]
+    generate += ["--sample_steps", 2]
+
+    def refused(place, mode, sentence, *command):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        status, output = said_by_nobody(*command)
+        place.chmod(before)
+        assert status == 2 and sentence in output and output.count("\n") == 0, output
+
+    refused(
+        results, 0o555, f"the results folder {results / 'a'} cannot be written: Permission", *train, "--run_name", "a"
+    )
+    refused(results, 0o555, f"cannot make the folder {results / 'generated'}: Permission denied", *generate)
+    refused(weights, 0, f"the checkpoint {weights} cannot be read: Permission denied", *generate)
+    results.chmod(0o777)
+    for place, extra in [(data, []), (data / "boot", []), (data / "boot", ["--conditional", "False"])]:
+        refused(place, 0, f"the folder {place} cannot be read: Permission denied", *train, *extra)
+    (data / "boot" / "000.png").chmod(0)
+    status, output = said_by_nobody(*train, "--run_name", "b")
+    assert status == 0 and "left out    1: boot/000.png ([Errno 13] Permission denied" in output, output
+    assert said_by_nobody(*generate)[0] == 0
+
+
 def test_options_that_contradict_each_other(images, tmp_path):
     base = ["--dataset_path", str(images), "--result_path", str(tmp_path), "--use_gpu", "-1"]
     for options, message in [
         (["--pretrain"], "needs --pretrain_path"),
         (["--pretrain", "--pretrain_path", "x", "--resume"], "leave one of them out"),
+        (["--pretrain_path", "x"], "does nothing without --pretrain"),
+        (["--start_epoch", "3"], "does nothing without --resume"),
+        (["--label_drop", "0"], "nothing unconditional is learned to guide with: add --cfg_scale 1"),
         (["--noise_steps", "20", "--sample_steps", "25"], "more than --noise_steps"),
         (["--conditional", "False", "--num_classes", "3"], "belongs to --conditional"),
         (["--num_classes", "2"], "has 3 class folders"),
         (["--image_size", "30"], "multiples of 4; 28,28 and 32,32 would work"),
         (["--distributed", "--world_size", "2", "--main_gpu", "2"], "outside the 2 processes"),
         (["--resume"], "there is no checkpoint"),
-        (["--pretrain", "--pretrain_path", str(images)], "it is a folder"),
+        (["--pretrain", "--pretrain_path", str(images)], "cannot be read: Is a directory"),
     ]:
         with pytest.raises(UserError, match=message):
             train_script.main([*base, *options])

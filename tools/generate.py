@@ -152,6 +152,8 @@ def check_metadata(args, contents: dict) -> dict:
             raise ValueError("its class names, image size, mode or schedule make no sense")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise opt.UserError(f"the metadata of {args.weight_path} is not usable: {error}") from None
+    if names and contents["args"].get("label_drop") == 0 and args.cfg_scale != 1:
+        raise opt.UserError(f"{args.weight_path} was trained with --label_drop 0, without guidance: add --cfg_scale 1")
     found = {
         "conditional": network["num_classes"] is not None,
         "num_classes": network["num_classes"],

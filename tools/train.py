@@ -110,6 +110,12 @@ def check(args) -> None:
         raise opt.UserError("--pretrain starts a new run and --resume goes on with one: leave one of them out")
     if args.sample_steps > args.noise_steps:
         raise opt.UserError(f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}")
+    if args.pretrain_path and not args.pretrain:
+        raise opt.UserError("--pretrain_path does nothing without --pretrain")
+    if args.start_epoch >= 0 and not args.resume:
+        raise opt.UserError(f"--start_epoch {args.start_epoch} does nothing without --resume")
+    if args.conditional and args.label_drop == 0 and args.vis and args.cfg_scale != 1:
+        raise opt.UserError("with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1")
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
     if not args.dataset_path.is_dir():
@@ -153,7 +159,7 @@ def train(args, ranks) -> int:
     plan = describe_plan(args, ranks, dataset, state, precision, network, loss_fn, epoch_steps, total_steps)
     lines = [*plan, f"warning     {remark}"] if remark else plan
     if args.plan:
-        print("\n".join(lines if ranks.is_main else []))
+        print("\n".join(lines))
         return 0
     if run:
         run.start({"args": state.args, "config": state.config}, state.step)
@@ -240,19 +246,8 @@ def restore(state, args, total_steps: int) -> None:
 
 
 # What decides the result of a run; anything else may differ when it is resumed.
-DECISIVE = [
-    "conditional",
-    "flip",
-    "seed",
-    "loss",
-    "label_drop",
-    "global_batch",
-    "optim",
-    "lr",
-    "lr_func",
-    "warmup_steps",
-]
-DECISIVE += ["weight_decay", "grad_clip", "ema_decay", "amp"]
+DECISIVE = "conditional flip seed loss label_drop global_batch optim lr lr_func warmup_steps".split()
+DECISIVE += "weight_decay grad_clip ema_decay amp".split()
 
 
 def changes(contents: dict, state) -> list[str]:
@@ -262,12 +257,7 @@ def changes(contents: dict, state) -> list[str]:
     from utils.trainer import versions
 
     def flat(args: dict, config: dict) -> dict:
-        return {
-            **{key: args.get(key) for key in DECISIVE},
-            **config["network"],
-            **config["diffusion"],
-            **config["data"],
-        }
+        return {key: args.get(key) for key in DECISIVE} | config["network"] | config["diffusion"] | config["data"]
 
     before, now = flat(contents["args"], contents["config"]), flat(state.args, state.config)
     before_machine, machine = contents["versions"], versions(next(state.network.parameters()).device)
@@ -313,13 +303,14 @@ def preview_function(diffusion, dataset, precision, args):
     labels = [label for label in range(len(names)) for _ in range(args.num_vis)] if names else None
     count = args.num_vis * max(1, len(names))
 
-    def preview_fn(network):
-        images, size, channels = [], dataset.image_size, dataset.channels
+    def preview_fn(network, callback):
+        images, shape = [], (dataset.image_size, dataset.channels)
         with precision.autocast():
             for start in range(0, count, args.batch_size):
                 seeds = range(start, min(start + args.batch_size, count))  # the same noise in every preview
                 part = labels and labels[start : start + args.batch_size]
-                images.append(diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds))
+                options = {"labels": part, "cfg_scale": args.cfg_scale, "seeds": seeds, "callback": callback}
+                images.append(diffusion.sample(network, len(seeds), *shape, **options))
         return image_grid(torch.cat(images).cpu(), args.num_vis if names else min(8, count), names)
 
     return preview_fn

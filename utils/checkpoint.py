@@ -57,14 +57,14 @@ def read_checkpoint(path: Path) -> dict:
 
     A bare state_dict (weights of other programs, `module.` prefixes included) comes back as {"network": weights}.
     """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: {'it is a folder' if path.is_dir() else 'there is no such file'}")
     try:
         # torch.load skips the zip's checksums: one flipped bit would load as another number.
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+    except OSError as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or no checkpoint: {error}") from None
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -74,10 +74,8 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(contents, dict) or not contents:
         raise UserError(f"{path} holds no weights: found {type(contents).__name__}, a dict of tensors is needed")
     if "format_version" in contents:
-        if contents["format_version"] != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has checkpoint format {contents['format_version']}, this code reads {FORMAT_VERSION}"
-            )
+        if (version := contents["format_version"]) != FORMAT_VERSION:
+            raise UserError(f"{path} has checkpoint format {version}, this code reads {FORMAT_VERSION}")
         return contents
     if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in contents.items()):
         raise UserError(f"{path} is neither a checkpoint of this project nor a bare state_dict")
@@ -92,21 +90,15 @@ def load_weights(network: nn.Module, weights: dict, source: Path | str, assign: 
     """
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"the weights in {source} are not all tensors")
-    own, problems = network.state_dict(), []
-    if missing := [key for key in own if key not in weights]:
-        problems.append(f"missing {name_list(missing, 5)}")
-    if unexpected := [key for key in weights if key not in own]:
-        problems.append(f"unexpected {name_list(unexpected, 5)}")
-    if reshaped := [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]:
-        problems.append(f"other shapes: {name_list(reshaped, 5)}")
-    if problems:
-        raise UserError(
-            f"the weights in {source} do not fit the network {network.config['name']}: {'; '.join(problems)}"
-        )
+    own = network.state_dict()
+    both = [(key, tuple(weights[key].shape), tuple(own[key].shape)) for key in own if key in weights]
+    problems = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "other shapes:": [f"{key} {found} instead of {needed}" for key, found, needed in both if found != needed],
+    }
+    if said := "; ".join(f"{what} {name_list(names, 5)}" for what, names in problems.items() if names):
+        raise UserError(f"the weights in {source} do not fit the network {network.config['name']}: {said}")
     network.load_state_dict(weights, assign=assign)
 
 

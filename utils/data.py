@@ -60,9 +60,13 @@ class ImageSet(Dataset):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below the folder, sorted, without hidden files and folders."""
+    """All image files below the folder, sorted, without hidden files and folders. OSError where one is unreadable."""
+
+    def fail(error: OSError):
+        raise error
+
     found, seen = [], set()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         if (real := os.path.realpath(here)) in seen:  # a link that leads back up
             folders.clear()
             continue
@@ -80,12 +84,10 @@ def load_image_set(
     Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise everything below root
     is one set. Decoded sets up to `cache_bytes` stay in memory. Raises UserError where there is nothing to train on.
     """
-    if not root.is_dir():
-        raise UserError(f"dataset_path {root} is {'a file' if root.exists() else 'not there'}; a folder is needed")
     try:
         groups = _class_groups(root) if conditional else {"": find_images(root)}
     except OSError as error:
-        raise UserError(f"dataset_path {root} cannot be read: {error.strerror}") from None
+        raise UserError(f"dataset_path: the folder {error.filename} cannot be read: {error.strerror}") from None
     candidates = [(file, name) for name, files in groups.items() for file in files]
     if not candidates:
         suffixes = " ".join(sorted(SUFFIXES))
@@ -96,8 +98,8 @@ def load_image_set(
     images, grey = [], True
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda item: _try_read(item[0], image_size), candidates)
-        quiet = quiet or len(candidates) < 5000
-        progress = tqdm(results, "reading images", len(candidates), disable=quiet, leave=False)
+        count = len(candidates)
+        progress = tqdm(results, "reading images", count, disable=quiet or count < 5000, leave=False)
         for (file, name), result in zip(candidates, progress, strict=True):
             if isinstance(result, str):
                 left_out[str(file.relative_to(root))] = result

@@ -1,6 +1,7 @@
 """Which device, which number format, which process: everything about the machine that a run has to know."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -46,11 +47,22 @@ class Ranks:
             dist.all_reduce(low, dist.ReduceOp.MIN)
             dist.all_reduce(high, dist.ReduceOp.MAX)
             if not torch.equal(low, high):
-                raise RuntimeError("the processes hold different weights: this is a bug, please report it")
+                raise RuntimeError("the processes hold different weights: a bug, or machines that round differently")
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on at least one process: the same answer everywhere."""
         return bool(self.sum(torch.tensor(float(flag), device=device)).item()) if self.world_size > 1 else flag
+
+    def main_is_busy(self, busy: bool, device: torch.device) -> bool:
+        """A sign of life while the main process works alone, so that the others' patience (--timeout) begins anew.
+
+        The main process calls it now and then, at the end with False; the others, until it returns False.
+        """
+        if self.world_size > 1:
+            flag = torch.tensor(float(busy), device=device)
+            dist.broadcast(flag, self.main_rank)
+            busy = busy if self.is_main else bool(flag.item())
+        return busy
 
 
 def choose_device(use_gpu: int, ranks: Ranks) -> torch.device:
@@ -75,7 +87,7 @@ def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     if ranks.world_size > 1:
         device = next(network.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        network = nn.parallel.DistributedDataParallel(network, ids, broadcast_buffers=False)
+        network = nn.parallel.DistributedDataParallel(network, ids)
     return network
 
 
@@ -130,7 +142,10 @@ def launch(worker: Callable, args: object, distributed: bool, world_size: int, m
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         _check_ranks(world_size, main_gpu, int(os.environ["LOCAL_WORLD_SIZE"]), args.use_gpu)
-        sys.exit(_run_rank(worker, args, Ranks(rank, world_size, local_rank, main_gpu), timeout))
+        if sys.platform == "linux":  # a torchrun that is killed would leave its processes behind
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        store = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))[0]
+        _run_rank(worker, args, Ranks(rank, world_size, local_rank, main_gpu), timeout, store)
     if not distributed:
         sys.exit(worker(args, Ranks()))
     _check_ranks(world_size, main_gpu, world_size, args.use_gpu)
@@ -174,31 +189,34 @@ def _check_ranks(world_size: int, main_gpu: int, local_world_size: int, use_gpu:
 
 
 def _spawned(rank: int, worker: Callable, args: object, world_size: int, main_gpu: int, timeout: float, port: int):
+    if args.use_gpu < 0 or not torch.cuda.is_available():  # the processes share this machine's cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=timeout))
+    _run_rank(worker, args, Ranks(rank, world_size, rank, main_gpu), timeout, store)
+
+
+def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, store: dist.Store) -> None:
+    """Call the worker in this process of several, and exit with its status. Only the main process prints.
+
+    After an error by os._exit: the others may be gone, and leaving the process group would wait for them.
+    """
+    backend = "nccl" if args.use_gpu >= 0 and torch.cuda.is_available() else "gloo"
+    place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
     try:
-        sys.exit(_run_rank(worker, args, Ranks(rank, world_size, rank, main_gpu), timeout, store))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **place)
+        with contextlib.nullcontext() if ranks.is_main else contextlib.redirect_stdout(open(os.devnull, "w")):
+            status = worker(args, ranks)
+        dist.barrier()  # until the main process has saved
+        dist.destroy_process_group()
     except UserError as error:
-        if rank == main_gpu:
-            print(f"error: {error}", file=sys.stderr)
-        os._exit(2)  # not sys.exit: the others may be gone, and the process group would wait for them
+        if store.add(str(error), 1) == 1:  # the first to say so
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
     except KeyboardInterrupt:
         os._exit(130)
     except Exception as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             traceback.print_exc()
-        print(f"rank {rank} ended: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        print(f"rank {ranks.rank} ended: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, store: dist.Store | None = None) -> int:
-    on_gpu = args.use_gpu >= 0 and torch.cuda.is_available()
-    if not on_gpu and store is not None:  # the processes share this machine's cores; torchrun has its own setting
-        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.world_size))
-    if on_gpu:
-        torch.cuda.set_device(ranks.local_rank)
-    place = {} if store is None else {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout), **place)
-    status = worker(args, ranks)
-    dist.barrier()  # until the main process has saved
-    dist.destroy_process_group()
-    return status
+    sys.exit(status)

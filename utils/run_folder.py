@@ -41,7 +41,7 @@ class RunFolder:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"the run {path} is being written by another process; choose another --run_name") from None
-        if not resume and any((path / name).exists() for name in (CONFIG, LAST, METRICS)):
+        if not resume and any((path / name).exists() for name in (LAST, PREVIOUS, METRICS)):
             raise UserError(f"{path} holds an earlier run: go on with --resume, or choose another --run_name")
         self._tensorboard: SummaryWriter | None = None
         self._saving: threading.Thread | None = None
@@ -99,6 +99,8 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     os.truncate(file, size)  # no half rows
                 raise
+        if "TensorBoard" in self._failed:  # until the next good save: each try would begin another file
+            return
         with self._may_fail("TensorBoard"):
             try:
                 for row in rows:
@@ -114,7 +116,8 @@ class RunFolder:
         file = self.path / "samples" / f"epoch_{epoch:04d}.{image_format}"
         with self._may_fail("samples"):
             save_image(picture, file)
-            self._board().add_image("samples", np.atleast_3d(np.asarray(picture)), step, dataformats="HWC")
+            if "TensorBoard" not in self._failed:
+                self._board().add_image("samples", np.atleast_3d(np.asarray(picture)), step, dataformats="HWC")
         return file
 
     def write_checkpoint(self, contents: dict, epoch: int | None, keep: int) -> None:
@@ -135,6 +138,7 @@ class RunFolder:
                     earlier = [number for number in numbered_epochs(self.path) if number <= epoch]
                     for old in earlier[:-keep] if keep else []:
                         (self.path / f"ckpt_{old}.pt").unlink()
+                self._failed.discard("TensorBoard")
             except Exception as error:
                 self._save_error = error
 
@@ -148,9 +152,7 @@ class RunFolder:
             return True
         if not isinstance(error, OSError | RuntimeError):  # torch.save wraps a full disk in a RuntimeError
             raise error
-        self.log(
-            f"warning: the checkpoint could not be written ({error}); the one before it is whole, training goes on"
-        )
+        self.log(f"warning: the checkpoint could not be written ({error}); the one before is whole, training goes on")
         return False
 
     def finish_saving(self) -> bool:

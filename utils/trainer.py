@@ -151,13 +151,9 @@ class Meter:
         speed = self.images / max(time.perf_counter() - self.start, 1e-9)
         rows = []
         for (step, lr, _, _), norm, values in zip(self.rows, norms, totals, strict=True):
-            means = {
-                name: total / count if count else math.nan for name, (total, count) in zip(names, values, strict=True)
-            }
-            rows.append(
-                {"step": step + 1, "epoch": step // steps_per_epoch + 1, **means, "lr": lr, "grad_norm": norm}
-                | {"images_per_second": round(speed, 1)}
-            )
+            means = {name: s / n if n else math.nan for name, (s, n) in zip(names, values, strict=True)}
+            row = {"step": step + 1, "epoch": step // steps_per_epoch + 1, **means, "lr": lr, "grad_norm": norm}
+            rows.append(row | {"images_per_second": round(speed, 1)})
         self.rows, self.images, self.start = [], 0, time.perf_counter()
         return rows
 
@@ -184,7 +180,8 @@ def fit(
     network: nn.Module,  # what loss_fn calls: state.network, or a wrapper of it (DistributedDataParallel, compiled)
     loader: Iterable,  # micro-batches from state.step on, `accumulate` per step; tuples, the first item of length B
     loss_fn: Callable[[nn.Module, tuple, list[torch.Generator]], dict[str, Tensor]],
-    preview_fn: Callable[[nn.Module], Image.Image] | None,  # EMA network -> a picture
+    preview_fn: Callable[[nn.Module, Callable], Image.Image]
+    | None,  # (EMA network, for it to call now and then) -> a picture
     state: TrainState,
     *,
     run: RunFolder | None,  # where the main process writes; None on the others
@@ -220,6 +217,8 @@ def fit(
             epoch, into_epoch = divmod(state.step, steps_per_epoch)
             finished = state.step >= total_steps
             saving = finished or into_epoch == 0 or (save_steps and state.step % save_steps == 0)
+            if ranks.is_main:
+                run.check_saving()
             if saving or state.step % log_interval == 0 or (received and ranks.world_size == 1):
                 rows = meter.flush(steps_per_epoch)
                 with meter.pause():
@@ -229,7 +228,6 @@ def fit(
                             run.finish_saving()
                         raise UserError(problem)
                     if ranks.is_main and rows:
-                        run.check_saving()
                         run.write_metrics(rows)
                         bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", img_s=rows[-1]["images_per_second"])
                     stop = ranks.any(bool(received), device)
@@ -239,10 +237,16 @@ def fit(
                         if ranks.is_main:
                             number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
                             run.write_checkpoint(state.contents(epoch), number, keep)
-                    if ranks.is_main and preview_fn and fresh and not stop:
+                            if not fresh and not run.finish_saving():  # before any work
+                                raise UserError(f"no checkpoint can be written into {run.path}")
+                    if preview_fn and fresh and not stop:
                         if finished or (into_epoch == 0 and epoch % preview_epochs == 0):
-                            file = run.write_preview(preview_fn(state.ema.network), epoch, state.step, image_format)
-                            run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
+                            if ranks.is_main:
+                                picture = preview_fn(state.ema.network, lambda *_: ranks.main_is_busy(True, device))
+                                file = run.write_preview(picture, epoch, state.step, image_format)
+                                run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
+                            while ranks.main_is_busy(False, device):
+                                pass
                 if stop:
                     status = 128 + (received[0] if received else signal.SIGTERM)
                 if stop or finished:
@@ -263,10 +267,8 @@ def fit(
                         out = loss_fn(network, batch, generators)
                     state.scaler.scale(out["loss"] / accumulate).backward()
                 seen += count
-                pairs = {"loss": torch.stack([out["loss"].detach() * count, out["loss"].new_tensor(count)])} | {
-                    name: pair for name, pair in out.items() if name != "loss"
-                }
-                sums = {name: pair + sums.get(name, 0) for name, pair in pairs.items()}
+                out["loss"] = torch.stack([out["loss"].detach() * count, out["loss"].new_tensor(count)])
+                sums = {name: pair + sums.get(name, 0) for name, pair in out.items()}
             state.scaler.unscale_(state.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
             state.scaler.step(state.optimizer)
@@ -279,9 +281,8 @@ def fit(
     if ranks.is_main:
         safe = run.finish_saving()
         end = "stopped, saved; --resume goes on" if status else f"finished; the weights are {run.path / SLIM}"
-        run.log(
-            f"step {state.step:,} of {total_steps:,}: {end if safe else 'the last checkpoint could not be written'}"
-        )
+        end = end if safe else "the last checkpoint could not be written"
+        run.log(f"step {state.step:,} of {total_steps:,}: {end}")
         run.close()
         status = status if safe else 1
     return status

@@ -42,6 +42,5 @@ class CSPDarkUNet(UNet):
         half = c_out // 2
         blocks = [self.block(half, half, kernels=(1, 3)) for _ in range(self.config["blocks_per_level"])]
         norm = group_norm(self.config["norm_groups"], 2 * half, self.config["norm_eps"])
-        return CSPStage(
-            c_in, c_out, blocks, norm, self.config["act"], self.attention(c_out) if attends else nn.Identity()
-        )
+        attention = self.attention(c_out) if attends else nn.Identity()
+        return CSPStage(c_in, c_out, blocks, norm, self.config["act"], attention)

@@ -146,6 +146,7 @@ def test_config_rebuilds_the_network(name):
     assert again.config == network.config == build_network(network.config).config
     default = build_network({"name": name})
     assert default.config["name"] == name and default.num_classes is None
+    assert not list(network.buffers())  # EMA follows parameters only
 
 
 @pytest.mark.parametrize("name", NETWORKS)

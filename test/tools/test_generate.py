@@ -129,7 +129,7 @@ def test_bare_weights_need_the_article_s_options(script, weights, tmp_path):
         (["--conditional", "False"], "was trained with True"),
         (["--act", "gelu"], "was trained with silu"),
         (["--sample_steps", "2000"], "must lie in 1..1000"),
-        (["--weight_path", "missing.pt"], "no such file"),
+        (["--weight_path", "missing.pt"], "No such file"),
         (["--generate_name", "a/b"], "without slashes"),
     ],
 )

@@ -194,3 +194,22 @@ def test_help_is_quick():
         return min(times)
 
     assert fastest(str(ROOT / "tools/train.py"), "--help") < 1.5 * fastest("-c", "import torch")
+
+
+@pytest.mark.fault
+def test_twenty_starts_of_one_run_have_one_winner(images, tmp_path):
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
+    command += ["--result_path", str(tmp_path), "--run_name", "a", "--epochs", "100000", "--vis", "False"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, **quiet) for _ in range(20)]
+    end = time.monotonic() + 200
+    while len(alive := [process for process in running if process.poll() is None]) > 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(alive) == 1
+    wait_for_step(tmp_path / "a", 5)
+    alive[0].terminate()
+    assert alive[0].wait(60) == 128 + signal.SIGTERM
+    for process in running:
+        if process is not alive[0]:
+            said = process.stderr.read()
+            assert process.returncode == 2 and said.count("\n") == 1 and "being written by another process" in said

@@ -132,8 +132,9 @@ def test_broken_files_are_named_and_left_out(images):
 
 
 def test_folders_with_nothing_to_train_on(tmp_path):
-    with pytest.raises(UserError, match="not there"):
-        load_image_set(tmp_path / "missing", SIZE, True)
+    for conditional in (True, False):
+        with pytest.raises(UserError, match="missing cannot be read: No such file"):
+            load_image_set(tmp_path / "missing", SIZE, conditional)
     with pytest.raises(UserError, match="holds no images"):
         load_image_set(tmp_path, SIZE, False)
     (tmp_path / "a").mkdir()

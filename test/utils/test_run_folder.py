@@ -104,8 +104,13 @@ def test_a_full_disk_is_said_once_for_each_file(tmp_path, capsys, monkeypatch):
         (run.path / name).unlink(missing_ok=True)
     monkeypatch.undo()
     run.write_metrics([{"step": 3, "epoch": 1, "loss": 1.0}])  # there is room again
+    assert not list(run.path.glob("events.*"))  # TensorBoard begins a new file, so it is tried after a good save
+    run.write_checkpoint(tensors(3), None, 0)
+    assert run.finish_saving()
+    run.write_metrics([{"step": 4, "epoch": 1, "loss": 1.0}])
     run.close()
-    assert (run.path / "metrics.csv").read_text() == "step,epoch,loss\n3,1,1.0\n"
+    assert len(list(run.path.glob("events.*"))) == 1
+    assert (run.path / "metrics.csv").read_text() == "step,epoch,loss\n3,1,1.0\n4,1,1.0\n"
 
 
 def test_metrics_are_cut_back(tmp_path):

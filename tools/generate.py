@@ -59,6 +59,8 @@ OPTIONS = {
 }
 # fmt: on
 
+GRID = 256  # as many images, at most, are shown together
+
 
 def build_parser() -> opt.Parser:
     return opt.make_parser(__doc__, OPTIONS)
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def generate(args, ranks) -> int:
-    """One process: its share of the images; the main one writes all of them. Returns its exit status."""
+    """One process: its share of the images, written as they are done. Returns its exit status."""
     from utils.checkpoint import inference_network, read_checkpoint
     from utils.distributed import choose_device, choose_precision
 
@@ -89,10 +91,12 @@ def generate(args, ranks) -> int:
 
     # Images: this process takes every world_size-th
     count = args.num_images if labels is None else len(labels)
+    names = [data["class_names"][label] for label in labels] if labels else [""] * count
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
+    folder = gather(folder, ranks)[0]
     frames = [] if args.animate and ranks.is_main else None
     mine = range(count)[ranks.rank :: ranks.world_size]
-    images = []
+    first = []  # (place, image) of those that go into the grid
     for start in range(0, len(mine), args.batch_size):
         places = mine[start : start + args.batch_size]
         seeds = [args.seed + place for place in places]
@@ -101,22 +105,30 @@ def generate(args, ranks) -> int:
         watch = progress(diffusion, title, frames if start == 0 else None, ranks.is_main)
         channels = 1 if data["mode"] == "L" else 3
         batch = diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch)
-        images += zip(places, batch.cpu(), strict=True)
-    images = gather(images, ranks)
+        for place, image in zip(places, batch.cpu(), strict=True):
+            about = {"seed": args.seed + place, **({"class": names[place]} if labels else {}), **settings}
+            write_image(image, folder / f"{place:05d}.{args.image_format}", about)
+            if place < GRID:
+                first.append((place, image))
+
+    # What shows them together
+    pairs = sorted((pair for part in gather(first, ranks) for pair in part), key=lambda pair: pair[0])
     if ranks.is_main:
-        write(args, folder, images, labels, data["class_names"], settings, frames)
+        print(f"{count} images of {size[0]}x{size[1]} in {folder}")
+        write_grid([image for _, image in pairs], names, args, folder, settings)
+        if frames:
+            write_animation(frames, folder / f"denoising.{args.animate}")
     return 0
 
 
-def gather(images: list, ranks):
-    """(place, image) pairs of all processes -> (N,C,H,W) in order."""
+def gather(mine: object, ranks) -> list:
+    """What each of the processes has, in their order, on all of them."""
     import torch
 
+    everyones = [mine] * ranks.world_size
     if ranks.world_size > 1:
-        parts = [None] * ranks.world_size
-        torch.distributed.all_gather_object(parts, images)
-        images = [pair for part in parts for pair in part]
-    return torch.stack([image for _, image in sorted(images, key=lambda pair: pair[0])])
+        torch.distributed.all_gather_object(everyones, mine)
+    return everyones
 
 
 def choose_sampler(args, contents: dict, network, device):
@@ -260,36 +272,46 @@ def progress(diffusion, title: str, frames: list | None, shown: bool):
     return callback
 
 
-def write(args, folder: Path, images, labels, class_names, settings: dict, frames) -> None:
-    """The images, a labelled grid of them and the animation; prints where they are."""
+def write_image(image, file: Path, settings: dict) -> None:
+    """(C,H,W) float in [-1, 1] -> an image file; in a PNG, the settings become its text."""
     from PIL import Image
 
-    from utils.images import image_grid, save_image, to_uint8
+    from utils.images import save_image, to_uint8
 
-    names = ["" if labels is None else class_names[label] for label in labels or [0] * len(images)]
-    for i, (image, name) in enumerate(zip(images, names, strict=True)):
-        about = {"seed": args.seed + i, **({"class": name} if name else {}), **settings}
-        pixels = to_uint8(image).permute(1, 2, 0).numpy()
-        picture = Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels)
-        save_image(picture, folder / f"{i:05d}.{args.image_format}", about)
+    pixels = to_uint8(image).permute(1, 2, 0).numpy()
+    save_image(Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels), file, settings)
+
+
+def write_grid(images: list, names: list[str], args, folder: Path, settings: dict) -> None:
+    """The first images in one picture, with class and seed below each."""
+    import torch
+
+    from utils.images import image_grid, save_image
+
     columns = min(8, max(1, round(len(images) ** 0.5 * 1.2))) if len(images) < 64 else 16
-    captions = [f"{name[:12]} {args.seed + i}".strip() for i, name in enumerate(names)]
-    grid = folder / f"grid.{args.image_format}"
-    save_image(image_grid(images, columns, captions=captions), grid, settings)
-    print(f"{len(images)} images of {images.shape[2]}x{images.shape[3]} in {folder}, together in {grid}")
-    if frames:
-        film, columns = folder / f"denoising.{args.animate}", min(4, len(frames[0][0]))
-        pictures = []
-        for x, x0 in frames:
-            left, right = image_grid(x, columns), image_grid(x0, columns)
-            canvas = Image.new(left.mode, (2 * left.width + 12, left.height), "white")
-            canvas.paste(left, (0, 0))
-            canvas.paste(right, (left.width + 12, 0))
-            pictures.append(canvas)
-        durations = [80] * (len(pictures) - 1) + [2000]  # milliseconds
-        options = {"lossless": True} if args.animate == "webp" else {}
-        pictures[0].save(film, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
-        print(f"the denoising, x_t beside the estimate of x0, in {film}")
+    captions = [f"{names[i][:12]} {args.seed + i}".strip() for i in range(len(images))]
+    file = folder / f"grid.{args.image_format}"
+    save_image(image_grid(torch.stack(images), columns, captions=captions), file, settings)
+    print(f"the first {len(images)} together in {file}" if len(images) == GRID else f"all of them together in {file}")
+
+
+def write_animation(frames: list, file: Path) -> None:
+    """Pairs (x_t, estimate of x0), each (N,C,H,W), side by side, as a film."""
+    from PIL import Image
+
+    from utils.images import image_grid
+
+    columns, pictures = min(4, len(frames[0][0])), []
+    for x, x0 in frames:
+        left, right = image_grid(x, columns), image_grid(x0, columns)
+        canvas = Image.new(left.mode, (2 * left.width + 12, left.height), "white")
+        canvas.paste(left, (0, 0))
+        canvas.paste(right, (left.width + 12, 0))
+        pictures.append(canvas)
+    durations = [80] * (len(pictures) - 1) + [2000]  # milliseconds
+    options = {"lossless": True} if file.suffix == ".webp" else {}
+    pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
+    print(f"the denoising, x_t beside the estimate of x0, in {file}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -148,3 +149,15 @@ def test_class_names_come_before_numbers():
     Args.class_name = "a"
     with pytest.raises(UserError, match="trained without classes"):
         choose_labels(Args, [])
+
+
+def test_images_are_written_as_they_are_done(weights, tmp_path):
+    command = [sys.executable, str(ROOT / "tools/generate.py"), "--weight_path", str(weights), "--use_gpu", "-1"]
+    command += ["--num_images", "100000", "--batch_size", "4", "--sample_steps", "2", "--result_path", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(tmp_path.rglob("0*.png"))) < 8:
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert all(picture.shape == (8, 8) for picture in pictures(tmp_path / "generated")[:8])

@@ -119,8 +119,8 @@ def machines():
             ip("netns", "del", name)
 
 
-def torchrun(machines, run):
-    """An agent with one process on each machine, the first of which holds the rendezvous."""
+def torchrun(machines, run, *second):
+    """An agent with one process on each machine, the first of which holds the rendezvous; options of the second."""
     agents = []
     for i, (name, device, address) in enumerate(machines):
         launcher = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
@@ -128,7 +128,7 @@ def torchrun(machines, run):
         launcher += ["--rdzv_endpoint", f"{machines[0][2]}:29400", "--rdzv_conf", f"is_host={1 - i}"]
         agents.append(
             subprocess.Popen(
-                [*launcher, *run[1:]],
+                [*launcher, *run[1:], *map(str, second if i else ())],
                 env={**os.environ, "GLOO_SOCKET_IFNAME": device},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -168,6 +168,17 @@ def test_torchrun_on_two_machines(images, tmp_path, machines):
 
 
 @pytest.mark.fault
+def test_machines_that_were_told_different_things(images, tmp_path, machines):
+    agents = torchrun(machines, command(images, tmp_path, "a", "--epochs", 3), "--lr", 0.1, "--epochs", 4)
+    errors = [agent.communicate(timeout=60)[1] for agent in agents]
+    assert all(agent.returncode for agent in agents)
+    assert (
+        sum(error.count("error: the processes do not agree: epochs [3, 4], lr [0.0015, 0.1]") for error in errors) == 1
+    )
+    assert not (tmp_path / "a/metrics.csv").exists()
+
+
+@pytest.mark.fault
 def test_a_machine_that_is_cut_off(images, tmp_path, machines):
     """Both sides end after the timeout, and what was saved goes on."""
     run = command(images, tmp_path, "a", "--epochs", 5000, "--batch_size", 4, "--timeout", 6)
@@ -179,7 +190,7 @@ def test_a_machine_that_is_cut_off(images, tmp_path, machines):
         begun = time.monotonic()
         assert gone(tmp_path, 6 + 15) and time.monotonic() - begun > 4
         error = agents[0].communicate(timeout=30)[1]
-        assert agents[0].returncode != 0 and "rank 0 ended: " in error and "Timed out" in error
+        assert agents[0].returncode != 0 and "rank 0 ended: the others did not answer for 6 s" in error
     finally:
         for agent in agents:
             agent.kill()
@@ -221,6 +232,18 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_mistake_is_said_once(images, tmp_path):
+    run = command(images, tmp_path, "a", "--distributed", "--main_gpu", 1, script=ROOT / "tools/train.py")
+    for options, sentence in [
+        (["--num_classes", 2], "error: --num_classes 2, but"),  # all find it
+        (["--run_name", "b"], f"error: {tmp_path / 'b'} holds an earlier run"),  # the main process alone
+    ]:
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / "metrics.csv").write_text("step\n1\n")
+        done = subprocess.run([*run, *map(str, options)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and done.stderr.startswith(sentence) and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_killed_rank_ends_the_run_and_is_named(images, tmp_path):

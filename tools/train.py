@@ -152,12 +152,12 @@ def train(args, ranks) -> int:
     # Network, EMA, optimizer; what is to be learned
     state, diffusion = build_state(args, dataset, precision, global_batch)
     restore(state, args, total_steps)
+    ranks.check_agreement({**state.args, **OF_A_MACHINE, **state.config["data"], "step": state.step})
     network = wrap_network(state.network, ranks, args.compile)
     loss_fn = loss_function(diffusion, device, args)
 
     # The plan
-    plan = describe_plan(args, ranks, dataset, state, precision, network, loss_fn, epoch_steps, total_steps)
-    lines = [*plan, f"warning     {remark}"] if remark else plan
+    lines = describe_plan(args, ranks, dataset, state, precision, remark, network, loss_fn, epoch_steps, total_steps)
     if args.plan:
         print("\n".join(lines))
         return 0
@@ -205,14 +205,13 @@ def build_state(args, dataset, precision, global_batch: int):
     classes = len(dataset.class_names) or None
     if args.num_classes not in (None, classes):
         raise opt.UserError(f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders")
-    shape = {key: getattr(args, key) for key in (option[0].removeprefix("--") for option in OPTIONS["network"][1:])}
+    shape = {"name": args.network, "in_channels": dataset.channels, "num_classes": classes}
+    shape |= {key: getattr(args, key) for key in (option[0].removeprefix("--") for option in OPTIONS["network"][1:])}
     process = {key: getattr(args, key) for key in ("noise_steps", "noise_schedule", "prediction")}
     sampling = {"sample_steps": args.sample_steps, "timestep_spacing": args.timestep_spacing}
     torch.manual_seed(args.seed)
     try:
-        network = build_network(
-            {"name": args.network, "in_channels": dataset.channels, "num_classes": classes, **shape}
-        )
+        network = build_network(shape)
         check_image_size(*args.image_size, network.downsample_factor)
         diffusion = build_sampler(args.sample, process, device=precision.device, **sampling)
     except ValueError as error:
@@ -245,30 +244,25 @@ def restore(state, args, total_steps: int) -> None:
             load_weights(network, contents.get("ema") or contents["network"], args.pretrain_path)
 
 
-# What decides the result of a run; anything else may differ when it is resumed.
+# What decides the result of a run; the rest may differ when it is resumed.
 DECISIVE = "conditional flip seed loss label_drop global_batch optim lr lr_func warmup_steps".split()
 DECISIVE += "weight_decay grad_clip ema_decay amp".split()
+OF_A_MACHINE = dict.fromkeys(("dataset_path", "result_path", "pretrain_path", "num_workers"))  # may differ between them
 
 
 def changes(contents: dict, state) -> list[str]:
     """How the decisive settings of this run differ from those of the checkpoint. Warns of another machine."""
-    from tqdm import tqdm
-
     from utils.trainer import versions
 
-    def flat(args: dict, config: dict) -> dict:
-        return {key: args.get(key) for key in DECISIVE} | config["network"] | config["diffusion"] | config["data"]
+    def decisive(args: dict, config: dict) -> dict:
+        facts = {key: args.get(key) for key in DECISIVE} | config["network"] | config["diffusion"] | config["data"]
+        return {"the images" if key == "fingerprint" else key: value for key, value in facts.items()}
 
-    before, now = flat(contents["args"], contents["config"]), flat(state.args, state.config)
-    before_machine, machine = contents["versions"], versions(next(state.network.parameters()).device)
-    if before_machine != machine:
-        tqdm.write(
-            f"warning: the checkpoint was made with {before_machine}, this is {machine}: equal, but not to the bit"
-        )
-    short = {"fingerprint": "the images", "images": "number of images"}
-    return [
-        f"{short.get(key, key)} {before.get(key)} before, {now[key]} now" for key in now if now[key] != before.get(key)
-    ]
+    before, now = contents["versions"], versions(next(state.network.parameters()).device)
+    if before != now:
+        print(f"warning: the checkpoint was made with {before}, this is {now}: equal, but not to the bit")
+    before, now = decisive(contents["args"], contents["config"]), decisive(state.args, state.config)
+    return [f"{key} {before.get(key)} before, {now[key]} now" for key in now if now[key] != before.get(key)]
 
 
 def loss_function(diffusion, device, args):
@@ -316,7 +310,7 @@ def preview_function(diffusion, dataset, precision, args):
     return preview_fn
 
 
-def describe_plan(args, ranks, dataset, state, precision, network, loss_fn, epoch_steps, total_steps) -> list[str]:
+def describe_plan(args, ranks, dataset, state, precision, remark, network, loss_fn, epoch_steps, total_steps):
     """What the run will do, in lines. The seconds per step are measured."""
     from torch.utils.data import default_collate
 
@@ -343,6 +337,7 @@ def describe_plan(args, ranks, dataset, state, precision, network, loss_fn, epoc
         f"time        {seconds:.3f} s per step, about {timedelta(seconds=round(finish))} left: until "
         f"{time.strftime('%a %H:%M', time.localtime(time.time() + finish))}",
         f"disk        {((2 + kept) * full + 4 * count) / 1e6:,.0f} MB of checkpoints below {args.result_path}",
+        *([f"warning     {remark}"] if remark else []),
     ]
 
 

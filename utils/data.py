@@ -98,8 +98,7 @@ def load_image_set(
     images, grey = [], True
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda item: _try_read(item[0], image_size), candidates)
-        count = len(candidates)
-        progress = tqdm(results, "reading images", count, disable=quiet or count < 5000, leave=False)
+        progress = tqdm(results, "reading images", len(candidates), disable=quiet, leave=False, delay=2)
         for (file, name), result in zip(candidates, progress, strict=True):
             if isinstance(result, str):
                 left_out[str(file.relative_to(root))] = result

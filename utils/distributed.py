@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from multiprocessing.connection import wait as wait_for_any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from utils.options import UserError
+from utils.options import UserError, name_list
 
 
 @dataclass
@@ -48,6 +50,15 @@ class Ranks:
             dist.all_reduce(high, dist.ReduceOp.MAX)
             if not torch.equal(low, high):
                 raise RuntimeError("the processes hold different weights: a bug, or machines that round differently")
+
+    def check_agreement(self, facts: dict) -> None:
+        """UserError unless all processes have the same: other machines may have been given other options or images."""
+        everyones = [facts] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyones, facts)
+        lists = {key: [each.get(key) for each in everyones] for key in facts}
+        if differ := [f"{key} {values}" for key, values in lists.items() if values.count(values[0]) < len(values)]:
+            raise UserError(f"the processes do not agree: {name_list(differ)}")
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set on at least one process: the same answer everywhere."""
@@ -85,9 +96,7 @@ def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     if compiled:
         network = torch.compile(network)
     if ranks.world_size > 1:
-        device = next(network.parameters()).device
-        ids = [device.index] if device.type == "cuda" else None
-        network = nn.parallel.DistributedDataParallel(network, ids)
+        network = nn.parallel.DistributedDataParallel(network)
     return network
 
 
@@ -202,6 +211,7 @@ def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, stor
     """
     backend = "nccl" if args.use_gpu >= 0 and torch.cuda.is_available() else "gloo"
     place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
+    tqdm.set_lock(threading.RLock())  # its own lock would outlive a process that is killed
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **place)
         with contextlib.nullcontext() if ranks.is_main else contextlib.redirect_stdout(open(os.devnull, "w")):
@@ -217,6 +227,7 @@ def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, stor
     except Exception as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             traceback.print_exc()
-        print(f"rank {ranks.rank} ended: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        elif "timed out" in str(error).lower():  # else a process has ended, which has its own message
+            print(f"rank {ranks.rank} ended: the others did not answer for {timeout:g} s", file=sys.stderr, flush=True)
         os._exit(1)
     sys.exit(status)

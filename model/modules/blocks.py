@@ -85,10 +85,8 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, head_channels: int | None, norm_groups: int, norm_eps: float):
         super().__init__()
         if channels % (head_channels or channels):
-            raise ValueError(
-                f"head_channels {head_channels} does not divide an attention level of {channels} channels; "
-                f"{math.gcd(head_channels, channels)} does"
-            )
+            fits = math.gcd(head_channels, channels)
+            raise ValueError(f"head_channels {head_channels} does not divide the {channels} of attention; {fits} does")
         self.heads = channels // (head_channels or channels)
         self.norm = group_norm(norm_groups, channels, norm_eps)
         self.qkv = nn.Linear(channels, 3 * channels)

@@ -21,9 +21,7 @@ class ConditionEmbedding(nn.Module):
     The label table has num_classes + 1 rows; the last one is the null label, which stands for "no label".
     """
 
-    def __init__(
-        self, dim: int, out_dim: int, num_classes: int | None, freq_shift: float = 0.0, cos_first: bool = True
-    ):
+    def __init__(self, dim: int, out_dim: int, num_classes: int | None, freq_shift: float, cos_first: bool):
         super().__init__()
         self.dim, self.num_classes, self.freq_shift, self.cos_first = dim, num_classes, freq_shift, cos_first
         self.time_mlp = nn.Sequential(nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim))

@@ -11,9 +11,8 @@ from model.modules.embeddings import ConditionEmbedding
 
 def config_of(name: str, arguments: dict) -> dict:
     """The plain dict of a network from the locals() at the top of its __init__. ValueError for values out of bounds."""
-    config = {
-        key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items() if key[0] != "_" and key != "self"
-    }
+    given = {key: value for key, value in arguments.items() if key[0] != "_" and key != "self"}
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     bounds = {"in_channels": 64, "out_channels": 64, "num_classes": 1_000_000, "channels": 2048}
     bounds |= {"blocks_per_level": 16, "head_channels": 2048, "norm_groups": 2048}
     for key, high in bounds.items():

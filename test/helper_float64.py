@@ -1,10 +1,14 @@
-"""train.py in float64, which only tests use: rounding in float32 hides mistakes in the logic.
+"""train.py in float64, which only tests use: rounding in float32 hides mistakes in the logic. With accidents, as the
+environment says:
 
-ONLY_RANK_NAN=r makes the loss of rank r NaN from step 5 on.
+NAN_RANK=r: the loss of rank r is NaN from step 5 on.
+DRIFT_RANK=r: the weights of rank r differ by a bit from step 3 on.
+SLOW_STEP=s, SLOW_RANK=r: each forward pass takes s seconds longer from step 10 on, on all ranks or on that one.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -12,29 +16,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from tools import train  # noqa: E402
-from utils import trainer  # noqa: E402
 
 
 def main_of_rank(args, ranks) -> int:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    if os.environ.get("ONLY_RANK_NAN") == str(ranks.rank):
-        make = train.loss_function
+    me, make = str(ranks.rank), train.loss_function
 
-        def loss_function(*arguments):
-            loss_fn, calls = make(*arguments), [0]
+    def loss_function(*arguments):
+        loss_fn, calls = make(*arguments), [0]
 
-            def poisoned(network, batch, generators):
-                out, calls[0] = loss_fn(network, batch, generators), calls[0] + 1
-                return out | {"loss": out["loss"] * (float("nan") if calls[0] > 10 else 1)}
+        def with_accidents(network, batch, generators):
+            calls[0] += 1  # 5 of them measure the time
+            if calls[0] > 15 and os.environ.get("SLOW_RANK", me) == me:
+                time.sleep(float(os.environ.get("SLOW_STEP", 0)))
+            if calls[0] == 8 and os.environ.get("DRIFT_RANK") == me:
+                with torch.no_grad():
+                    next(network.parameters()).view(-1)[0] += 1e-9
+            out = loss_fn(network, batch, generators)
+            poisoned = calls[0] > 10 and os.environ.get("NAN_RANK") == me
+            return out | {"loss": out["loss"] * (float("nan") if poisoned else 1)}
 
-            return poisoned
+        return with_accidents
 
-        train.loss_function = loss_function
+    train.loss_function = loss_function
     return original(args, ranks)
 
 
 original, train.train = train.train, main_of_rank
 if __name__ == "__main__":
-    assert trainer
     train.opt.run_script(train.main)

@@ -1,26 +1,38 @@
-"""train.py that kills itself with SIGKILL after training step KILL_AT_STEP, when the saves before it are on disk."""
+"""train.py with accidents, as the environment says.
+
+KILL_AT_STEP=n: it kills itself with SIGKILL after training step n, when the saves before it are on disk.
+SLOW_SAVE=s: each file of a checkpoint takes s seconds longer.
+"""
 
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.ema import EMA  # noqa: E402
 from tools import train  # noqa: E402
+from utils import run_folder  # noqa: E402
 
 
 def update_and_die(self, network, step):
     update(self, network, step)
-    if step + 1 == int(os.environ["KILL_AT_STEP"]):
+    if step + 1 == int(os.environ.get("KILL_AT_STEP", 0)):
         for thread in threading.enumerate():
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def save_slowly(*args, **options):
+    time.sleep(float(os.environ.get("SLOW_SAVE", 0)))
+    save(*args, **options)
+
+
 update, EMA.update = EMA.update, update_and_die
+save, run_folder.save_checkpoint = run_folder.save_checkpoint, save_slowly
 if __name__ == "__main__":
     train.opt.run_script(train.main)

@@ -21,14 +21,20 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_states(a: Path, b: Path, tolerance: float = 0.0) -> None:
-    """Step, network, EMA and optimizer of two checkpoints."""
+    """Step, network, EMA, optimizer and scaler of two checkpoints, bit by bit unless there is a tolerance."""
+
+    def check(one, two):
+        assert one.keys() == two.keys() and len(one) > 0
+        for key in one:
+            x, y = torch.as_tensor(one[key]), torch.as_tensor(two[key])
+            assert torch.equal(x, y) if tolerance == 0 else (x - y).abs().max() <= tolerance, key
+
     a, b = read_checkpoint(a), read_checkpoint(b)
-    assert a["state"] == b["state"]
+    assert a["state"] == b["state"] and a["scaler"] == b["scaler"]
     for part in ("network", "ema"):
-        assert a[part].keys() == b[part].keys()
-        assert max((a[part][key] - b[part][key]).abs().max() for key in a[part]) <= tolerance
+        check(a[part], b[part])
     for ours, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
-        assert all((torch.as_tensor(ours[key]) - theirs[key]).abs().max() <= tolerance for key in ours)
+        check(ours, theirs)
 
 
 def wait_for_step(run: Path, step: int, timeout: float = 60) -> None:

@@ -212,7 +212,7 @@ def test_a_killed_torchrun_leaves_no_process(images, tmp_path, machines):
 
 
 def start_two(images, results, *options, script=ROOT / "tools/train.py"):
-    """A long run on two processes that has made steps: the launcher and the process numbers of the ranks."""
+    """A long run on two processes that has made 10 steps: the launcher and the process numbers of the ranks."""
     options = ["--epochs", 5000, "--distributed", "--world_size", 2, "--batch_size", 2, *options]
     launcher = subprocess.Popen(
         command(images, results, "a", *options, script=script),
@@ -220,7 +220,7 @@ def start_two(images, results, *options, script=ROOT / "tools/train.py"):
         text=True,
         start_new_session=True,
     )
-    wait_for_step(results / "a", 12, 120)
+    wait_for_step(results / "a", 10, 120)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     ranks = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(ranks) == 2
@@ -285,14 +285,39 @@ def test_a_preview_may_last_longer_than_the_timeout(images, tmp_path):
 
 
 @pytest.mark.fault
-def test_a_killed_launcher_leaves_no_process(images, tmp_path):
-    launcher, ranks = start_two(images, tmp_path)
+def test_a_killed_launcher_leaves_no_process(images, tmp_path, monkeypatch):
+    """With steps of 8 seconds: the processes save before they end, and do not wait for --log_interval."""
+    monkeypatch.setenv("SLOW_STEP", "8")
+    launcher, ranks = start_two(images, tmp_path, script=SCRIPT)
     launcher.kill()
     launcher.wait(10)
     end = time.monotonic() + 30
     while any(map(alive, ranks)) and time.monotonic() < end:
         time.sleep(0.2)
     assert not any(map(alive, ranks))
+    step = int(metrics(tmp_path / "a")[-1]["step"])
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == step
+    assert "stopped, saved" in (tmp_path / "a/log.txt").read_text()
+
+
+@pytest.mark.fault
+def test_the_process_at_fault_is_named_where_the_others_are_busy(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLOW_STEP", "40")
+    monkeypatch.setenv("SLOW_RANK", "0")
+    launcher, ranks = start_two(images, tmp_path, script=SCRIPT)
+    begun = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    error = launcher.communicate(timeout=60)[1]
+    assert time.monotonic() - begun < 15 and not any(map(alive, ranks))
+    assert error.count("error: ") == 1 and "error: rank 1 was killed by SIGKILL" in error
+
+
+@pytest.mark.fault
+def test_weights_that_drift_apart_stop_the_run(images, tmp_path):
+    run = command(images, tmp_path, "a", "--epochs", 50, "--distributed", "--batch_size", 2)
+    done = subprocess.run(run, env={**os.environ, "DRIFT_RANK": "1"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "the processes hold different weights" in done.stderr
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 0  # nothing was saved after it
 
 
 @pytest.mark.fault
@@ -310,7 +335,7 @@ def test_signals_save_on_all_processes(images, tmp_path):
 @pytest.mark.fault
 def test_nan_on_one_rank_stops_all_at_the_same_step(images, tmp_path):
     options = ["--epochs", 50, "--distributed", "--world_size", 2, "--batch_size", 2, "--log_interval", 1]
-    env = {**os.environ, "ONLY_RANK_NAN": "1"}
+    env = {**os.environ, "NAN_RANK": "1"}
     run = command(images, tmp_path, "a", *options)
     done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr

@@ -118,9 +118,8 @@ def check(args) -> None:
         raise opt.UserError("with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1")
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
-    if not args.dataset_path.is_dir():
-        found = "is a file" if args.dataset_path.exists() else "is not there"
-        raise opt.UserError(f"--dataset_path {args.dataset_path} {found}; a folder of images is needed")
+    if not (folder := args.dataset_path).is_dir():
+        raise opt.UserError(f"--dataset_path {folder} is {'a file' if folder.exists() else 'not there'}; name a folder")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,7 +150,7 @@ def train(args, ranks) -> int:
 
     # Network, EMA, optimizer; what is to be learned
     state, diffusion = build_state(args, dataset, precision, global_batch)
-    restore(state, args, total_steps)
+    source = restore(state, args, total_steps)
     ranks.check_agreement({**state.args, **OF_A_MACHINE, **state.config["data"], "step": state.step})
     network = wrap_network(state.network, ranks, args.compile)
     loss_fn = loss_function(diffusion, device, args)
@@ -162,7 +161,7 @@ def train(args, ranks) -> int:
         print("\n".join(lines))
         return 0
     if run:
-        run.start({"args": state.args, "config": state.config}, state.step)
+        run.start({"args": state.args, "config": state.config}, state.step, source)
         run.log("\n".join(lines))
 
     # Fit
@@ -225,23 +224,29 @@ def build_state(args, dataset, precision, global_batch: int):
     return state, diffusion
 
 
-def restore(state, args, total_steps: int) -> None:
-    """The state of the checkpoint that --resume goes on from, or the weights of --pretrain."""
+def restore(state, args, total_steps: int) -> Path | None:
+    """The state of the checkpoint that --resume goes on from, and its file; or the weights of --pretrain."""
     from utils.checkpoint import load_weights, read_checkpoint
     from utils.run_folder import find_checkpoint
 
     if args.resume:
         contents, file = find_checkpoint(args.result_path / args.run_name, args.start_epoch)
-        changed = changes(contents, state)
-        if changed and not args.allow_changes:
-            raise opt.UserError(f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on")
-        state.restore(contents, file)
+        try:
+            changed = changes(contents, state)
+            if changed and not args.allow_changes:
+                raise opt.UserError(
+                    f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on"
+                )
+            state.restore(contents, file)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise opt.UserError(f"{file} is no checkpoint of train.py to resume from: {error!r}") from None
         if state.step > total_steps:
             raise opt.UserError(f"{file} has done {state.step} steps; --epochs {args.epochs} is only {total_steps}")
+        return file
     elif args.pretrain:
         contents = read_checkpoint(args.pretrain_path)
         for network in (state.network, state.ema.network):
-            load_weights(network, contents.get("ema") or contents["network"], args.pretrain_path)
+            load_weights(network, contents.get("ema") or contents.get("network"), args.pretrain_path)
 
 
 # What decides the result of a run; the rest may differ when it is resumed.
@@ -252,16 +257,16 @@ OF_A_MACHINE = dict.fromkeys(("dataset_path", "result_path", "pretrain_path", "n
 
 def changes(contents: dict, state) -> list[str]:
     """How the decisive settings of this run differ from those of the checkpoint. Warns of another machine."""
-    from utils.trainer import versions
 
     def decisive(args: dict, config: dict) -> dict:
         facts = {key: args.get(key) for key in DECISIVE} | config["network"] | config["diffusion"] | config["data"]
         return {"the images" if key == "fingerprint" else key: value for key, value in facts.items()}
 
-    before, now = contents["versions"], versions(next(state.network.parameters()).device)
+    before, now = contents["versions"], state.versions()
     if before != now:
-        print(f"warning: the checkpoint was made with {before}, this is {now}: equal, but not to the bit")
-    before, now = decisive(contents["args"], contents["config"]), decisive(state.args, state.config)
+        print(f"warning: the checkpoint was made with {before}, this is {now}: equal to rounding, dropout apart")
+    before = decisive(contents["args"] | contents["state"], contents["config"])
+    now = decisive(state.args, state.config)
     return [f"{key} {before.get(key)} before, {now[key]} now" for key in now if now[key] != before.get(key)]
 
 

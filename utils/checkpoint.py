@@ -60,6 +60,9 @@ def read_checkpoint(path: Path) -> dict:
     try:
         # torch.load skips the zip's checksums: one flipped bit would load as another number.
         with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type for part in parts) or sum(p.file_size for p in parts) > path.stat().st_size:
+                raise UserError(f"{path} is no checkpoint: it unpacks to more than itself, torch.save's files do not")
             if damaged := archive.testzip():
                 raise UserError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
     except OSError as error:

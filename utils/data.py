@@ -124,10 +124,7 @@ def _class_groups(root: Path) -> dict[str, list[Path]]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         count = len(find_images(root))
-        raise UserError(
-            f"dataset_path {root} has no class folders ({count} images lie in it directly); sort them into one folder "
-            "per class, or train with --conditional False"
-        )
+        raise UserError(f"{root} has no class folders ({count} images lie in it): sort them, or --conditional False")
     return {folder.name: find_images(folder) for folder in folders}
 
 

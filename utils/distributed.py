@@ -29,6 +29,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0  # on this machine: the number of its GPU
     main_rank: int = 0
+    asked: tuple | None = None  # by the last call of `any`
 
     @property
     def is_main(self) -> bool:
@@ -60,17 +61,21 @@ class Ranks:
         if differ := [f"{key} {values}" for key, values in lists.items() if values.count(values[0]) < len(values)]:
             raise UserError(f"the processes do not agree: {name_list(differ)}")
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set on at least one process: the same answer everywhere."""
-        return bool(self.sum(torch.tensor(float(flag), device=device)).item()) if self.world_size > 1 else flag
+    def any(self, flag: bool) -> bool:
+        """Whether the flag was set on a process in the call before this: nobody waits, and all get the same answer."""
+        if self.world_size == 1:
+            return flag
+        flags, before = torch.tensor(float(flag)), self.asked
+        self.asked = flags, dist.all_reduce(flags, async_op=True)
+        return before is not None and before[1].wait() and before[0].item() > 0
 
-    def main_is_busy(self, busy: bool, device: torch.device) -> bool:
+    def main_is_busy(self, busy: bool) -> bool:
         """A sign of life while the main process works alone, so that the others' patience (--timeout) begins anew.
 
         The main process calls it now and then, at the end with False; the others, until it returns False.
         """
         if self.world_size > 1:
-            flag = torch.tensor(float(busy), device=device)
+            flag = torch.tensor(float(busy))
             dist.broadcast(flag, self.main_rank)
             busy = busy if self.is_main else bool(flag.item())
         return busy
@@ -151,8 +156,6 @@ def launch(worker: Callable, args: object, distributed: bool, world_size: int, m
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         _check_ranks(world_size, main_gpu, int(os.environ["LOCAL_WORLD_SIZE"]), args.use_gpu)
-        if sys.platform == "linux":  # a torchrun that is killed would leave its processes behind
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         store = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))[0]
         _run_rank(worker, args, Ranks(rank, world_size, local_rank, main_gpu), timeout, store)
     if not distributed:
@@ -182,10 +185,12 @@ def _wait_for(processes: list) -> int:
     codes = [process.exitcode for process in processes]
     if said := [code for code in codes if code in (2, 130, 143)]:  # by the process itself
         return said[0]
-    for rank, code in enumerate(codes):
-        if processes[rank] in alive or code < 0:
-            how = "did not answer" if processes[rank] in alive else f"was killed by {signal.Signals(-code).name}"
-            print(f"error: rank {rank} {how}; the run has ended, --resume goes on", file=sys.stderr)
+    killed = [
+        rank for rank, process in enumerate(processes) if process not in alive and codes[rank] < 0 and codes[rank] != -6
+    ]
+    for rank in killed or [processes.index(process) for process in alive]:
+        how = f"was killed by {signal.Signals(-codes[rank]).name}" if killed else "did not answer"
+        print(f"error: rank {rank} {how}; the run has ended, what was saved is whole", file=sys.stderr)
     return 1 if any(codes) else 0
 
 
@@ -209,7 +214,9 @@ def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, stor
 
     After an error by os._exit: the others may be gone, and leaving the process group would wait for them.
     """
-    backend = "nccl" if args.use_gpu >= 0 and torch.cuda.is_available() else "gloo"
+    if sys.platform == "linux":  # save and end when the launcher is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    backend = "cpu:gloo,cuda:nccl" if args.use_gpu >= 0 and torch.cuda.is_available() else "gloo"
     place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
     tqdm.set_lock(threading.RLock())  # its own lock would outlive a process that is killed
     try:

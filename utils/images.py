@@ -79,9 +79,7 @@ def image_grid(
     rows = -(-len(images) // columns)
     scale = max(1, (96 if captions else 64) // max(images.shape[-2:]))  # room for the captions
     cells = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3).cpu().numpy()
-    cells = cells.transpose(0, 2, 3, 1)
-    if cells.shape[3] == 1:
-        cells = cells[..., 0]
+    cells = cells.transpose(0, 2, 3, 1) if cells.shape[1] == 3 else cells[:, 0]
     height, width, gap = cells.shape[1], cells.shape[2], 2
     font = ImageFont.load_default(size=12)
     margin = max((int(font.getlength(name)) + 10 for name in row_names), default=0)

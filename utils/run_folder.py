@@ -47,6 +47,7 @@ class RunFolder:
         self._saving: threading.Thread | None = None
         self._save_error: Exception | None = None
         self._failed: set[str] = set()
+        self._last_is_whole = True
 
     def log(self, text: str) -> None:
         """To the screen, beside the progress bar, and to log.txt."""
@@ -65,13 +66,18 @@ class RunFolder:
                 self._failed.add(name)
                 tqdm.write(f"warning: {self.path / name} could not be written: {error}; training goes on")
 
-    def start(self, config: dict, step: int) -> None:
-        """Write config.json, and cut the metrics back to `step`, so that a resumed run has no step twice."""
+    def start(self, config: dict, step: int, source: Path | None = None) -> None:
+        """Write config.json, and cut the metrics back to `step`, so that a resumed run has no step twice.
+
+        Where it resumed from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not take its place.
+        """
+        self._last_is_whole = source is None or source.name != PREVIOUS
         (self.path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         metrics = self.path / METRICS
         if metrics.exists():
-            header, *rows = metrics.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+            header, *rows = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+            whole = [row for row in rows if row.endswith("\n") and row.split(",")[0].isdigit()]
+            kept = [row for row in whole if int(row.split(",")[0]) <= step]
             temporary = metrics.with_suffix(".tmp")
             temporary.write_text(header + "".join(kept), encoding="utf-8")
             os.replace(temporary, metrics)
@@ -131,7 +137,8 @@ class RunFolder:
         def write() -> None:
             slim = {key: value for key, value in contents.items() if key not in ("network", "optimizer", "scaler")}
             try:
-                save_checkpoint(contents, self.path / LAST, keep_previous=True)
+                save_checkpoint(contents, self.path / LAST, keep_previous=self._last_is_whole)
+                self._last_is_whole = True
                 save_checkpoint(slim, self.path / SLIM)
                 if epoch is not None:
                     save_checkpoint(contents, self.path / f"ckpt_{epoch}.pt")

@@ -43,12 +43,16 @@ class TrainState:
             "state": {"epoch": epoch, "step": self.step, "seed": self.seed},
             **{name: getattr(self, name).state_dict() for name in self.OBJECTS},
             "args": self.args,
-            "versions": versions(next(self.network.parameters()).device),
+            "versions": self.versions(),
         }
 
+    def versions(self) -> dict:
+        """What bit-exact repetition depends on beside the decisive options."""
+        device = next(self.network.parameters()).device.type
+        machine = {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device}
+        return machine | {key: self.args[key] for key in ("batch_size", "grad_accum", "compile")}
+
     def restore(self, contents: dict, source: object) -> None:
-        if missing := [name for name in (*self.OBJECTS, "state") if name not in contents]:
-            raise UserError(f"{source} is no checkpoint to resume from: it lacks {', '.join(missing)}")
         load_weights(self.network, contents["network"], source)
         load_weights(self.ema.network, contents["ema"], source)
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
@@ -58,12 +62,7 @@ class TrainState:
             group.update(chosen)
         if self.scaler.is_enabled() and contents["scaler"]:
             self.scaler.load_state_dict(contents["scaler"])
-        self.step, self.seed = contents["state"]["step"], contents["state"]["seed"]
-
-
-def versions(device: torch.device) -> dict:
-    """What exact repetition depends on beside the options."""
-    return {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": device.type}
+        self.step = contents["state"]["step"]
 
 
 def build_optimizer(name: str, network: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -133,13 +132,6 @@ class Meter:
         self.rows.append((step, lr, grad_norm, sums))
         self.images += images
 
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time that does not count as training."""
-        before = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - before
-
     def flush(self, steps_per_epoch: int) -> list[dict[str, float]]:
         """The rows since the last flush, means over all processes; the same on each of them."""
         if not self.rows:
@@ -207,8 +199,7 @@ def fit(
     """
     batches, meter = iter(loader), Meter(ranks)
     parameters = [p for p in state.network.parameters() if p.requires_grad]
-    device = parameters[0].device
-    first_step, status = state.step, 0
+    first_step, saved_step, status = state.step, None, 0
     bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=not ranks.is_main, dynamic_ncols=True)
 
     with stop_signals() as received, bar:
@@ -216,37 +207,40 @@ def fit(
             # Between two steps: read what was measured, save, preview; then leave, or take the next step.
             epoch, into_epoch = divmod(state.step, steps_per_epoch)
             finished = state.step >= total_steps
-            saving = finished or into_epoch == 0 or (save_steps and state.step % save_steps == 0)
+            stop = ranks.any(bool(received))
+            # At the start too: a kill between two files of a save left the second behind, and a full disk is found out.
+            due = finished or stop or into_epoch == 0 or saved_step is None
+            due = due or (save_steps and state.step % save_steps == 0)
             if ranks.is_main:
                 run.check_saving()
-            if saving or state.step % log_interval == 0 or (received and ranks.world_size == 1):
+            if due or state.step % log_interval == 0:
                 rows = meter.flush(steps_per_epoch)
-                with meter.pause():
-                    if problem := not_finite(rows, state.scaler, batch_names):
-                        if ranks.is_main:
-                            run.log(f"error: {problem}")
-                            run.finish_saving()
-                        raise UserError(problem)
-                    if ranks.is_main and rows:
-                        run.write_metrics(rows)
-                        bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", img_s=rows[-1]["images_per_second"])
-                    stop = ranks.any(bool(received), device)
-                    fresh = state.step != first_step
-                    if (stop or saving) and (fresh or state.step == 0):
-                        ranks.check_equal(parameters)
-                        if ranks.is_main:
-                            number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
-                            run.write_checkpoint(state.contents(epoch), number, keep)
-                            if not fresh and not run.finish_saving():  # before any work
-                                raise UserError(f"no checkpoint can be written into {run.path}")
-                    if preview_fn and fresh and not stop:
-                        if finished or (into_epoch == 0 and epoch % preview_epochs == 0):
-                            if ranks.is_main:
-                                picture = preview_fn(state.ema.network, lambda *_: ranks.main_is_busy(True, device))
-                                file = run.write_preview(picture, epoch, state.step, image_format)
-                                run.log(f"epoch {epoch}: loss {rows[-1]['loss']:.4f}, samples in {file}")
-                            while ranks.main_is_busy(False, device):
-                                pass
+                if problem := not_finite(rows, state.scaler, batch_names):
+                    if ranks.is_main:
+                        run.log(f"error: {problem}")
+                        run.finish_saving()
+                    raise UserError(problem)
+                if ranks.is_main and rows:
+                    run.write_metrics(rows)
+                    bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", img_s=rows[-1]["images_per_second"])
+                if due and state.step != saved_step:
+                    ranks.check_equal(parameters)
+                    if ranks.is_main:
+                        number = epoch if into_epoch == 0 and epoch > 0 and numbered(epoch) else None
+                        run.write_checkpoint(state.contents(epoch), number, keep)
+                        if saved_step is None and not run.finish_saving():
+                            raise UserError(f"no checkpoint can be written into {run.path}")
+                    saved_step = state.step
+                drawing = finished or (into_epoch == 0 and epoch % preview_epochs == 0)
+                if preview_fn and drawing and state.step and not stop:
+                    if ranks.is_main and (state.step > first_step or not [*run.path.glob(f"samples/*_{epoch:04d}.*")]):
+                        picture = preview_fn(state.ema.network, lambda *_: ranks.main_is_busy(True))
+                        file = run.write_preview(picture, epoch, state.step, image_format)
+                        loss = f"loss {rows[-1]['loss']:.4f}, " if rows else ""
+                        run.log(f"epoch {epoch}: {loss}samples in {file}")
+                    while ranks.main_is_busy(False):
+                        pass
+                meter.start = time.perf_counter()  # none of this counts as training
                 if stop:
                     status = 128 + (received[0] if received else signal.SIGTERM)
                 if stop or finished:
@@ -278,13 +272,13 @@ def fit(
             meter.add(state.step, lr, norm, sums, seen * ranks.world_size)
             state.step += 1
             bar.update()
-    if ranks.is_main:
-        safe = run.finish_saving()
-        end = "stopped, saved; --resume goes on" if status else f"finished; the weights are {run.path / SLIM}"
-        end = end if safe else "the last checkpoint could not be written"
-        run.log(f"step {state.step:,} of {total_steps:,}: {end}")
-        run.close()
-        status = status if safe else 1
+        if ranks.is_main:
+            safe = run.finish_saving()
+            end = "stopped, saved; --resume goes on" if status else f"finished; the weights are {run.path / SLIM}"
+            end = end if safe else "the last checkpoint could not be written"
+            run.log(f"step {state.step:,} of {total_steps:,}: {end}")
+            run.close()
+            status = status if safe else 1
     return status
 
 

@@ -5,13 +5,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "lrelu": lambda: nn.LeakyReLU(0.1),
-}
+ACTIVATIONS = {"gelu": nn.GELU, "silu": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6}
+ACTIVATIONS["lrelu"] = lambda: nn.LeakyReLU(0.1)
 
 
 def activation(name: str) -> nn.Module:

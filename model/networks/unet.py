@@ -39,10 +39,7 @@ def check_image_size(h: int, w: int, factor: int) -> None:
     if h % factor or w % factor:
         smaller = f"{max(h // factor, 1) * factor},{max(w // factor, 1) * factor}"
         larger = f"{-(-h // factor) * factor},{-(-w // factor) * factor}"
-        raise ValueError(
-            f"image size {h},{w} does not fit the network: height and width must be multiples of {factor}; "
-            f"{smaller} and {larger} would work"
-        )
+        raise ValueError(f"image size {h},{w}: both must be multiples of {factor}; {smaller} and {larger} would work")
 
 
 class Stage(nn.Module):

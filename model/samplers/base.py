@@ -74,8 +74,7 @@ class BaseDiffusion:
     ):
         if not 1 <= noise_steps <= 1_000_000:
             raise ValueError(f"noise_steps must lie in 1..1000000, not {noise_steps}")
-        if sample_steps is None:
-            sample_steps = min(50, noise_steps)
+        sample_steps = min(50, noise_steps) if sample_steps is None else sample_steps
         if not 1 <= sample_steps <= noise_steps:
             raise ValueError(f"sample_steps must lie in 1..{noise_steps}, the steps of training, not {sample_steps}")
         if not 0 < beta_start <= beta_end < 1:
@@ -139,9 +138,7 @@ class BaseDiffusion:
         target = self.target(x0, noise, t)
         return LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1), t
 
-    def loss(
-        self, network: Callable, x0: Tensor, labels: Tensor | None = None, generator: Generators = None, **options
-    ) -> Tensor:
+    def loss(self, network: Callable, x0: Tensor, labels=None, generator: Generators = None, **options) -> Tensor:
         """The mean of `losses` over the batch: a scalar."""
         return self.losses(network, x0, labels, generator, **options)[0].mean()
 

@@ -81,6 +81,21 @@ def test_two_processes_draw_what_one_draws(script, weights, tmp_path):
     assert (tmp_path / "results/two/denoising.gif").exists()
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "plms"])
+def test_two_processes_draw_the_same_numbers_as_one(weights, tmp_path, sampler, scale):
+    """Before they are rounded to pixels, to 1e-4; 50 steps."""
+    command = [sys.executable, str(ROOT / "test/helper_raw.py"), "--weight_path", str(weights), "--num_images", "5"]
+    command += ["--sample", sampler, "--cfg_scale", str(scale), "--sample_steps", "50", "--result_path", str(tmp_path)]
+    for name, spread in (("one", ["--batch_size", "2"]), ("two", ["--distributed"])):
+        run = [*command, "--use_gpu", "-1", "--generate_name", name, *spread]
+        subprocess.run(run, check=True, capture_output=True, timeout=120)
+    for i in range(5):
+        one, two = (torch.load(tmp_path / name / f"{i:05d}.pt") for name in ("one", "two"))
+        assert one.shape == (1, 8, 8) and (one - two).abs().max() < 1e-4
+
+
 def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_path):
     script("generate", "--weight_path", weights, "--class_name", -1, "--image_size", "12,16", "--animate", "webp",
            "--sample_steps", 6, "--sample", "ddim", "--eta", 1, "--image_format", "jpg")  # fmt: skip

@@ -14,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.checkpoint import read_checkpoint
+from utils.data import StepSampler, load_image_set
 
 
 def test_a_run_leaves_all_that_it_promises(script, images, tmp_path):
@@ -179,7 +180,13 @@ def test_a_loss_that_is_no_number_stops_the_run(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--run_name", "a", "--epochs", 50, "--optim", "sgd", "--grad_clip", 0]
     options += ["--lr_func", "constant", "--lr", 1e9, "--save_model_interval", "--vis", "False"]
     error = script("train", *options, status=2).stderr
-    assert re.search(r"step \d+: the loss is .*--lr", error)
+    step = int(re.search(r"step (\d+): the loss is .*--lr", error)[1])
+    dataset = load_image_set(images, (8, 8), conditional=True)
+    names = [dataset.files[i] for i in StepSampler(dataset, 4, 0, step - 1, step)]
+    assert (
+        f"The images: {', '.join(names)}\n" in error
+        and ", ".join(names) in (tmp_path / "results/a/log.txt").read_text()
+    )
     contents = read_checkpoint(tmp_path / "results/a/ckpt_last.pt")
     assert all(value.isfinite().all() for value in contents["network"].values())
 

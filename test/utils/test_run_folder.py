@@ -8,7 +8,7 @@ import torch
 
 from utils.checkpoint import read_checkpoint, save_checkpoint, snapshot
 from utils.options import UserError
-from utils.run_folder import RunFolder
+from utils.run_folder import RunFolder, find_checkpoint
 
 
 def test_twenty_simultaneous_starts_have_one_winner(tmp_path):
@@ -36,22 +36,71 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def tensors(step):
     generator = torch.Generator().manual_seed(step)
-    return {"ema": {"w": torch.randn(300, 300, generator=generator)}, "state": {"step": step}}
+    return {"format_version": 1, "ema": {"w": torch.randn(300, 300, generator=generator)}, "state": {"step": step}}
 
 
 def test_background_saves_equal_synchronous_ones(tmp_path):
-    """100 saves while the tensors go on changing: what is on disk is what was handed over."""
+    """100 saves under running steps: what is on disk is what was handed over."""
     run = RunFolder(tmp_path / "run", resume=False)
-    live = tensors(0)
+    live, expected = tensors(0), []
     for step in range(100):
-        live["ema"]["w"].copy_(tensors(step)["ema"]["w"])
+        live["ema"]["w"].mul_(0.9).add_(step)  # a step, while the save before it goes on
         live["state"]["step"] = step
-        expected = snapshot(live)
-        run.write_checkpoint(live, None, 0)
-        live["ema"]["w"].fill_(-1)  # the next step has begun
+        expected.append(snapshot(live))
+        run.write_checkpoint(live, step, 0)
+    live["ema"]["w"].zero_()
+    assert run.finish_saving()
+    for step in range(100):
+        found = torch.load(run.path / f"ckpt_{step}.pt", weights_only=True)
+        assert torch.equal(found["ema"]["w"], expected[step]["ema"]["w"]) and found["state"] == {"step": step}
+    run.close()
+
+
+def test_saves_do_not_overlap_and_are_joined(tmp_path, monkeypatch):
+    begun, ended = [], []
+
+    def slow(contents, path, keep_previous=False):
+        begun.append(len(ended))
+        time.sleep(0.05)
+        ended.append(path.name)
+
+    monkeypatch.setattr("utils.run_folder.save_checkpoint", slow)
+    run = RunFolder(tmp_path / "run", resume=False)
+    for step in range(3):
+        run.write_checkpoint(tensors(step), None, 0)
+    assert run.finish_saving()
+    assert begun == list(range(6)) and ended == ["ckpt_last.pt", "ema_last.pt"] * 3
+    run.close()
+
+
+def test_a_damaged_last_checkpoint_does_not_replace_the_previous_one(tmp_path, monkeypatch):
+    """Resumed from ckpt_prev.pt, and the first save fails when the new file is to take its place."""
+    run = RunFolder(tmp_path / "run", resume=False)
+    for step in (1, 2):
+        run.write_checkpoint(tensors(step), None, 0)
+        run.finish_saving()
+    run.close()
+    last, previous = run.path / "ckpt_last.pt", run.path / "ckpt_prev.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    run = RunFolder(tmp_path / "run", resume=True)
+    assert find_checkpoint(run.path, -1)[1] == previous
+    run.start({}, 1, previous)
+    replace = os.replace
+
+    def fails(source, target):
+        if target == last:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    run.write_checkpoint(tensors(3), None, 0)
+    assert not run.finish_saving()
+    assert find_checkpoint(run.path, -1)[0]["state"]["step"] == 1
+    monkeypatch.undo()
+    for step in (4, 5):
+        run.write_checkpoint(tensors(step), None, 0)
         assert run.finish_saving()
-        found = read_checkpoint_of(run)
-        assert torch.equal(found["ema"]["w"], expected["ema"]["w"]) and found["state"] == expected["state"]
+        assert torch.load(previous, weights_only=True)["state"]["step"] == (1 if step == 4 else 4)
     run.close()
 
 
@@ -119,7 +168,7 @@ def test_metrics_are_cut_back(tmp_path):
     run.write_metrics([{"step": step, "epoch": 1, "loss": 1.0, "loss_q1": float("nan")} for step in range(1, 6)])
     run.close()
     with open(tmp_path / "run/metrics.csv", "a") as file:
-        file.write("6,1,0.")  # a row that a kill cut off
+        file.write("\0\0\0,1\n\n6,1,0.")  # rows that a power cut and a kill damaged
     run = RunFolder(tmp_path / "run", resume=True)
     run.start({}, 3)
     run.write_metrics([{"step": 4, "epoch": 1, "loss": 2.0, "loss_q1": 0.5}])

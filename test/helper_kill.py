@@ -1,6 +1,7 @@
 """train.py with accidents, as the environment says.
 
 KILL_AT_STEP=n: it kills itself with SIGKILL after training step n, when the saves before it are on disk.
+FAIL_AT_STEP=n: an error after training step n.
 SLOW_SAVE=s: each file of a checkpoint takes s seconds longer.
 """
 
@@ -27,12 +28,18 @@ def update_and_die(self, network, step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def update_with_accidents(self, network, step):
+    update_and_die(self, network, step)
+    if step + 1 == int(os.environ.get("FAIL_AT_STEP", 0)):
+        raise RuntimeError("an error on purpose")
+
+
 def save_slowly(*args, **options):
     time.sleep(float(os.environ.get("SLOW_SAVE", 0)))
     save(*args, **options)
 
 
-update, EMA.update = EMA.update, update_and_die
+update, EMA.update = EMA.update, update_with_accidents
 save, run_folder.save_checkpoint = run_folder.save_checkpoint, save_slowly
 if __name__ == "__main__":
     train.opt.run_script(train.main)

@@ -4,7 +4,8 @@
     python test/soak.py --minutes 20
 
 A tiny network on real images; half of the kills (SIGKILL) wait for a checkpoint to be half written, some hit the whole
-process group of a run on two processes. Prints the figures that README quotes; exit status 1 if anything was lost.
+process group of a run on two processes, some its launcher alone, whose processes then save and end. Prints the
+figures that README quotes; exit status 1 if anything was lost.
 """
 
 import argparse
@@ -79,11 +80,18 @@ def ended(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-def disturb(work: Path, name: str, two: bool, resume: bool, chance: random.Random) -> str:
-    """Start a run and kill it: "finished", "killed", "killed in a save" or "failed with ..."."""
-    run = work / "results" / name
-    for file in run.glob("*.tmp"):
-        file.unlink()
+def half_written(run: Path, since: int) -> bool:
+    """Whether a file of a checkpoint lies there half written, begun after `since` (nanoseconds)."""
+    for file in run.glob("*.pt.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_mtime_ns >= since:
+                return True
+    return False
+
+
+def disturb(work: Path, name: str, two: bool, resume: bool, chance: random.Random, counts: dict) -> str:
+    """Start a run and kill it: "finished", "killed" or "failed with ..."."""
+    run, begun = work / "results" / name, time.time_ns()
     pid = start(work, name, two, resume)
     in_save = chance.random() < 0.6
     deadline = time.monotonic() + (60 if in_save else chance.uniform(0.3, 6 if two else 1.5))
@@ -93,30 +101,43 @@ def disturb(work: Path, name: str, two: bool, resume: bool, chance: random.Rando
         if (status := ended(pid)) is not None:
             return "finished" if status == 0 else f"failed with {status}"
         if in_save:
-            before, there = there, (run / "ckpt_last.pt.tmp").exists() or (run / "ema_last.pt.tmp").exists()
+            before, there = there, half_written(run, begun)
             seen += there and not before
             if seen >= wanted and there:
                 break
         time.sleep(0.0002 if in_save else 0.005)
+    launcher_alone = two and chance.random() < 0.3
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+        (os.kill if launcher_alone else os.killpg)(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
-    return "killed in a save" if any(run.glob("*.tmp")) else "killed"
+    counts["kills"] += 1
+    counts["launchers"] += launcher_alone
+    counts["groups"] += two and not launcher_alone
+    counts["in a save"] += not launcher_alone and half_written(run, begun)
+    counts["left over"] += left_over(pid, 30 if launcher_alone else 5)
+    return "killed"
 
 
-def left_over(work: Path) -> int:
-    """Processes that still name this soak's folder, a second after their group was killed."""
-    for _ in range(50):
-        count = 0
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                parts = (process / "cmdline").read_bytes().split(b"\0")
-                count += int(process.name) != os.getpid() and str(work).encode() + b"/images" in parts
-        if count == 0:
-            return 0
-        time.sleep(0.1)
+def left_over(group: int, seconds: float) -> int:
+    """How many processes of a process group still run after so long: ranks, loader workers. They are then killed."""
+    end = time.monotonic() + seconds
+    while (count := sum(map(runs_in(group), Path("/proc").glob("[0-9]*")))) and time.monotonic() < end:
+        time.sleep(0.05)
+    if count:
+        os.killpg(group, signal.SIGKILL)
     return count
+
+
+def runs_in(group: int):
+    def check(process: Path) -> bool:
+        try:
+            state, _, its_group = (process / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            return False
+        return int(its_group) == group and state != "Z"
+
+    return check
 
 
 def loadable(run: Path) -> bool:
@@ -131,7 +152,7 @@ def loadable(run: Path) -> bool:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two runs ended in the same weights, EMA, optimizer and losses, to the bit."""
+    """Whether two runs ended in the same weights, EMA, optimizer, losses and files, to the bit."""
     one, two = (checkpoint.read_checkpoint(run / "ckpt_last.pt") for run in (a, b))
 
     def equal(x, y) -> bool:
@@ -144,8 +165,13 @@ def same(a: Path, b: Path) -> bool:
     def losses(run: Path) -> list[str]:
         return [line.rsplit(",", 1)[0] for line in (run / "metrics.csv").read_text().splitlines()]
 
+    def others(run: Path) -> list:
+        return [checkpoint.read_checkpoint(run / name)["ema"] for name in ("ema_last.pt", "ckpt_10.pt", "ckpt_12.pt")]
+
     parts = ("network", "ema", "optimizer", "state")
-    return all(equal(one[part], two[part]) for part in parts) and losses(a) == losses(b)
+    alike = all(equal(one[part], two[part]) for part in parts) and losses(a) == losses(b)
+    names = [sorted(file.relative_to(run).as_posix() for file in run.rglob("[!e.]*.*")) for run in (a, b)]
+    return alike and equal(others(a), others(b)) and names[0] == names[1]
 
 
 def main() -> None:
@@ -156,7 +182,7 @@ def main() -> None:
     torch.set_num_threads(1)
     chance, end = random.Random(args.seed), time.monotonic() + 60 * args.minutes
     counts = dict.fromkeys(
-        ("kills", "in a save", "groups", "runs", "mismatches", "unloadable", "failed", "left over"), 0
+        ("kills", "in a save", "groups", "launchers", "runs", "mismatches", "unloadable", "failed", "left over"), 0
     )
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -171,11 +197,7 @@ def main() -> None:
                 resume = (run / "ckpt_last.pt").exists() or (run / "ckpt_prev.pt").exists()
                 if not resume:
                     shutil.rmtree(run, ignore_errors=True)
-                outcome = disturb(work, name, two, resume, chance)
-                counts["kills"] += outcome.startswith("killed")
-                counts["in a save"] += outcome == "killed in a save"
-                counts["groups"] += two and outcome.startswith("killed")
-                counts["left over"] += left_over(work) if two else 0
+                outcome = disturb(work, name, two, resume, chance, counts)
                 counts["unloadable"] += not loadable(run)
                 if outcome.startswith("failed"):
                     counts["failed"] += 1

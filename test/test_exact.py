@@ -229,6 +229,20 @@ def test_killed_after_going_back_to_an_earlier_epoch(images, tmp_path):
     assert rows(tmp_path / "a") == before
 
 
+def test_an_error_ends_a_run_with_workers(images, tmp_path):
+    """The workers ignore signals, so that a run can save; they must not keep it from ending."""
+    process = start(images, tmp_path, "a", *EVERYTHING, script="test/helper_kill.py", env={"FAIL_AT_STEP": "3"})
+    assert process.wait(30) == 1 and "an error on purpose" in process.stderr.read()
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 2
+
+
+def test_a_name_that_is_not_utf_8(images, tmp_path):
+    (images / "bag").rename(images / os.fsdecode(b"caf\xe9"))
+    (images / "boot" / os.fsdecode(b"\xe9.png")).write_bytes(b"broken")
+    assert "caf\\xe9, trouser" in train(images, tmp_path, "a", "--epochs", 1)
+    assert read_checkpoint(tmp_path / "a/ema_last.pt")["config"]["data"]["class_names"][1] == "caf\\xe9"
+
+
 def test_another_signal_during_the_last_save_does_no_harm(images, tmp_path):
     options = ["--epochs", "5000", "--vis", "False", "--log_interval", "1"]
     env = {"SLOW_SAVE": "0.6"}

@@ -333,6 +333,18 @@ def test_signals_save_on_all_processes(images, tmp_path):
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5, 3.5])
+def test_ctrl_c_while_the_processes_start(images, tmp_path, seconds):
+    run = command(images, tmp_path, "a", "--epochs", 5000, "--distributed", script=ROOT / "tools/train.py")
+    launcher = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(launcher.pid, signal.SIGINT)
+    error = launcher.communicate(timeout=30)[1]
+    assert launcher.returncode in (130, -signal.SIGINT) and "error: " not in error
+    assert "Traceback" not in error or seconds < 1  # before main() Python itself answers
+
+
+@pytest.mark.fault
 def test_nan_on_one_rank_stops_all_at_the_same_step(images, tmp_path):
     options = ["--epochs", 50, "--distributed", "--world_size", 2, "--batch_size", 2, "--log_interval", 1]
     env = {**os.environ, "NAN_RANK": "1"}

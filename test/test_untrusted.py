@@ -186,7 +186,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--start_epoch": ["-2", "x"],
     "--pretrain": ["True", "x"],
     "--pretrain_path": [""],
-    "--seed": ["-1", "1.5"],
+    "--seed": ["-1", "1.5", "99999999999999999999"],
     "--plan": ["x"],
     "--network": ["vit"],
     "--channels": ["0", "7", "100000"],
@@ -233,7 +233,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--distributed": ["x"],
     "--world_size": ["0"],
     "--main_gpu": ["-1"],
-    "--timeout": ["0"],
+    "--timeout": ["0", "1e10"],
     # generate.py
     "--weight_path": ["missing", "{file}", "{empty}"],
     "--num_images": ["0"],
@@ -375,16 +375,19 @@ def test_options_that_contradict_each_other(images, tmp_path):
     for options, message in [
         (["--pretrain"], "needs --pretrain_path"),
         (["--pretrain", "--pretrain_path", "x", "--resume"], "leave one of them out"),
-        (["--pretrain_path", "x"], "does nothing without --pretrain"),
-        (["--start_epoch", "3"], "does nothing without --resume"),
+        (["--pretrain_path", "x"], "--pretrain_path .*x does nothing without --pretrain"),
+        (["--start_epoch", "3"], "--start_epoch 3 does nothing without --resume"),
+        (["--keep", "3"], "does nothing without --save_model_interval"),
+        (["--start_model_interval", "3"], "does nothing without --save_model_interval"),
         (["--label_drop", "0"], "nothing unconditional is learned to guide with: add --cfg_scale 1"),
         (["--noise_steps", "20", "--sample_steps", "25"], "more than --noise_steps"),
         (["--conditional", "False", "--num_classes", "3"], "belongs to --conditional"),
         (["--num_classes", "2"], "has 3 class folders"),
         (["--image_size", "30"], "multiples of 4; 28,28 and 32,32 would work"),
         (["--distributed", "--world_size", "2", "--main_gpu", "2"], "outside the 2 processes"),
-        (["--resume"], "there is no checkpoint"),
+        (["--resume", "--run_name", "typo"], "there is no run .*typo"),
         (["--pretrain", "--pretrain_path", str(images)], "cannot be read: Is a directory"),
     ]:
         with pytest.raises(UserError, match=message):
             train_script.main([*base, *options])
+    assert not (tmp_path / "typo").exists()

@@ -24,7 +24,7 @@ OPTIONS = {
         ("--num_images",        8,               opt.positive,        "how many; not used with --class_name -1"),
         ("--class_name",        None,            str,                 "number or name; -1: each once; none: in turn"),
         ("--image_size",        None,            opt.image_size,      "64 or 64,96; not given: the training size"),
-        ("--seed",              0,               opt.natural,         "image i has the seed --seed + i"),
+        ("--seed",              0,               opt.seed,            "image i has the seed --seed + i"),
     ],
     "sampling": [
         ("--sample",            None,            opt.SAMPLERS,        "sampler; not given: that of the training run"),

@@ -35,7 +35,7 @@ OPTIONS = {
         ("--start_epoch",       -1,              opt.minus_one_up,    "with --resume: from ckpt_<epoch>.pt; -1: last"),
         ("--pretrain",          False,           opt.switch,          "start from the weights in --pretrain_path"),
         ("--pretrain_path",     None,            opt.path,            "a checkpoint, or a bare state_dict that fits"),
-        ("--seed",              0,               opt.natural,         "of the weights and of all that is drawn"),
+        ("--seed",              0,               opt.seed,            "of the weights and of all that is drawn"),
         ("--plan",              False,           opt.switch,          "say what the run would do, and stop"),
     ],
     "network": [
@@ -92,7 +92,7 @@ OPTIONS = {
         ("--distributed",       False,           opt.switch,          "one process per GPU; on CPUs, gloo"),
         ("--world_size",        2,               opt.positive,        "with --distributed: number of processes"),
         ("--main_gpu",          0,               opt.natural,         "the process that saves and draws"),
-        ("--timeout",           600.0,           opt.rate,            "seconds that a process waits for the others"),
+        ("--timeout",           600.0,           opt.seconds,         "seconds that a process waits for the others"),
     ],
 }
 # fmt: on
@@ -110,10 +110,11 @@ def check(args) -> None:
         raise opt.UserError("--pretrain starts a new run and --resume goes on with one: leave one of them out")
     if args.sample_steps > args.noise_steps:
         raise opt.UserError(f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}")
-    if args.pretrain_path and not args.pretrain:
-        raise opt.UserError("--pretrain_path does nothing without --pretrain")
-    if args.start_epoch >= 0 and not args.resume:
-        raise opt.UserError(f"--start_epoch {args.start_epoch} does nothing without --resume")
+    for name, needed, unset in [("start_epoch", "resume", -1), ("pretrain_path", "pretrain", None),
+                                ("keep", "save_model_interval", 0),
+                                ("start_model_interval", "save_model_interval", -1)]:  # fmt: skip
+        if getattr(args, name) != unset and not getattr(args, needed):
+            raise opt.UserError(f"--{name} {getattr(args, name)} does nothing without --{needed}")
     if args.conditional and args.label_drop == 0 and args.vis and args.cfg_scale != 1:
         raise opt.UserError("with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1")
     if args.num_classes and not args.conditional:
@@ -245,6 +246,11 @@ def restore(state, args, total_steps: int) -> Path | None:
         return file
     elif args.pretrain:
         contents = read_checkpoint(args.pretrain_path)
+        theirs, ours = contents.get("config", state.config), state.config
+        if theirs["diffusion"] != ours["diffusion"] or theirs["data"]["class_names"] != ours["data"]["class_names"]:
+            print(
+                f"warning: {args.pretrain_path} is from {theirs['diffusion']}, classes {theirs['data']['class_names']}"
+            )
         for network in (state.network, state.ema.network):
             load_weights(network, contents.get("ema") or contents.get("network"), args.pretrain_path)
 

@@ -87,10 +87,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def load_weights(network: nn.Module, weights: dict, source: Path | str, assign: bool = False) -> None:
-    """Copy weights into the network; UserError names every tensor that is missing, unexpected or of another shape.
-
-    `assign` puts the tensors themselves there, for a network on the meta device.
-    """
+    """Copy weights into the network, or (`assign`) put them there themselves; UserError names all that do not fit."""
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"the weights in {source} are not all tensors")
     own = network.state_dict()

@@ -125,7 +125,8 @@ def _class_groups(root: Path) -> dict[str, list[Path]]:
     if not folders:
         count = len(find_images(root))
         raise UserError(f"{root} has no class folders ({count} images lie in it): sort them, or --conditional False")
-    return {folder.name: find_images(folder) for folder in folders}
+    readable = [os.fsencode(folder.name).decode("utf-8", "backslashreplace") for folder in folders]  # if not UTF-8
+    return {name: find_images(folder) for name, folder in zip(readable, folders, strict=True)}
 
 
 def _try_read(file: Path, image_size: tuple[int, int]) -> np.ndarray | str:
@@ -141,13 +142,13 @@ class StepSampler(DistributedSampler):
 
     The global order of an epoch is a permutation that depends on (seed, epoch) alone, filled up from its own beginning
     to whole global batches; the processes take turns in it. So step k holds the same images whatever the number of
-    processes, workers and restarts, and no position needs to be saved.
+    processes, workers and restarts, and no position needs to be saved. A global batch is what one optimizer step sees.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
-        global_batch: int,  # images per optimizer step, of all processes and micro-batches together
+        dataset,
+        global_batch: int,
         seed: int,
         start_step: int,
         total_steps: int,

@@ -70,10 +70,8 @@ class Ranks:
         return before is not None and before[1].wait() and before[0].item() > 0
 
     def main_is_busy(self, busy: bool) -> bool:
-        """A sign of life while the main process works alone, so that the others' patience (--timeout) begins anew.
-
-        The main process calls it now and then, at the end with False; the others, until it returns False.
-        """
+        """A sign of life while the main process works alone, so that the others' patience (--timeout) begins anew: the
+        main process calls it now and then, at the end with False; the others, until it returns False."""
         if self.world_size > 1:
             flag = torch.tensor(float(busy))
             dist.broadcast(flag, self.main_rank)
@@ -131,10 +129,8 @@ class Precision:
 
 
 def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
-    """The format that --amp gives on this device, and a remark where it is not the expected one.
-
-    bf16 where the hardware computes in it; fp16 on older GPUs; fp32 where a smaller format would only slow things down.
-    """
+    """The format that --amp gives on this device, and a remark where it is not the expected one: bf16 where hardware
+    computes in it, fp16 on older GPUs, fp32 where a smaller format would only slow things down."""
     if not amp:
         return Precision(torch.float32, device), ""
     if device.type == "cuda":
@@ -149,10 +145,7 @@ GRACE = 10.0  # seconds that the other processes have to end by themselves after
 
 
 def launch(worker: Callable, args: object, distributed: bool, world_size: int, main_gpu: int, timeout: float) -> None:
-    """Call worker(args, ranks) -> exit status in every process of the run, and exit with it.
-
-    The processes are this one, those that torchrun has started, or `world_size` new ones.
-    """
+    """Call worker(args, ranks) -> exit status in the run's processes (this one, torchrun's, new ones), and exit."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         _check_ranks(world_size, main_gpu, int(os.environ["LOCAL_WORLD_SIZE"]), args.use_gpu)
@@ -163,14 +156,16 @@ def launch(worker: Callable, args: object, distributed: bool, world_size: int, m
     _check_ranks(world_size, main_gpu, world_size, args.use_gpu)
     # This process holds the store, so its port is free until the last process has gone.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers, until they are ready for it
     start = (worker, args, world_size, main_gpu, timeout, store.port)
     processes = torch.multiprocessing.spawn(_spawned, start, nprocs=world_size, join=False).processes
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the workers too: they save and end
-    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
-    sys.exit(_wait_for(processes))
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # the workers save and end; those that still start just end
+        signal.signal(number, lambda n, _: received.append(n) or [process.terminate() for process in processes])
+    sys.exit(_wait_for(processes, received))
 
 
-def _wait_for(processes: list) -> int:
+def _wait_for(processes: list, received: list[int]) -> int:
     """Wait until all have ended, GRACE seconds at most after one has failed; the exit status of the run."""
     deadline = None
     while alive := [process for process in processes if process.is_alive()]:
@@ -183,7 +178,7 @@ def _wait_for(processes: list) -> int:
         process.kill()
         process.join()
     codes = [process.exitcode for process in processes]
-    if said := [code for code in codes if code in (2, 130, 143)]:  # by the process itself
+    if said := [128 + n for n in received] + [code for code in codes if code in (2, 130, 143)]:  # by the process itself
         return said[0]
     killed = [
         rank for rank, process in enumerate(processes) if process not in alive and codes[rank] < 0 and codes[rank] != -6
@@ -205,15 +200,14 @@ def _check_ranks(world_size: int, main_gpu: int, local_world_size: int, use_gpu:
 def _spawned(rank: int, worker: Callable, args: object, world_size: int, main_gpu: int, timeout: float, port: int):
     if args.use_gpu < 0 or not torch.cuda.is_available():  # the processes share this machine's cores
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=timeout))
     _run_rank(worker, args, Ranks(rank, world_size, rank, main_gpu), timeout, store)
 
 
 def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, store: dist.Store) -> None:
-    """Call the worker in this process of several, and exit with its status. Only the main process prints.
-
-    After an error by os._exit: the others may be gone, and leaving the process group would wait for them.
-    """
+    """Call the worker in this process of several, and exit with its status; after an error by os._exit, as the others
+    may be gone, and leaving the process group would wait for them. Only the main process prints."""
     if sys.platform == "linux":  # save and end when the launcher is killed
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     backend = "cpu:gloo,cuda:nccl" if args.use_gpu >= 0 and torch.cuda.is_available() else "gloo"
@@ -225,10 +219,10 @@ def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, stor
             status = worker(args, ranks)
         dist.barrier()  # until the main process has saved
         dist.destroy_process_group()
-    except UserError as error:
+    except (UserError, OSError) as error:
         if store.add(str(error), 1) == 1:  # the first to say so
             print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+        os._exit(2 if isinstance(error, UserError) else 1)
     except KeyboardInterrupt:
         os._exit(130)
     except Exception as error:

@@ -19,8 +19,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """An image file of any mode -> (H,W,3) uint8 at `size` (H, W).
 
     EXIF rotation applied, transparency laid on white, 16 bits reduced to 8; the shape is kept: scaled (antialiased)
-    until it covers `size`, then cropped at the centre. Of an animation, the first frame.
-    Raises an OSError, ValueError or the like for a file that cannot be read whole.
+    until it covers `size`, then cropped at the centre. Of an animation, the first frame. Raises what Pillow does.
     """
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
@@ -60,12 +59,12 @@ def save_image(image: Image.Image, path: Path, settings: dict | None = None) -> 
         options = {"quality": 95, "subsampling": 0}
     elif path.suffix == ".webp":
         options = {"lossless": True}
-    buffer = io.BytesIO()
-    image.save(buffer, Image.registered_extensions()[path.suffix], **options)
     try:
+        buffer = io.BytesIO()
+        image.save(buffer, Image.registered_extensions()[path.suffix], **options)
         path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: too large for the format
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def image_grid(

@@ -56,6 +56,8 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
 positive = number(int, 1)
 natural = number(int, 0)
 minus_one_up = number(int, -1)
+seed = number(int, 0, 2**63 - 1)
+seconds = number(float, 0, 1e7, open_low=True)
 noise_steps = number(int, 1, 1_000_000)
 probability = number(float, 0, 1)
 below_one = number(float, 0, 0.999999)

@@ -23,14 +23,13 @@ METRICS, LOG, CONFIG = "metrics.csv", "log.txt", "config.json"
 
 
 class RunFolder:
-    """The folder of one run, opened for writing by one process.
-
-    Raises UserError where the folder cannot be written, is in use by another process, or holds an earlier run while
-    `resume` is False.
-    """
+    """The folder of one run, opened for writing by one process. UserError where it cannot be written, is in use by
+    another process, or holds an earlier run while `resume` is False."""
 
     def __init__(self, path: Path, resume: bool):
         self.path = path
+        if resume and not path.is_dir():
+            raise UserError(f"--resume: there is no run {path}; leave --resume out to start it")
         try:
             (path / "samples").mkdir(parents=True, exist_ok=True)
             self._lock = open(path / ".lock", "w")
@@ -39,7 +38,7 @@ class RunFolder:
         try:
             # Not flock: workers that outlive a killed run for some seconds would go on holding it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise UserError(f"the run {path} is being written by another process; choose another --run_name") from None
         if not resume and any((path / name).exists() for name in (LAST, PREVIOUS, METRICS)):
             raise UserError(f"{path} holds an earlier run: go on with --resume, or choose another --run_name")
@@ -51,6 +50,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """To the screen, beside the progress bar, and to log.txt."""
+        text = text.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
         tqdm.write(text)
         with self._may_fail(LOG), open(self.path / LOG, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -72,10 +72,13 @@ class RunFolder:
         Where it resumed from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not take its place.
         """
         self._last_is_whole = source is None or source.name != PREVIOUS
+        for half in self.path.glob("*.tmp"):  # of a save that a kill cut short
+            half.unlink()
         (self.path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         metrics = self.path / METRICS
         if metrics.exists():
             header, *rows = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+            header, rows = (header, rows) if header.endswith("\n") else ("", [])
             whole = [row for row in rows if row.endswith("\n") and row.split(",")[0].isdigit()]
             kept = [row for row in whole if int(row.split(",")[0]) <= step]
             temporary = metrics.with_suffix(".tmp")
@@ -132,6 +135,8 @@ class RunFolder:
         Written in the background from a copy, so training goes on. A failure is reported by the next `check_saving`.
         """
         self.finish_saving()
+        if not os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno())):
+            raise UserError(f"another run has taken the place of this one in {self.path}")
         contents = snapshot(contents)
 
         def write() -> None:

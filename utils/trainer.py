@@ -55,7 +55,9 @@ class TrainState:
     def restore(self, contents: dict, source: object) -> None:
         load_weights(self.network, contents["network"], source)
         load_weights(self.ema.network, contents["ema"], source)
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        settings = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimizer.param_groups
+        ]
         if (contents["args"].get("optim") == "sgd") == (self.args["optim"] == "sgd"):  # else its state does not fit
             self.optimizer.load_state_dict(contents["optimizer"])
         for group, chosen in zip(self.optimizer.param_groups, settings, strict=True):
@@ -199,10 +201,11 @@ def fit(
     """
     batches, meter = iter(loader), Meter(ranks)
     parameters = [p for p in state.network.parameters() if p.requires_grad]
-    first_step, saved_step, status = state.step, None, 0
+    first_step, saved_step = state.step, None
     bar = tqdm(total=total_steps, initial=state.step, unit="step", disable=not ranks.is_main, dynamic_ncols=True)
 
-    with stop_signals() as received, bar:
+    with stop_signals() as received, bar, contextlib.ExitStack() as at_end:
+        at_end.callback(getattr(batches, "_shutdown_workers", int))  # else an error would wait for workers for ever
         while True:
             # Between two steps: read what was measured, save, preview; then leave, or take the next step.
             epoch, into_epoch = divmod(state.step, steps_per_epoch)
@@ -241,9 +244,8 @@ def fit(
                     while ranks.main_is_busy(False):
                         pass
                 meter.start = time.perf_counter()  # none of this counts as training
-                if stop:
-                    status = 128 + (received[0] if received else signal.SIGTERM)
                 if stop or finished:
+                    status = 128 + (received[0] if received else signal.SIGTERM) if stop else 0
                     break
 
             lr = lr_at(state.step)
@@ -289,6 +291,7 @@ def not_finite(rows: list[dict], scaler: torch.amp.GradScaler, batch_names: Call
         return None
     step, loss, norm = (bad[0][key] for key in ("step", "loss", "grad_norm"))
     return (
-        f"step {step}: the loss is {loss} and the gradient norm {norm}; training has stopped, the last checkpoint is "
-        f"good. Try a lower --lr, --grad_clip 1, or --amp False. The images: {name_list(batch_names(step - 1), 1000)}"
+        f"step {step}: the loss is {loss} and the gradient norm {norm}; what is saved is from before. --resume with "
+        "--allow_changes and a lower --lr, --grad_clip 1 or --amp False. "
+        f"The images: {name_list(batch_names(step - 1), 1000)}"
     )

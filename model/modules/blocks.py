@@ -1,6 +1,7 @@
 """The blocks that the networks are made of: residual block, attention, change of resolution."""
 
 import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,8 +24,7 @@ def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
 def zero_init(layer: nn.Module) -> nn.Module:
     """Zero a layer's weight and bias, so that the branch it ends adds nothing at the start of training."""
     nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -32,7 +32,8 @@ class ResBlock(nn.Module):
     """(B,C_in,H,W), condition (B,E) -> (B,C_out,H,W).
 
     time_embedding "additive" adds the projected condition before the second norm (DDPM); "scale_shift" scales and
-    shifts the normalised features with it (ADM, Dhariwal & Nichol 2105.05233). Darknet's block has `kernels` (1, 3).
+    shifts the normalised features with it (ADM, Dhariwal & Nichol 2105.05233). `norm` makes a layer from a number of
+    channels; `kernels` are the sizes of the two convolutions: (3, 3), in Darknet's block (1, 3).
     """
 
     def __init__(
@@ -43,19 +44,18 @@ class ResBlock(nn.Module):
         dropout: float,
         time_embedding: str,
         act: str,
-        norm_groups: int,
-        norm_eps: float,
-        kernels: tuple[int, int] = (3, 3),
+        norm: Callable,
+        kernels,
     ):
         super().__init__()
         if time_embedding not in ("additive", "scale_shift"):
             raise ValueError(f"time_embedding is 'additive' or 'scale_shift', not {time_embedding!r}")
         self.scale_shift = time_embedding == "scale_shift"
         self.act = activation(act)
-        self.norm1 = group_norm(norm_groups, c_in, norm_eps)
+        self.norm1 = norm(c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, kernels[0], padding=kernels[0] // 2)
         self.emb = nn.Linear(emb_dim, 2 * c_out if self.scale_shift else c_out)
-        self.norm2 = group_norm(norm_groups, c_out, norm_eps)
+        self.norm2 = norm(c_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, kernels[1], padding=kernels[1] // 2))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
@@ -72,18 +72,15 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over the H*W positions, added to the input.
+    """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over the H*W positions, added to the input."""
 
-    `scaled_dot_product_attention` never builds the (HW x HW) matrix where the device has a fused kernel.
-    """
-
-    def __init__(self, channels: int, head_channels: int | None, norm_groups: int, norm_eps: float):
+    def __init__(self, channels: int, head_channels: int | None, norm: Callable):
         super().__init__()
         if channels % (head_channels or channels):
             fits = math.gcd(head_channels, channels)
             raise ValueError(f"head_channels {head_channels} does not divide the {channels} of attention; {fits} does")
         self.heads = channels // (head_channels or channels)
-        self.norm = group_norm(norm_groups, channels, norm_eps)
+        self.norm = norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_init(nn.Linear(channels, channels))
 
@@ -97,10 +94,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B,C,H,W) -> (B,C,H/2,W/2) by a convolution of stride 2.
-
-    `asymmetric` pads right and below only, as the original TensorFlow DDPM does.
-    """
+    """(B,C,H,W) -> (B,C,H/2,W/2), by stride 2. `asymmetric` pads right and below only, as the TensorFlow DDPM does."""
 
     def __init__(self, channels: int, asymmetric: bool = False):
         super().__init__()

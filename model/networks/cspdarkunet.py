@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from model.modules.blocks import activation, group_norm
+from model.modules.blocks import activation
 from model.networks.unet import UNet
 
 
@@ -41,6 +41,5 @@ class CSPDarkUNet(UNet):
     def stage(self, c_in: int, c_out: int, attends: bool) -> nn.Module:
         half = c_out // 2
         blocks = [self.block(half, half, kernels=(1, 3)) for _ in range(self.config["blocks_per_level"])]
-        norm = group_norm(self.config["norm_groups"], 2 * half, self.config["norm_eps"])
         attention = self.attention(c_out) if attends else nn.Identity()
-        return CSPStage(c_in, c_out, blocks, norm, self.config["act"], attention)
+        return CSPStage(c_in, c_out, blocks, self.norm(2 * half), self.config["act"], attention)

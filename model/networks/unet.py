@@ -57,11 +57,8 @@ class UNet(nn.Module):
     """x_t (B,C,H,W), t (B,), labels (B,) or None -> prediction (B,C_out,H,W).
 
     Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]` channels. The structure is
-    that of diffusers' UNet2DModel, so that weights can go back and forth.
-
-    Raises:
-        ValueError: at construction for widths that do not fit together, at the call for an image size that is not a
-            multiple of `downsample_factor`.
+    that of diffusers' UNet2DModel, so that weights can go back and forth. ValueError at construction for widths that do
+    not fit together, at the call for an image size that is not a multiple of `downsample_factor`.
     """
 
     name = "unet"
@@ -117,7 +114,7 @@ class UNet(nn.Module):
             if i > 0:
                 self.up[f"level{i}_upsample"] = Upsample(width)
 
-        self.norm_out = group_norm(norm_groups, width, norm_eps)
+        self.norm_out = self.norm(width)
         self.conv_out = zero_init(nn.Conv2d(width, out_channels or in_channels, 3, padding=1))
 
     def stages_per_level(self) -> int:
@@ -127,11 +124,14 @@ class UNet(nn.Module):
         return Stage(self.block(c_in, c_out), self.attention(c_out) if attends else nn.Identity())
 
     def block(self, c_in: int, c_out: int, kernels: tuple[int, int] = (3, 3)) -> ResBlock:
-        keys = ("dropout", "time_embedding", "act", "norm_groups", "norm_eps")
-        return ResBlock(c_in, c_out, 4 * self.config["channels"], *(self.config[key] for key in keys), kernels)
+        options = (self.config[key] for key in ("dropout", "time_embedding", "act"))
+        return ResBlock(c_in, c_out, 4 * self.config["channels"], *options, self.norm, kernels)
 
     def attention(self, channels: int) -> AttentionBlock:
-        return AttentionBlock(channels, *(self.config[key] for key in ("head_channels", "norm_groups", "norm_eps")))
+        return AttentionBlock(channels, self.config["head_channels"], self.norm)
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return group_norm(self.config["norm_groups"], channels, self.config["norm_eps"])
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         check_image_size(*x.shape[-2:], self.downsample_factor)

@@ -170,7 +170,7 @@ def test_sizes_channels_and_labels(name):
     t = torch.zeros(2, dtype=torch.long)
     assert network.downsample_factor == 2
     assert network(torch.randn(2, 1, 8, 12), t, torch.tensor([0, 2])).shape == (2, 1, 8, 12)
-    with pytest.raises(ValueError, match=r"8,9 .* multiples of 2; 8,8 and 8,10 would work"):
+    with pytest.raises(ValueError, match=r"8,9: both must be multiples of 2; 8,8 and 8,10 would work"):
         network(torch.randn(2, 1, 8, 9), t)
     torch.nn.init.normal_(network.conv_out.weight)
     torch.nn.init.normal_(network.condition.label.weight)

@@ -122,6 +122,9 @@ def test_pretrain(script, images, tmp_path):
         started = read_checkpoint(tmp_path / "results" / name / "ckpt_last.pt")
         for part in ("network", "ema"):
             assert all((started[part][key] - weights[key]).abs().max() < 1e-6 for key in weights)
+    source, eps = tmp_path / "results/a/ema_last.pt", ["--prediction", "eps"]
+    other = script("train", *options, "--run_name", "e", "--pretrain", "--pretrain_path", source, *eps)
+    assert "warning: " in other.stdout and "'prediction': 'v'" in other.stdout
     wider = script(
         "train", *options, "--run_name", "d", "--pretrain", "--pretrain_path", source, "--channels", 16, status=2
     )

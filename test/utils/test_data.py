@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from utils.data import StepSampler, build_loader, load_image_set, steps_per_epoch
-from utils.images import read_image, to_uint8, to_unit
+from utils.images import read_image, save_image, to_uint8, to_unit
 from utils.options import UserError
 
 SIZE = (28, 28)
@@ -81,6 +81,11 @@ def test_pixels_survive_the_way_in_and_out():
     assert torch.equal(to_uint8(to_unit(pixels)), pixels)
     assert to_unit(pixels).min() == -1 and to_unit(pixels).max() == 1
     assert to_uint8(torch.tensor([-3.0, 3.0, 1.004, -1.004])).tolist() == [0, 255, 255, 0]  # clamped, not wrapped
+
+
+def test_an_image_too_large_for_its_format(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*wide.webp: .*16383"):
+        save_image(Image.new("L", (20_000, 4)), tmp_path / "wide.webp")
 
 
 # --- Folders ---

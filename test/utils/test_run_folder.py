@@ -177,6 +177,29 @@ def test_metrics_are_cut_back(tmp_path):
     assert text == "step,epoch,loss,loss_q1\n1,1,1.0,\n2,1,1.0,\n3,1,1.0,\n4,1,2.0,0.5\n"
 
 
+def test_a_header_that_a_kill_cut_off(tmp_path):
+    run = RunFolder(tmp_path / "run", resume=False)
+    (run.path / "metrics.csv").write_text("step,epo")
+    run.start({}, 3)
+    run.write_metrics([{"step": 4, "epoch": 1, "loss": 2.0}])
+    run.close()
+    assert (run.path / "metrics.csv").read_text() == "step,epoch,loss\n4,1,2.0\n"
+
+
+def test_a_folder_that_is_moved_under_its_run(tmp_path):
+    path = tmp_path / "run"
+    first = RunFolder(path, resume=False)
+    first.write_checkpoint(tensors(1), None, 0)
+    assert first.finish_saving()
+    path.rename(tmp_path / "moved")
+    second = RunFolder(path, resume=False)
+    second.write_checkpoint(tensors(2), None, 0)
+    assert second.finish_saving()
+    with pytest.raises(UserError, match="another run has taken the place of this one"):
+        first.write_checkpoint(tensors(3), None, 0)
+    assert read_checkpoint_of(second)["state"]["step"] == 2
+
+
 def test_400_damages_are_noticed_or_harmless(tmp_path):
     file = tmp_path / "ckpt.pt"
     contents = {"format_version": 1, "ema": {f"w{i}": torch.randn(40, 40) for i in range(4)}, "state": {"step": 3}}

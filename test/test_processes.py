@@ -345,6 +345,32 @@ def test_ctrl_c_while_the_processes_start(images, tmp_path, seconds):
 
 
 @pytest.mark.fault
+@pytest.mark.parametrize("seconds", [1, 1.5, 2, 2.5, 3, 3.5])
+def test_a_launcher_killed_while_the_processes_start(images, tmp_path, seconds):
+    run = command(images, tmp_path, "a", "--epochs", 5000, "--distributed", script=ROOT / "tools/train.py")
+    launcher = subprocess.Popen(run, stderr=subprocess.DEVNULL, start_new_session=True)
+    time.sleep(seconds)
+    launcher.kill()
+    launcher.wait(10)
+    end = time.monotonic() + 30
+    while any_in_group(launcher.pid) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not any_in_group(launcher.pid)
+
+
+def any_in_group(group: int) -> bool:
+    """Whether a process of this process group runs."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, its_group = (process / "stat").read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
+@pytest.mark.fault
 def test_nan_on_one_rank_stops_all_at_the_same_step(images, tmp_path):
     options = ["--epochs", 50, "--distributed", "--world_size", 2, "--batch_size", 2, "--log_interval", 1]
     env = {**os.environ, "NAN_RANK": "1"}

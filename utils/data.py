@@ -79,11 +79,10 @@ def find_images(folder: Path) -> list[Path]:
 def load_image_set(
     root: Path, image_size: tuple[int, int], conditional: bool, quiet: bool = False, cache_bytes: int = 2**31
 ) -> ImageSet:
-    """Index and check every image below `root`; each is decoded once, and a broken one is named and left out.
+    """Index and check every image below `root`: decode each once, name and leave out the broken. UserError without any.
 
     Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise everything below root
-    is one set. Decoded sets up to `cache_bytes` stay in memory. Raises UserError where there is nothing to train on.
-    """
+    is one set. Decoded sets up to `cache_bytes` stay in memory."""
     try:
         groups = _class_groups(root) if conditional else {"": find_images(root)}
     except OSError as error:
@@ -199,8 +198,8 @@ def _ignore_signals(_worker: int) -> None:
 
 def describe(dataset: ImageSet) -> list[str]:
     """What was found, in lines for the plan."""
-    size = ",".join(map(str, dataset.image_size))
-    lines = [f"images      {len(dataset):,} at {size}, {'grey' if dataset.mode == 'L' else 'RGB'}, from {dataset.root}"]
+    size, mode = ",".join(map(str, dataset.image_size)), "grey" if dataset.mode == "L" else "RGB"
+    lines = [f"images      {len(dataset):,} at {size}, {mode}, from {dataset.root}"]
     if dataset.class_names:
         lines.append(f"classes     {len(dataset.class_names)}: {name_list(dataset.class_names, 20)}")
     if dataset.left_out:

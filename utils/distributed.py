@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import parent_process
 from multiprocessing.connection import wait as wait_for_any
 
 import torch
@@ -149,6 +150,7 @@ def launch(worker: Callable, args: object, distributed: bool, world_size: int, m
     if "TORCHELASTIC_RUN_ID" in os.environ:
         rank, world_size, local_rank = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         _check_ranks(world_size, main_gpu, int(os.environ["LOCAL_WORLD_SIZE"]), args.use_gpu)
+        _end_with_launcher()
         store = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))[0]
         _run_rank(worker, args, Ranks(rank, world_size, local_rank, main_gpu), timeout, store)
     if not distributed:
@@ -180,9 +182,8 @@ def _wait_for(processes: list, received: list[int]) -> int:
     codes = [process.exitcode for process in processes]
     if said := [128 + n for n in received] + [code for code in codes if code in (2, 130, 143)]:  # by the process itself
         return said[0]
-    killed = [
-        rank for rank, process in enumerate(processes) if process not in alive and codes[rank] < 0 and codes[rank] != -6
-    ]
+    # Not SIGABRT: so NCCL ends a healthy process that waits for another.
+    killed = [i for i, code in enumerate(codes) if code < 0 and code != -signal.SIGABRT and processes[i] not in alive]
     for rank in killed or [processes.index(process) for process in alive]:
         how = f"was killed by {signal.Signals(-codes[rank]).name}" if killed else "did not answer"
         print(f"error: rank {rank} {how}; the run has ended, what was saved is whole", file=sys.stderr)
@@ -192,12 +193,20 @@ def _wait_for(processes: list, received: list[int]) -> int:
 def _check_ranks(world_size: int, main_gpu: int, local_world_size: int, use_gpu: int) -> None:
     if not 0 <= main_gpu < world_size:
         raise UserError(f"--main_gpu {main_gpu} is outside the {world_size} processes 0..{world_size - 1}")
-    gpus = torch.cuda.device_count()
-    if use_gpu >= 0 and gpus and local_world_size > gpus:
+    if use_gpu >= 0 and 0 < (gpus := torch.cuda.device_count()) < local_world_size:
         raise UserError(f"{local_world_size} processes on this machine need as many GPUs, it has {gpus}")
 
 
+def _end_with_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher is killed: this process then saves and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if (parent := parent_process()) and parent.pid != os.getppid():  # it was killed before that
+        os._exit(1)
+
+
 def _spawned(rank: int, worker: Callable, args: object, world_size: int, main_gpu: int, timeout: float, port: int):
+    _end_with_launcher()
     if args.use_gpu < 0 or not torch.cuda.is_available():  # the processes share this machine's cores
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -208,8 +217,6 @@ def _spawned(rank: int, worker: Callable, args: object, world_size: int, main_gp
 def _run_rank(worker: Callable, args: object, ranks: Ranks, timeout: float, store: dist.Store) -> None:
     """Call the worker in this process of several, and exit with its status; after an error by os._exit, as the others
     may be gone, and leaving the process group would wait for them. Only the main process prints."""
-    if sys.platform == "linux":  # save and end when the launcher is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     backend = "cpu:gloo,cuda:nccl" if args.use_gpu >= 0 and torch.cuda.is_available() else "gloo"
     place = {"store": store, "rank": ranks.rank, "world_size": ranks.world_size}
     tqdm.set_lock(threading.RLock())  # its own lock would outlive a process that is killed

@@ -70,11 +70,8 @@ def save_image(image: Image.Image, path: Path, settings: dict | None = None) -> 
 def image_grid(
     images: Tensor, columns: int, row_names: Sequence[str] = (), captions: Sequence[str] = ()
 ) -> Image.Image:
-    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row.
-
-    `row_names` stand to the left of the rows, `captions` below the images. Small images are enlarged by a whole
-    factor, pixel for pixel, so that they can be seen.
-    """
+    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row. `row_names` stand to the left of the rows,
+    `captions` below the images; small images are enlarged by a whole factor, pixel for pixel."""
     rows = -(-len(images) // columns)
     scale = max(1, (96 if captions else 64) // max(images.shape[-2:]))  # room for the captions
     cells = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3).cpu().numpy()

@@ -100,11 +100,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(doc: str, groups: dict[str, list[tuple]]) -> Parser:
-    """A parser from a table: {group title: [(flag or "flag alias", default, type or tuple of choices, help)]}.
-
-    Defaults are written as on the command line and checked like input; a relative path there starts at the project's
-    root. A default of None means that the option is not set.
-    """
+    """A parser from a table: {group title: [(flag or "flag alias", default, type or tuple of choices, help)]}. Defaults
+    are written as on the command line and checked like input; a relative path there starts at the project's root. A
+    default of None means that the option is not set."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for title, options in groups.items():
         group = parser.add_argument_group(title)

@@ -113,11 +113,9 @@ def mix(*numbers: int) -> int:
 
 
 def image_generators(seed: int, step: int, first: int, count: int, ranks: Ranks) -> list[torch.Generator]:
-    """One generator per image of a micro-batch, by the image's place in the global batch of this step.
-
-    `first` counts this process's images of the step so far. Processes take turns in the global order, so the place does
-    not depend on how many there are, and neither does anything drawn for the image.
-    """
+    """One generator per image of a micro-batch, by the image's place in the global batch of this step. `first` counts
+    this process's images of the step so far. Processes take turns in the global order, so the place does not depend on
+    how many there are, and neither does anything drawn for the image."""
     places = (i * ranks.world_size + ranks.rank for i in range(first, first + count))
     return [torch.Generator().manual_seed(mix(seed, step, place)) for place in places]
 

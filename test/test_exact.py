@@ -169,10 +169,12 @@ def test_resume_with_changed_settings(images, tmp_path, capsys):
     assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["seed"] == 1
     train(images, tmp_path, "a", "--resume", "--epochs", 2, "--allow_changes", "--lr", 0.01)
     assert "finished" in train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01)
-    contents = read_checkpoint(tmp_path / "a/ckpt_last.pt")
-    contents["versions"]["torch"] = "1.0"
-    save_checkpoint(contents, tmp_path / "a/ckpt_last.pt")
-    assert re.search("warning: .*1.0", train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01))
+    for key, value in (("torch", "1.0"), ("threads", 99), ("device", "cuda")):
+        contents = read_checkpoint(tmp_path / "a/ckpt_last.pt")
+        contents["versions"][key] = value
+        save_checkpoint(contents, tmp_path / "a/ckpt_last.pt")
+        out = train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01)
+        assert re.search(f"warning: .*'{key}': '?{value}", out) and "finished" in out
 
 
 def test_resume_with_another_optimizer_or_fewer_epochs(images, tmp_path):

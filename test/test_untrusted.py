@@ -362,11 +362,11 @@ def test_files_of_another_kind_to_go_on_from(images, tmp_path):
         {**good_contents(), "args": 7, "state": 3},
     ):
         torch.save(contents, file)
-        with pytest.raises(UserError, match="ckpt_last.pt is no checkpoint of train.py|was made with other settings"):
+        with pytest.raises(
+            UserError, match="ckpt_last.pt is no checkpoint of train.py to go on from|was made with other settings"
+        ):
             train_script.main([*base, "--resume"])
-        if contents.keys() != {"w"} and "ema" in contents:
-            continue
-        with pytest.raises(UserError, match="ckpt_last.pt"):
+        with pytest.raises(UserError, match="ckpt_last.pt"):  # odd, or the weights of a smaller network
             train_script.main([*base, "--run_name", "b", "--pretrain", "--pretrain_path", str(file)])
 
 

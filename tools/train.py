@@ -230,29 +230,29 @@ def restore(state, args, total_steps: int) -> Path | None:
     from utils.checkpoint import load_weights, read_checkpoint
     from utils.run_folder import find_checkpoint
 
+    if not (args.resume or args.pretrain):
+        return None
     if args.resume:
         contents, file = find_checkpoint(args.result_path / args.run_name, args.start_epoch)
-        try:
-            changed = changes(contents, state)
-            if changed and not args.allow_changes:
-                raise opt.UserError(
-                    f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on"
-                )
-            state.restore(contents, file)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise opt.UserError(f"{file} is no checkpoint of train.py to resume from: {error!r}") from None
-        if state.step > total_steps:
-            raise opt.UserError(f"{file} has done {state.step} steps; --epochs {args.epochs} is only {total_steps}")
-        return file
-    elif args.pretrain:
-        contents = read_checkpoint(args.pretrain_path)
-        theirs, ours = contents.get("config", state.config), state.config
-        if theirs["diffusion"] != ours["diffusion"] or theirs["data"]["class_names"] != ours["data"]["class_names"]:
-            print(
-                f"warning: {args.pretrain_path} is from {theirs['diffusion']}, classes {theirs['data']['class_names']}"
-            )
-        for network in (state.network, state.ema.network):
-            load_weights(network, contents.get("ema") or contents.get("network"), args.pretrain_path)
+    else:
+        contents, file = read_checkpoint(args.pretrain_path), args.pretrain_path
+    try:
+        if args.pretrain:
+            theirs, ours = contents.get("config", state.config), state.config
+            if theirs["diffusion"] != ours["diffusion"] or theirs["data"]["class_names"] != ours["data"]["class_names"]:
+                print(f"warning: {file} is from {theirs['diffusion']}, classes {theirs['data']['class_names']}")
+            for network in (state.network, state.ema.network):
+                load_weights(network, contents.get("ema") or contents.get("network"), file)
+            return None
+        changed = changes(contents, state)
+        if changed and not args.allow_changes:
+            raise opt.UserError(f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on")
+        state.restore(contents, file)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise opt.UserError(f"{file} is no checkpoint of train.py to go on from: {error!r}") from None
+    if state.step > total_steps:
+        raise opt.UserError(f"{file} has done {state.step} steps; --epochs {args.epochs} is only {total_steps}")
+    return file
 
 
 # What decides the result of a run; the rest may differ when it is resumed.

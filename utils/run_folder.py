@@ -135,13 +135,13 @@ class RunFolder:
         Written in the background from a copy, so training goes on. A failure is reported by the next `check_saving`.
         """
         self.finish_saving()
-        if not os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno())):
-            raise UserError(f"another run has taken the place of this one in {self.path}")
         contents = snapshot(contents)
 
         def write() -> None:
             slim = {key: value for key, value in contents.items() if key not in ("network", "optimizer", "scaler")}
             try:
+                if not os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno())):
+                    raise UserError(f"another run has taken the place of this one in {self.path}")
                 save_checkpoint(contents, self.path / LAST, keep_previous=self._last_is_whole)
                 self._last_is_whole = True
                 save_checkpoint(slim, self.path / SLIM)

@@ -44,8 +44,8 @@ class ResBlock(nn.Module):
         dropout: float,
         time_embedding: str,
         act: str,
-        norm: Callable,
-        kernels,
+        norm: Callable[[int], nn.Module],
+        kernels: tuple[int, int],
     ):
         super().__init__()
         if time_embedding not in ("additive", "scale_shift"):
@@ -74,7 +74,7 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over the H*W positions, added to the input."""
 
-    def __init__(self, channels: int, head_channels: int | None, norm: Callable):
+    def __init__(self, channels: int, head_channels: int | None, norm: Callable[[int], nn.Module]):
         super().__init__()
         if channels % (head_channels or channels):
             fits = math.gcd(head_channels, channels)

@@ -192,11 +192,14 @@ def test_a_folder_that_is_moved_under_its_run(tmp_path):
     first.write_checkpoint(tensors(1), None, 0)
     assert first.finish_saving()
     path.rename(tmp_path / "moved")
+    first.write_checkpoint(tensors(3), None, 0)
+    assert not first.finish_saving()  # as on a failing disk: it is said, and the next save may go well
     second = RunFolder(path, resume=False)
     second.write_checkpoint(tensors(2), None, 0)
     assert second.finish_saving()
+    first.write_checkpoint(tensors(3), None, 0)
     with pytest.raises(UserError, match="another run has taken the place of this one"):
-        first.write_checkpoint(tensors(3), None, 0)
+        first.finish_saving()
     assert read_checkpoint_of(second)["state"]["step"] == 2
 
 

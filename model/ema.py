@@ -7,10 +7,11 @@ from torch import nn
 
 
 class EMA:
-    """Keeps `network`, a frozen copy whose weights follow the trained ones. (The networks have no buffers.)
+    """Keeps `network`, a frozen copy whose weights follow the trained ones. (The networks have no
+    buffers.)
 
-    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the first weights, which are noise, are soon
-    forgotten. It averages over about the last 1 / (1 - decay) steps.
+    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the first weights, which are
+    noise, are soon forgotten. It averages over about the last 1 / (1 - decay) steps.
     """
 
     def __init__(self, network: nn.Module, decay: float):

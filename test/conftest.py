@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import DEMO, ROOT
 
-torch.set_num_threads(1)  # tiny networks; and what the tests start inherits it, so processes do not crowd each other
+torch.set_num_threads(
+    1
+)  # tiny networks; and what the tests start inherits it, so processes do not crowd each other
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -26,13 +28,19 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def script(tmp_path: Path):
-    """script("train", "--epochs", 1, ...) runs tools/train.py as a user would; results go below tmp_path."""
+    """script("train", "--epochs", 1, ...) runs tools/train.py as a user would; results go below
+    tmp_path.
+    """
 
-    def run(name: str, *args: object, status: int = 0, timeout: float = 120) -> subprocess.CompletedProcess:
+    def run(
+        name: str, *args: object, status: int = 0, timeout: float = 120
+    ) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
         if name in ("train", "generate"):
             command += ["--result_path", str(tmp_path / "results"), "--use_gpu", "-1"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout
+        )
         assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         if status == 2:
             assert "Traceback" not in done.stderr

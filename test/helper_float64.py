@@ -1,9 +1,10 @@
-"""train.py in float64, which only tests use: rounding in float32 hides mistakes in the logic. With accidents, as the
-environment says:
+"""train.py in float64, which only tests use: rounding in float32 hides mistakes in the logic. With
+accidents, as the environment says:
 
 NAN_RANK=r: the loss of rank r is NaN from step 5 on.
 DRIFT_RANK=r: the weights of rank r differ by a bit from step 3 on.
-SLOW_STEP=s, SLOW_RANK=r: each forward pass takes s seconds longer from step 10 on, on all ranks or on that one.
+SLOW_STEP=s, SLOW_RANK=r: each forward pass takes s seconds longer from step 10 on, on all ranks or
+on that one.
 """
 
 import os

@@ -1,8 +1,8 @@
 """train.py with accidents, as the environment says.
 
-KILL_AT_STEP=n: it kills itself with SIGKILL after training step n, when the saves before it are on disk.
-FAIL_AT_STEP=n: an error after training step n.
-SLOW_SAVE=s: each file of a checkpoint takes s seconds longer.
+KILL_AT_STEP=n: it kills itself with SIGKILL after training step n, when the saves before it are on
+disk. FAIL_AT_STEP=n: an error after training step n. SLOW_SAVE=s: each file of a checkpoint takes s
+seconds longer.
 """
 
 import os

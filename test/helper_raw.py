@@ -1,4 +1,6 @@
-"""generate.py that also keeps each image as numbers, before they become pixels: NNNNN.pt beside NNNNN.png."""
+"""generate.py that also keeps each image as numbers, before they become pixels: NNNNN.pt beside
+NNNNN.png.
+"""
 
 import sys
 from pathlib import Path

@@ -11,7 +11,18 @@ from utils.checkpoint import read_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "datasets" / "demo"
 
-TINY = ["--channels", "8", "--channel_mult", "1,2", "--head_channels", "8", "--image_size", "8", "--batch_size", "4"]
+TINY = [
+    "--channels",
+    "8",
+    "--channel_mult",
+    "1,2",
+    "--head_channels",
+    "8",
+    "--image_size",
+    "8",
+    "--batch_size",
+    "4",
+]
 TINY += ["--num_vis", "1", "--sample_steps", "3"]
 
 
@@ -21,7 +32,9 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_states(a: Path, b: Path, tolerance: float = 0.0) -> None:
-    """Step, network, EMA, optimizer and scaler of two checkpoints, bit by bit unless there is a tolerance."""
+    """Step, network, EMA, optimizer and scaler of two checkpoints, bit by bit unless there is a
+    tolerance.
+    """
 
     def check(one, two):
         assert one.keys() == two.keys() and len(one) > 0
@@ -33,7 +46,9 @@ def assert_equal_states(a: Path, b: Path, tolerance: float = 0.0) -> None:
     assert a["state"] == b["state"] and a["scaler"] == b["scaler"]
     for part in ("network", "ema"):
         check(a[part], b[part])
-    for ours, theirs in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+    for ours, theirs in zip(
+        a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True
+    ):
         check(ours, theirs)
 
 
@@ -41,7 +56,9 @@ def wait_for_step(run: Path, step: int, timeout: float = 60) -> None:
     """Until the metrics of a run hold this step."""
     end = time.time() + timeout
     while time.time() < end:
-        if (run / "metrics.csv").exists() and len((run / "metrics.csv").read_text().splitlines()) > step:
+        if (run / "metrics.csv").exists() and len(
+            (run / "metrics.csv").read_text().splitlines()
+        ) > step:
             return
         time.sleep(0.01)
     raise AssertionError(f"{run} has no step {step} after {timeout} s")

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Kill training runs again and again, resume them, and compare how they end with runs that nobody disturbed.
+"""Kill training runs again and again, resume them, and compare how they end with runs that nobody
+disturbed.
 
     python test/soak.py --minutes 20
 
-A tiny network on real images; half of the kills (SIGKILL) wait for a checkpoint to be half written, some hit the whole
-process group of a run on two processes, some its launcher alone, whose processes then save and end. Prints the
-figures that README quotes; exit status 1 if anything was lost.
+A tiny network on real images; half of the kills (SIGKILL) wait for a checkpoint to be half written,
+some hit the whole process group of a run on two processes, some its launcher alone, whose processes
+then save and end. Prints the figures that README quotes; exit status 1 if anything was lost.
 """
 
 import argparse
@@ -30,9 +31,38 @@ from tools import train as train_script  # noqa: E402
 from utils import checkpoint, run_folder, trainer  # noqa: E402, F401  (imported once, shared by the forks)
 from utils.options import UserError  # noqa: E402
 
-OPTIONS = ["--channels", "8", "--channel_mult", "1,2", "--head_channels", "8", "--image_size", "8", "--epochs", "12"]
-OPTIONS += ["--num_vis", "1", "--sample_steps", "2", "--vis_interval_epochs", "4", "--flip", "--use_gpu", "-1"]
-OPTIONS += ["--save_every_steps", "1", "--save_model_interval", "--save_model_interval_epochs", "2", "--keep", "2"]
+OPTIONS = [
+    "--channels",
+    "8",
+    "--channel_mult",
+    "1,2",
+    "--head_channels",
+    "8",
+    "--image_size",
+    "8",
+    "--epochs",
+    "12",
+]
+OPTIONS += [
+    "--num_vis",
+    "1",
+    "--sample_steps",
+    "2",
+    "--vis_interval_epochs",
+    "4",
+    "--flip",
+    "--use_gpu",
+    "-1",
+]
+OPTIONS += [
+    "--save_every_steps",
+    "1",
+    "--save_model_interval",
+    "--save_model_interval_epochs",
+    "2",
+    "--keep",
+    "2",
+]
 ONE, TWO = ["--batch_size", "8"], ["--batch_size", "4", "--distributed", "--world_size", "2"]
 
 
@@ -46,12 +76,21 @@ def make_images(folder: Path) -> Path:
 
 
 def argv(work: Path, name: str, two: bool, resume: bool) -> list[str]:
-    place = ["--dataset_path", str(work / "images"), "--result_path", str(work / "results"), "--run_name", name]
+    place = [
+        "--dataset_path",
+        str(work / "images"),
+        "--result_path",
+        str(work / "results"),
+        "--run_name",
+        name,
+    ]
     return [*place, *OPTIONS, *(TWO if two else ONE), *(["--resume"] if resume else [])]
 
 
 def start(work: Path, name: str, two: bool, resume: bool) -> int:
-    """Start a run as the leader of its own process group; its process number. One process is forked: quick."""
+    """Start a run as the leader of its own process group; its process number. One process is
+    forked: quick.
+    """
     if two:
         command = [sys.executable, str(ROOT / "tools/train.py"), *argv(work, name, two, resume)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -89,7 +128,9 @@ def half_written(run: Path, since: int) -> bool:
     return False
 
 
-def disturb(work: Path, name: str, two: bool, resume: bool, chance: random.Random, counts: dict) -> str:
+def disturb(
+    work: Path, name: str, two: bool, resume: bool, chance: random.Random, counts: dict
+) -> str:
     """Start a run and kill it: "finished", "killed" or "failed with ..."."""
     run, begun = work / "results" / name, time.time_ns()
     pid = start(work, name, two, resume)
@@ -120,9 +161,13 @@ def disturb(work: Path, name: str, two: bool, resume: bool, chance: random.Rando
 
 
 def left_over(group: int, seconds: float) -> int:
-    """How many processes of a process group still run after so long: ranks, loader workers. They are then killed."""
+    """How many processes of a process group still run after so long: ranks, loader workers. They
+    are then killed.
+    """
     end = time.monotonic() + seconds
-    while (count := sum(map(runs_in(group), Path("/proc").glob("[0-9]*")))) and time.monotonic() < end:
+    while (
+        count := sum(map(runs_in(group), Path("/proc").glob("[0-9]*")))
+    ) and time.monotonic() < end:
         time.sleep(0.05)
     if count:
         os.killpg(group, signal.SIGKILL)
@@ -166,30 +211,50 @@ def same(a: Path, b: Path) -> bool:
         return [line.rsplit(",", 1)[0] for line in (run / "metrics.csv").read_text().splitlines()]
 
     def others(run: Path) -> list:
-        return [checkpoint.read_checkpoint(run / name)["ema"] for name in ("ema_last.pt", "ckpt_10.pt", "ckpt_12.pt")]
+        return [
+            checkpoint.read_checkpoint(run / name)["ema"]
+            for name in ("ema_last.pt", "ckpt_10.pt", "ckpt_12.pt")
+        ]
 
     parts = ("network", "ema", "optimizer", "state")
     alike = all(equal(one[part], two[part]) for part in parts) and losses(a) == losses(b)
-    names = [sorted(file.relative_to(run).as_posix() for file in run.rglob("[!e.]*.*")) for run in (a, b)]
+    names = [
+        sorted(file.relative_to(run).as_posix() for file in run.rglob("[!e.]*.*")) for run in (a, b)
+    ]
     return alike and equal(others(a), others(b)) and names[0] == names[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     chance, end = random.Random(args.seed), time.monotonic() + 60 * args.minutes
     counts = dict.fromkeys(
-        ("kills", "in a save", "groups", "launchers", "runs", "mismatches", "unloadable", "failed", "left over"), 0
+        (
+            "kills",
+            "in a save",
+            "groups",
+            "launchers",
+            "runs",
+            "mismatches",
+            "unloadable",
+            "failed",
+            "left over",
+        ),
+        0,
     )
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         make_images(work)
         for two in (False, True):
             pid = start(work, f"reference{two}", two, resume=False)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "the undisturbed run failed"
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, (
+                "the undisturbed run failed"
+            )
         while time.monotonic() < end:
             two, name = counts["runs"] % 4 == 3, f"run{counts['runs']}"
             run, outcome = work / "results" / name, ""

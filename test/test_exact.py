@@ -1,4 +1,6 @@
-"""Nothing is lost and every run can be repeated: resume, its controls, and what must not change the weights."""
+"""Nothing is lost and every run can be repeated: resume, its controls, and what must not change the
+weights.
+"""
 
 import contextlib
 import io
@@ -19,13 +21,33 @@ from tools import train as train_script
 from utils import distributed
 from utils.checkpoint import read_checkpoint, save_checkpoint
 
-EVERYTHING = ["--num_workers", "2", "--grad_accum", "2", "--batch_size", "2", "--flip", "--dropout", "0.2"]
+EVERYTHING = [
+    "--num_workers",
+    "2",
+    "--grad_accum",
+    "2",
+    "--batch_size",
+    "2",
+    "--flip",
+    "--dropout",
+    "0.2",
+]
 EVERYTHING += ["--vis_interval_epochs", "1", "--save_every_steps", "1", "--log_interval", "3"]
 
 
 def train(images, results, name, *options, status=0):
     """train.py in this process; returns what it printed."""
-    argv = ["--dataset_path", str(images), *TINY, "--run_name", name, "--result_path", str(results), "--use_gpu", "-1"]
+    argv = [
+        "--dataset_path",
+        str(images),
+        *TINY,
+        "--run_name",
+        name,
+        "--result_path",
+        str(results),
+        "--use_gpu",
+        "-1",
+    ]
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stop:
         train_script.main([*argv, *map(str, options)])
     assert stop.value.code == status, out.getvalue()
@@ -33,11 +55,22 @@ def train(images, results, name, *options, status=0):
 
 
 def rows(run):
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in metrics(run)]
+    return [
+        {key: value for key, value in row.items() if key != "images_per_second"}
+        for row in metrics(run)
+    ]
 
 
 def start(images, results, name, *options, script="tools/train.py", env=None):
-    command = [sys.executable, str(ROOT / script), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
+    command = [
+        sys.executable,
+        str(ROOT / script),
+        "--dataset_path",
+        str(images),
+        *TINY,
+        "--use_gpu",
+        "-1",
+    ]
     command += ["--run_name", name, "--result_path", str(results), *map(str, options)]
     return subprocess.Popen(
         command,
@@ -59,17 +92,23 @@ def start(images, results, name, *options, script="tools/train.py", env=None):
     ids=["everything", "bare"],
 )
 def test_kill_9_and_resume_changes_nothing(images, tmp_path, extra, kills):
-    """Resumed at the end of epoch 1 and inside epoch 2 (4 steps each), then equal to an undisturbed run, to the bit."""
+    """Resumed at the end of epoch 1 and inside epoch 2 (4 steps each), then equal to an undisturbed
+    run, to the bit.
+    """
     results, options = tmp_path / "results", [*extra, "--epochs", "4"]
     for name in ("whole", "again"):
         whole = start(images, results, name, *options)
         assert whole.wait(120) == 0, whole.stderr.read()
-    assert_equal_states(results / "whole/ckpt_last.pt", results / "again/ckpt_last.pt")  # two fresh runs, first of all
+    assert_equal_states(
+        results / "whole/ckpt_last.pt", results / "again/ckpt_last.pt"
+    )  # two fresh runs, first of all
     run = results / "cut"
     for kill_at, saved in [*kills.items(), (8, max(kills.values()))]:
         resume = ["--resume"] if run.exists() else []
         env = {"KILL_AT_STEP": str(kill_at)}
-        process = start(images, results, "cut", *options, *resume, script="test/helper_kill.py", env=env)
+        process = start(
+            images, results, "cut", *options, *resume, script="test/helper_kill.py", env=env
+        )
         assert process.wait(60) == -signal.SIGKILL, process.stderr.read()
         assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] == saved
     last = start(images, results, "cut", *options, "--resume")
@@ -81,10 +120,21 @@ def test_kill_9_and_resume_changes_nothing(images, tmp_path, extra, kills):
 
 
 def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
-    """The controls: each part of a checkpoint, spoiled, changes the end of the run. So the tests above can fail."""
+    """The controls: each part of a checkpoint, spoiled, changes the end of the run. So the tests
+    above can fail.
+    """
     half = distributed.Precision(torch.float16, torch.device("cpu"))
     monkeypatch.setattr(distributed, "choose_precision", lambda amp, device: (half, ""))
-    options = ["--epochs", 3, "--flip", "--vis", "False", "--save_model_interval", "--save_model_interval_epochs", 1]
+    options = [
+        "--epochs",
+        3,
+        "--flip",
+        "--vis",
+        "False",
+        "--save_model_interval",
+        "--save_model_interval_epochs",
+        1,
+    ]
     train(images, tmp_path, "whole", *options)
     end, middle = tmp_path / "whole/ckpt_last.pt", tmp_path / "whole/ckpt_2.pt"
 
@@ -115,7 +165,10 @@ def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
         return True
 
     assert ends_alike("unspoiled", spoil(None))
-    assert {name: ends_alike(name, spoil(name)) for name in ("ema", "optimizer", "scaler", "step", "seed")} == {
+    assert {
+        name: ends_alike(name, spoil(name))
+        for name in ("ema", "optimizer", "scaler", "step", "seed")
+    } == {
         "ema": False,
         "optimizer": False,
         "scaler": False,
@@ -125,7 +178,9 @@ def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
     # the sixth: the data position, which follows from the step
     original = train_script.main.__globals__["opt"], torch.utils.data.DistributedSampler.__iter__
     monkeypatch.setattr(
-        torch.utils.data.DistributedSampler, "__iter__", lambda self: iter([*list(original[1](self))[1:], 0])
+        torch.utils.data.DistributedSampler,
+        "__iter__",
+        lambda self: iter([*list(original[1](self))[1:], 0]),
     )
     assert not ends_alike("position", spoil(None))
 
@@ -137,7 +192,13 @@ def test_what_must_not_change_the_weights(images, tmp_path):
         "workers": ["--num_workers", 2],
         "no-previews": ["--vis", "False"],
         "previews": ["--vis_interval_epochs", 1, "--num_vis", 3, "--sample", "ddpm"],
-        "saves": ["--save_every_steps", 1, "--save_model_interval", "--save_model_interval_epochs", 1],
+        "saves": [
+            "--save_every_steps",
+            1,
+            "--save_model_interval",
+            "--save_model_interval_epochs",
+            1,
+        ],
         "logs": ["--log_interval", 3],
     }
     for name, extra in variants.items():
@@ -159,13 +220,27 @@ def test_resume_with_changed_settings(images, tmp_path, capsys):
     assert "noise_schedule cosine before, linear now" in refused("--noise_schedule", "linear")
     assert "lr 0.0015 before, 0.01 now" in refused("--lr", 0.01)
     assert "seed 0 before, 1 now" in refused("--seed", 1)
-    assert "grad_accum': 2" in train(images, tmp_path, "a", "--resume", "--batch_size", 2, "--grad_accum", 2, *options)
+    assert "grad_accum': 2" in train(
+        images, tmp_path, "a", "--resume", "--batch_size", 2, "--grad_accum", 2, *options
+    )
     first = next(images.rglob("*.png"))
     first.write_bytes(next(path for path in images.rglob("*.png") if path != first).read_bytes())
     assert "the images" in refused()
     train(images, tmp_path, "a", "--resume", "--epochs", 2, "--allow_changes", "--lr", 0.01)
     assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 8
-    train(images, tmp_path, "a", "--resume", "--epochs", 2, "--allow_changes", "--lr", 0.01, "--seed", 1)
+    train(
+        images,
+        tmp_path,
+        "a",
+        "--resume",
+        "--epochs",
+        2,
+        "--allow_changes",
+        "--lr",
+        0.01,
+        "--seed",
+        1,
+    )
     assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["seed"] == 1
     train(images, tmp_path, "a", "--resume", "--epochs", 2, "--allow_changes", "--lr", 0.01)
     assert "finished" in train(images, tmp_path, "a", "--resume", "--epochs", 2, "--lr", 0.01)
@@ -178,7 +253,9 @@ def test_resume_with_changed_settings(images, tmp_path, capsys):
 
 
 def test_resume_with_another_optimizer_or_fewer_epochs(images, tmp_path):
-    """The settings of this run count, not those in the checkpoint; state of another kind of optimizer is left out."""
+    """The settings of this run count, not those in the checkpoint; state of another kind of
+    optimizer is left out.
+    """
     train(images, tmp_path, "a", "--epochs", 1)
     options = ["--resume", "--allow_changes", "--epochs"]
     train(images, tmp_path, "a", *options, 2, "--weight_decay", 0.5)
@@ -202,7 +279,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(images, tmp_path):
 
 
 def test_resume_makes_up_for_what_a_kill_left_out(images, tmp_path):
-    """Killed after ckpt_last.pt and before the other files: they come with the next start, of a finished run too."""
+    """Killed after ckpt_last.pt and before the other files: they come with the next start, of a
+    finished run too.
+    """
     options = ["--epochs", 3, "--save_model_interval", "--save_model_interval_epochs", 1]
     train(images, tmp_path, "a", *options)
     run = tmp_path / "a"
@@ -213,18 +292,30 @@ def test_resume_makes_up_for_what_a_kill_left_out(images, tmp_path):
     (run / "samples/epoch_0003.png").unlink()
     assert "finished" in train(images, tmp_path, "a", *options, "--resume")
     last = read_checkpoint(run / "ckpt_last.pt")
-    assert all(torch.equal(last["ema"][key], read_checkpoint(slim)["ema"][key]) for key in last["ema"])
+    assert all(
+        torch.equal(last["ema"][key], read_checkpoint(slim)["ema"][key]) for key in last["ema"]
+    )
     assert_equal_states(run / "ckpt_last.pt", numbered)
     assert (run / "samples/epoch_0003.png").read_bytes() == grid
 
 
 def test_killed_after_going_back_to_an_earlier_epoch(images, tmp_path):
     """The last checkpoint and the metrics are of the same run from the first moment."""
-    options = ["--epochs", "3", "--save_model_interval", "--save_model_interval_epochs", "1", "--log_interval", "1"]
+    options = [
+        "--epochs",
+        "3",
+        "--save_model_interval",
+        "--save_model_interval_epochs",
+        "1",
+        "--log_interval",
+        "1",
+    ]
     train(images, tmp_path, "a", *options)
     before = rows(tmp_path / "a")
     back = [*options, "--resume", "--start_epoch", "1"]
-    process = start(images, tmp_path, "a", *back, script="test/helper_kill.py", env={"KILL_AT_STEP": "7"})
+    process = start(
+        images, tmp_path, "a", *back, script="test/helper_kill.py", env={"KILL_AT_STEP": "7"}
+    )
     assert process.wait(60) == -signal.SIGKILL
     assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 4
     train(images, tmp_path, "a", *options, "--resume")
@@ -233,7 +324,9 @@ def test_killed_after_going_back_to_an_earlier_epoch(images, tmp_path):
 
 def test_an_error_ends_a_run_with_workers(images, tmp_path):
     """The workers ignore signals, so that a run can save; they must not keep it from ending."""
-    process = start(images, tmp_path, "a", *EVERYTHING, script="test/helper_kill.py", env={"FAIL_AT_STEP": "3"})
+    process = start(
+        images, tmp_path, "a", *EVERYTHING, script="test/helper_kill.py", env={"FAIL_AT_STEP": "3"}
+    )
     assert process.wait(30) == 1 and "an error on purpose" in process.stderr.read()
     assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 2
 
@@ -242,7 +335,10 @@ def test_a_name_that_is_not_utf_8(images, tmp_path):
     (images / "bag").rename(images / os.fsdecode(b"caf\xe9"))
     (images / "boot" / os.fsdecode(b"\xe9.png")).write_bytes(b"broken")
     assert "caf\\xe9, trouser" in train(images, tmp_path, "a", "--epochs", 1)
-    assert read_checkpoint(tmp_path / "a/ema_last.pt")["config"]["data"]["class_names"][1] == "caf\\xe9"
+    assert (
+        read_checkpoint(tmp_path / "a/ema_last.pt")["config"]["data"]["class_names"][1]
+        == "caf\\xe9"
+    )
 
 
 def test_another_signal_during_the_last_save_does_no_harm(images, tmp_path):
@@ -270,9 +366,22 @@ def test_ctrl_c_with_workers_saves(images, tmp_path):
 
 
 def test_numbered_checkpoints_are_bounded(images, tmp_path):
-    options = ["--epochs", 5, "--save_model_interval", "--save_model_interval_epochs", 1, "--keep", 2, "--vis", "False"]
+    options = [
+        "--epochs",
+        5,
+        "--save_model_interval",
+        "--save_model_interval_epochs",
+        1,
+        "--keep",
+        2,
+        "--vis",
+        "False",
+    ]
     train(images, tmp_path, "a", *options)
-    assert sorted(path.name for path in (tmp_path / "a").glob("ckpt_?.pt")) == ["ckpt_4.pt", "ckpt_5.pt"]
+    assert sorted(path.name for path in (tmp_path / "a").glob("ckpt_?.pt")) == [
+        "ckpt_4.pt",
+        "ckpt_5.pt",
+    ]
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(images, tmp_path):

@@ -18,15 +18,28 @@ SCRIPT = str(ROOT / "test/helper_float64.py")
 
 
 def command(images, results, name, *options, script=SCRIPT):
-    place = ["--dataset_path", images, "--result_path", results, "--run_name", name, "--use_gpu", "-1"]
-    return [str(part) for part in (sys.executable, script, *place, *TINY, "--vis", "False", *options)]
+    place = [
+        "--dataset_path",
+        images,
+        "--result_path",
+        results,
+        "--run_name",
+        name,
+        "--use_gpu",
+        "-1",
+    ]
+    return [
+        str(part) for part in (sys.executable, script, *place, *TINY, "--vis", "False", *options)
+    ]
 
 
 def train(images, results, name, processes, batch, *options):
     """A run whose global batch is 8, on this many processes."""
     spread = ["--distributed", "--world_size", processes] if processes > 1 else []
     options = ["--batch_size", batch, "--grad_accum", 8 // (batch * processes), *spread, *options]
-    done = subprocess.run(command(images, results, name, *options), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command(images, results, name, *options), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -34,9 +47,16 @@ def differences(a: Path, b: Path) -> float:
     """The largest difference of losses, weights and EMA between two runs."""
     one, two = read_checkpoint(a / "ckpt_last.pt"), read_checkpoint(b / "ckpt_last.pt")
     assert one["state"] == two["state"] and one["network"]["conv_in.weight"].dtype == torch.float64
-    gaps = [(one[part][key] - two[part][key]).abs().max().item() for part in ("network", "ema") for key in one[part]]
+    gaps = [
+        (one[part][key] - two[part][key]).abs().max().item()
+        for part in ("network", "ema")
+        for key in one[part]
+    ]
     rows = list(zip(metrics(a), metrics(b), strict=True))
-    return max(gaps + [abs(float(x[key]) - float(y[key])) for x, y in rows for key in ("loss", "grad_norm")])
+    return max(
+        gaps
+        + [abs(float(x[key]) - float(y[key])) for x, y in rows for key in ("loss", "grad_norm")]
+    )
 
 
 def test_two_processes_equal_one_in_float64(images, tmp_path):
@@ -48,7 +68,9 @@ def test_two_processes_equal_one_in_float64(images, tmp_path):
 @pytest.mark.fault
 @pytest.mark.parametrize("count", [13, 3])
 def test_processes_equal_each_other_in_float64(images, tmp_path, count):
-    """50 steps; a size that neither batch nor processes divide, and one with fewer images than processes."""
+    """50 steps; a size that neither batch nor processes divide, and one with fewer images than
+    processes.
+    """
     for file in sorted(images.rglob("*.png"))[count:]:
         file.unlink()
     for folder in images.iterdir():
@@ -56,7 +78,12 @@ def test_processes_equal_each_other_in_float64(images, tmp_path, count):
             folder.rmdir()
     epochs = ["--flip", "--epochs", 25 if count == 13 else 50]
     train(images, tmp_path, "one", 1, 8, *epochs)
-    for name, processes, batch in [("accumulated", 1, 2), ("two", 2, 4), ("two-accumulated", 2, 1), ("four", 4, 2)]:
+    for name, processes, batch in [
+        ("accumulated", 1, 2),
+        ("two", 2, 4),
+        ("two-accumulated", 2, 1),
+        ("four", 4, 2),
+    ]:
         train(images, tmp_path, name, processes, batch, *epochs)
         assert differences(tmp_path / "one", tmp_path / name) < 1e-10
     assert len(metrics(tmp_path / "one")) == 50
@@ -64,19 +91,42 @@ def test_processes_equal_each_other_in_float64(images, tmp_path, count):
 
 @pytest.mark.fault
 def test_two_processes_follow_one_for_50_steps_in_float32(images, tmp_path):
-    for name, spread in (("one", ["--batch_size", 8]), ("two", ["--batch_size", 4, "--distributed"])):
-        run = command(images, tmp_path, name, "--epochs", 25, "--flip", *spread, script=ROOT / "tools/train.py")
-        subprocess.run(run, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for name, spread in (
+        ("one", ["--batch_size", 8]),
+        ("two", ["--batch_size", 4, "--distributed"]),
+    ):
+        run = command(
+            images,
+            tmp_path,
+            name,
+            "--epochs",
+            25,
+            "--flip",
+            *spread,
+            script=ROOT / "tools/train.py",
+        )
+        subprocess.run(
+            run, check=True, timeout=120, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     one, two = ([float(row["loss"]) for row in metrics(tmp_path / name)] for name in ("one", "two"))
     assert len(one) == 50 and max(abs(a - b) for a, b in zip(one, two, strict=True)) < 1e-4
 
 
 @pytest.mark.fault
 def test_a_run_changes_its_number_of_processes_inside_an_epoch(images, tmp_path):
-    """2, then 1, then 4 processes, by resume, at steps 5 and 9 of epochs of 2: equal to one process throughout."""
+    """2, then 1, then 4 processes, by resume, at steps 5 and 9 of epochs of 2: equal to one process
+    throughout.
+    """
     for file in sorted((ROOT / "datasets/demo/coat").iterdir())[:30]:
         shutil.copy(file, images / "bag" / f"coat{file.name}")
-    options = ["--epochs", 3, "--log_interval", 1, "--save_every_steps", 1]  # 43 images, 6 steps an epoch
+    options = [
+        "--epochs",
+        3,
+        "--log_interval",
+        1,
+        "--save_every_steps",
+        1,
+    ]  # 43 images, 6 steps an epoch
     train(images, tmp_path, "one", 1, 8, *options)
     for processes, until in ((2, 4), (1, 9)):
         batch = ["--batch_size", 8 // processes, "--resume" if processes == 1 else "--flip=False"]
@@ -98,7 +148,9 @@ def test_a_run_changes_its_number_of_processes_inside_an_epoch(images, tmp_path)
 
 @pytest.fixture
 def machines():
-    """Two network namespaces and a cable between them: [(name, device, address), ...]. Needs root and iproute2."""
+    """Two network namespaces and a cable between them: [(name, device, address), ...]. Needs root
+    and iproute2.
+    """
     names = [(f"iddm{i}-{os.getpid()}", f"cable{i}", f"10.77.0.{i + 1}") for i in range(2)]
 
     def ip(*words):
@@ -120,12 +172,38 @@ def machines():
 
 
 def torchrun(machines, run, *second):
-    """An agent with one process on each machine, the first of which holds the rendezvous; options of the second."""
+    """An agent with one process on each machine, the first of which holds the rendezvous; options
+    of the second.
+    """
     agents = []
     for i, (name, device, address) in enumerate(machines):
-        launcher = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-        launcher += ["--nproc_per_node", "1", "--rdzv_id", "a", "--rdzv_backend", "c10d", "--local_addr", address]
-        launcher += ["--rdzv_endpoint", f"{machines[0][2]}:29400", "--rdzv_conf", f"is_host={1 - i}"]
+        launcher = [
+            "ip",
+            "netns",
+            "exec",
+            name,
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            "2",
+        ]
+        launcher += [
+            "--nproc_per_node",
+            "1",
+            "--rdzv_id",
+            "a",
+            "--rdzv_backend",
+            "c10d",
+            "--local_addr",
+            address,
+        ]
+        launcher += [
+            "--rdzv_endpoint",
+            f"{machines[0][2]}:29400",
+            "--rdzv_conf",
+            f"is_host={1 - i}",
+        ]
         agents.append(
             subprocess.Popen(
                 [*launcher, *run[1:], *map(str, second if i else ())],
@@ -146,7 +224,11 @@ def processes_of(results: Path) -> list[int]:
             words = (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if str(results).encode() in words and b"torch.distributed.run" not in words and alive(int(process.name)):
+        if (
+            str(results).encode() in words
+            and b"torch.distributed.run" not in words
+            and alive(int(process.name))
+        ):
             found.append(int(process.name))
     return found
 
@@ -169,11 +251,17 @@ def test_torchrun_on_two_machines(images, tmp_path, machines):
 
 @pytest.mark.fault
 def test_machines_that_were_told_different_things(images, tmp_path, machines):
-    agents = torchrun(machines, command(images, tmp_path, "a", "--epochs", 3), "--lr", 0.1, "--epochs", 4)
+    agents = torchrun(
+        machines, command(images, tmp_path, "a", "--epochs", 3), "--lr", 0.1, "--epochs", 4
+    )
     errors = [agent.communicate(timeout=60)[1] for agent in agents]
     assert all(agent.returncode for agent in agents)
     assert (
-        sum(error.count("error: the processes do not agree: epochs [3, 4], lr [0.0015, 0.1]") for error in errors) == 1
+        sum(
+            error.count("error: the processes do not agree: epochs [3, 4], lr [0.0015, 0.1]")
+            for error in errors
+        )
+        == 1
     )
     assert not (tmp_path / "a/metrics.csv").exists()
 
@@ -186,11 +274,15 @@ def test_a_machine_that_is_cut_off(images, tmp_path, machines):
     try:
         wait_for_step(tmp_path / "a", 12, 120)
         assert len(processes_of(tmp_path)) == 2
-        subprocess.run(["ip", "-n", machines[1][0], "link", "set", machines[1][1], "down"], check=True)
+        subprocess.run(
+            ["ip", "-n", machines[1][0], "link", "set", machines[1][1], "down"], check=True
+        )
         begun = time.monotonic()
         assert gone(tmp_path, 6 + 15) and time.monotonic() - begun > 4
         error = agents[0].communicate(timeout=30)[1]
-        assert agents[0].returncode != 0 and "rank 0 ended: the others did not answer for 6 s" in error
+        assert (
+            agents[0].returncode != 0 and "rank 0 ended: the others did not answer for 6 s" in error
+        )
     finally:
         for agent in agents:
             agent.kill()
@@ -212,7 +304,9 @@ def test_a_killed_torchrun_leaves_no_process(images, tmp_path, machines):
 
 
 def start_two(images, results, *options, script=ROOT / "tools/train.py"):
-    """A long run on two processes that has made 10 steps: the launcher and the process numbers of the ranks."""
+    """A long run on two processes that has made 10 steps: the launcher and the process numbers of
+    the ranks.
+    """
     options = ["--epochs", 5000, "--distributed", "--world_size", 2, "--batch_size", 2, *options]
     launcher = subprocess.Popen(
         command(images, results, "a", *options, script=script),
@@ -222,7 +316,9 @@ def start_two(images, results, *options, script=ROOT / "tools/train.py"):
     )
     wait_for_step(results / "a", 10, 120)
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    ranks = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    ranks = [
+        int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     assert len(ranks) == 2
     return launcher, ranks
 
@@ -235,15 +331,26 @@ def alive(pid: int) -> bool:
 
 
 def test_a_mistake_is_said_once(images, tmp_path):
-    run = command(images, tmp_path, "a", "--distributed", "--main_gpu", 1, script=ROOT / "tools/train.py")
+    run = command(
+        images, tmp_path, "a", "--distributed", "--main_gpu", 1, script=ROOT / "tools/train.py"
+    )
     for options, sentence in [
         (["--num_classes", 2], "error: --num_classes 2, but"),  # all find it
-        (["--run_name", "b"], f"error: {tmp_path / 'b'} holds an earlier run"),  # the main process alone
+        (
+            ["--run_name", "b"],
+            f"error: {tmp_path / 'b'} holds an earlier run",
+        ),  # the main process alone
     ]:
         (tmp_path / "b").mkdir(exist_ok=True)
         (tmp_path / "b" / "metrics.csv").write_text("step\n1\n")
-        done = subprocess.run([*run, *map(str, options)], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and done.stderr.startswith(sentence) and done.stderr.count("\n") == 1, done.stderr
+        done = subprocess.run(
+            [*run, *map(str, options)], capture_output=True, text=True, timeout=60
+        )
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith(sentence)
+            and done.stderr.count("\n") == 1
+        ), done.stderr
 
 
 def test_a_killed_rank_ends_the_run_and_is_named(images, tmp_path):
@@ -257,7 +364,9 @@ def test_a_killed_rank_ends_the_run_and_is_named(images, tmp_path):
     done = read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["epoch"]
     resume = command(images, tmp_path, "a", "--epochs", done + 1, "--batch_size", 4, "--resume", "--allow_changes",
                      script=ROOT / "tools/train.py")  # fmt: skip
-    subprocess.run(resume, check=True, timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        resume, check=True, timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.fault
@@ -267,26 +376,44 @@ def test_a_stopped_rank_ends_the_run_after_the_timeout(images, tmp_path):
     os.kill(ranks[1], signal.SIGSTOP)
     error = launcher.communicate(timeout=60)[1]
     assert 5 < time.monotonic() - begun < 6 + 15
-    assert launcher.returncode == 1 and not any(map(alive, ranks)) and "rank 1 did not answer" in error
+    assert (
+        launcher.returncode == 1 and not any(map(alive, ranks)) and "rank 1 did not answer" in error
+    )
 
 
 @pytest.mark.fault
 def test_a_preview_may_last_longer_than_the_timeout(images, tmp_path):
-    spread = ["--distributed", "--world_size", 2, "--batch_size", 2, "--epochs", 1, "--main_gpu", 1, "--timeout", 3]
+    spread = [
+        "--distributed",
+        "--world_size",
+        2,
+        "--batch_size",
+        2,
+        "--epochs",
+        1,
+        "--main_gpu",
+        1,
+        "--timeout",
+        3,
+    ]
     preview = ["--vis", "True", "--num_vis", 2, "--sample", "ddpm", "--sample_steps", 1000]
     run = command(images, tmp_path, "a", *spread, *preview, script=ROOT / "tools/train.py")
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "a/log.txt").read_text()
     times = [
-        time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S")) for line in log.splitlines() if line[:2] == "20"
+        time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S"))
+        for line in log.splitlines()
+        if line[:2] == "20"
     ]
     assert (tmp_path / "a/samples/epoch_0001.png").exists() and times[-1] - times[0] > 4
 
 
 @pytest.mark.fault
 def test_a_killed_launcher_leaves_no_process(images, tmp_path, monkeypatch):
-    """With steps of 8 seconds: the processes save before they end, and do not wait for --log_interval."""
+    """With steps of 8 seconds: the processes save before they end, and do not wait for
+    --log_interval.
+    """
     monkeypatch.setenv("SLOW_STEP", "8")
     launcher, ranks = start_two(images, tmp_path, script=SCRIPT)
     launcher.kill()
@@ -315,9 +442,13 @@ def test_the_process_at_fault_is_named_where_the_others_are_busy(images, tmp_pat
 @pytest.mark.fault
 def test_weights_that_drift_apart_stop_the_run(images, tmp_path):
     run = command(images, tmp_path, "a", "--epochs", 50, "--distributed", "--batch_size", 2)
-    done = subprocess.run(run, env={**os.environ, "DRIFT_RANK": "1"}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        run, env={**os.environ, "DRIFT_RANK": "1"}, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1 and "the processes hold different weights" in done.stderr
-    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 0  # nothing was saved after it
+    assert (
+        read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 0
+    )  # nothing was saved after it
 
 
 @pytest.mark.fault
@@ -335,7 +466,9 @@ def test_signals_save_on_all_processes(images, tmp_path):
 @pytest.mark.fault
 @pytest.mark.parametrize("seconds", [0.5, 1.5, 2.5, 3.5])
 def test_ctrl_c_while_the_processes_start(images, tmp_path, seconds):
-    run = command(images, tmp_path, "a", "--epochs", 5000, "--distributed", script=ROOT / "tools/train.py")
+    run = command(
+        images, tmp_path, "a", "--epochs", 5000, "--distributed", script=ROOT / "tools/train.py"
+    )
     launcher = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, start_new_session=True)
     time.sleep(seconds)
     os.killpg(launcher.pid, signal.SIGINT)
@@ -347,7 +480,9 @@ def test_ctrl_c_while_the_processes_start(images, tmp_path, seconds):
 @pytest.mark.fault
 @pytest.mark.parametrize("seconds", [1, 1.5, 2, 2.5, 3, 3.5])
 def test_a_launcher_killed_while_the_processes_start(images, tmp_path, seconds):
-    run = command(images, tmp_path, "a", "--epochs", 5000, "--distributed", script=ROOT / "tools/train.py")
+    run = command(
+        images, tmp_path, "a", "--epochs", 5000, "--distributed", script=ROOT / "tools/train.py"
+    )
     launcher = subprocess.Popen(run, stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(seconds)
     launcher.kill()
@@ -372,13 +507,29 @@ def any_in_group(group: int) -> bool:
 
 @pytest.mark.fault
 def test_nan_on_one_rank_stops_all_at_the_same_step(images, tmp_path):
-    options = ["--epochs", 50, "--distributed", "--world_size", 2, "--batch_size", 2, "--log_interval", 1]
+    options = [
+        "--epochs",
+        50,
+        "--distributed",
+        "--world_size",
+        2,
+        "--batch_size",
+        2,
+        "--log_interval",
+        1,
+    ]
     env = {**os.environ, "NAN_RANK": "1"}
     run = command(images, tmp_path, "a", *options)
     done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("error: ") == 1
+        and "Traceback" not in done.stderr
+    )
     step = int(done.stderr.split("error: step ")[1].split(":")[0])
     contents = read_checkpoint(tmp_path / "a/ckpt_last.pt")
-    assert contents["state"]["step"] < step and all(w.isfinite().all() for w in contents["network"].values())
+    assert contents["state"]["step"] < step and all(
+        w.isfinite().all() for w in contents["network"].values()
+    )
     log = (tmp_path / "a/log.txt").read_text()
     assert f"step {step}: the loss is nan" in log and ".png" in log.split("The images: ")[1]

@@ -1,4 +1,6 @@
-"""Each system call of a save fails in turn, the disk fills up: a loadable checkpoint stays. Needs root and strace."""
+"""Each system call of a save fails in turn, the disk fills up: a loadable checkpoint stays. Needs
+root and strace.
+"""
 
 import os
 import re
@@ -69,14 +71,20 @@ def test_the_order_of_a_save(tmp_path):
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("fault", ["signal=KILL", "error=EIO", "error=ENOSPC"])
 def test_a_save_in_which_a_system_call_fails(tmp_path, call, fault):
-    """Whatever fails or dies, and at whichever of these calls: the last checkpoint or the one before it loads."""
+    """Whatever fails or dies, and at whichever of these calls: the last checkpoint or the one
+    before it loads.
+    """
     happened = 0
     for number in range(1, 4):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         file = old_pair(folder)
         name = {"rename": "/^rename", "link": "/^link", "unlink": "/^unlink"}.get(call, call)
-        done = save(file, 3, *traced(folder, "-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={number}"))
+        done = save(
+            file,
+            3,
+            *traced(folder, "-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={number}"),
+        )
         happened += "INJECTED" in done.stderr or done.returncode < 0 or done.returncode == 137
         if file.exists():
             assert value(file) in (2.0, 3.0)
@@ -99,10 +107,40 @@ def small_disk(tmp_path):
 
 
 def test_a_run_survives_a_full_disk(images, small_disk, tmp_path):
-    """The disk fills up under a training: the old checkpoint stays whole, the run goes on, says so, recovers."""
-    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
-    command += ["--result_path", str(small_disk), "--run_name", "a", "--log_interval", "1", "--channel_mult", "1"]
-    command += ["--channels", "4", "--head_channels", "4", "--image_size", "16", "--epochs", "100000", "--vis", "False"]
+    """The disk fills up under a training: the old checkpoint stays whole, the run goes on, says so,
+    recovers.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "tools/train.py"),
+        "--dataset_path",
+        str(images),
+        *TINY,
+        "--use_gpu",
+        "-1",
+    ]
+    command += [
+        "--result_path",
+        str(small_disk),
+        "--run_name",
+        "a",
+        "--log_interval",
+        "1",
+        "--channel_mult",
+        "1",
+    ]
+    command += [
+        "--channels",
+        "4",
+        "--head_channels",
+        "4",
+        "--image_size",
+        "16",
+        "--epochs",
+        "100000",
+        "--vis",
+        "False",
+    ]
     run = small_disk / "a"
     with open(tmp_path / "said", "w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
@@ -114,7 +152,10 @@ def test_a_run_survives_a_full_disk(images, small_disk, tmp_path):
     before = read_checkpoint(run / "ckpt_last.pt")["state"]["step"]
     end = time.monotonic() + 60
     for name in ("the checkpoint", "metrics.csv", "TensorBoard", "log.txt"):
-        while f"{name} could not be written" not in (tmp_path / "said").read_text() and time.monotonic() < end:
+        while (
+            f"{name} could not be written" not in (tmp_path / "said").read_text()
+            and time.monotonic() < end
+        ):
             time.sleep(0.1)
         assert process.poll() is None and time.monotonic() < end, name
     assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] <= before + 8
@@ -130,7 +171,10 @@ def test_a_run_survives_a_full_disk(images, small_disk, tmp_path):
     (small_disk / "filler").write_bytes(b"\0" * (os.statvfs(small_disk).f_bavail * 4096 - 16384))
     command[command.index("a")] = "b"
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and f"error: no checkpoint can be written into {small_disk / 'b'}" in done.stderr
+    assert (
+        done.returncode == 2
+        and f"error: no checkpoint can be written into {small_disk / 'b'}" in done.stderr
+    )
 
 
 def test_a_full_disk_during_a_save(small_disk):

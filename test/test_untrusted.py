@@ -22,9 +22,16 @@ from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
 from tools import train as train_script
 from utils.checkpoint import inference_network, load_for_inference, read_checkpoint, save_checkpoint
-from utils.options import UserError
+from utils.errors import UserError
 
-NETWORK = {"name": "unet", "in_channels": 1, "num_classes": 2, "channels": 8, "channel_mult": [1], "head_channels": 8}
+NETWORK = {
+    "name": "unet",
+    "in_channels": 1,
+    "num_classes": 2,
+    "channels": 8,
+    "channel_mult": [1],
+    "head_channels": 8,
+}
 
 
 def good_contents():
@@ -34,7 +41,12 @@ def good_contents():
     diffusion = {"noise_steps": 10, "noise_schedule": "linear", "prediction": "eps"}
     data = {"image_size": [8, 8], "mode": "L", "class_names": ["a", "b"]}
     config = {"network": network.config, "diffusion": diffusion, "data": data}
-    return {"format_version": 1, "config": config, "ema": network.state_dict(), "args": {"sample": "ddim"}}
+    return {
+        "format_version": 1,
+        "config": config,
+        "ema": network.state_dict(),
+        "args": {"sample": "ddim"},
+    }
 
 
 # --- Payloads ---
@@ -59,7 +71,9 @@ def test_code_in_a_file_does_not_run(tmp_path, kind, legacy):
         "eval": Call(builtins.eval, f"open({str(canary)!r}, 'w').close()"),
         "nested": {"format_version": 1, "args": [{"deep": (Call(os.system, f"touch {canary}"),)}]},
     }[kind]
-    torch.save({"network": payload, **good_contents()}, file, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"network": payload, **good_contents()}, file, _use_new_zipfile_serialization=not legacy
+    )
     torch.load(file, weights_only=False)
     assert canary.exists()  # the payload is live
     canary.unlink()
@@ -75,7 +89,9 @@ def test_a_huge_tensor_in_a_small_file(tmp_path):
     contents = good_contents()
     contents["ema"]["conv_in.weight"] = torch.zeros(1).expand(10**12)
     save_checkpoint(contents, tmp_path / "huge.pt")
-    with pytest.raises(UserError, match=r"conv_in.weight \(1000000000000,\) instead of \(8, 1, 3, 3\)"):
+    with pytest.raises(
+        UserError, match=r"conv_in.weight \(1000000000000,\) instead of \(8, 1, 3, 3\)"
+    ):
         load_for_inference(tmp_path / "huge.pt")
 
 
@@ -101,7 +117,9 @@ def test_a_zip_that_unpacks_to_too_much(tmp_path):
         lambda c: c["config"]["network"].update(channels=2**20),
         lambda c: c["config"]["network"].update(channel_mult=[1] * 1000),
         lambda c: c["config"]["network"].update(blocks_per_level=10**6),
-        lambda c: c["config"]["network"].update(channels=2048, channel_mult=[64] * 8, blocks_per_level=16),
+        lambda c: c["config"]["network"].update(
+            channels=2048, channel_mult=[64] * 8, blocks_per_level=16
+        ),
         lambda c: c["config"]["data"].update(image_size=[10**6, 10**6]),
         lambda c: c["config"]["data"].update(class_names=["a"]),
         lambda c: c["config"]["data"].update(class_names=[1, 2]),
@@ -123,25 +141,45 @@ def test_metadata_is_bounded_before_a_network_is_built(tmp_path, change):
     change(contents)
     save_checkpoint(contents, tmp_path / "odd.pt")
     with pytest.raises(UserError, match="odd.pt|noise_st|noise_sch"):
-        generate_script.main(["--weight_path", str(tmp_path / "odd.pt"), "--result_path", str(tmp_path / "out")])
+        generate_script.main(
+            ["--weight_path", str(tmp_path / "odd.pt"), "--result_path", str(tmp_path / "out")]
+        )
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("0*"))
 
 
-@pytest.mark.parametrize("name", ["../../up", "<script>alert(1)</script>", "a\0b", "x" * 10_000, "/etc/passwd", "鞋"])
+@pytest.mark.parametrize(
+    "name", ["../../up", "<script>alert(1)</script>", "a\0b", "x" * 10_000, "/etc/passwd", "鞋"]
+)
 def test_a_class_name_chooses_no_path(tmp_path, name):
     contents = good_contents()
     contents["config"]["data"]["class_names"] = [name, "b"]
     save_checkpoint(contents, tmp_path / "w.pt")
-    argv = ["--weight_path", str(tmp_path / "w.pt"), "--result_path", str(tmp_path / "out"), "--num_images", "2"]
+    argv = [
+        "--weight_path",
+        str(tmp_path / "w.pt"),
+        "--result_path",
+        str(tmp_path / "out"),
+        "--num_images",
+        "2",
+    ]
     with pytest.raises(SystemExit) as stop:
         generate_script.main([*argv, "--sample_steps", "2", "--class_name", "0", "--use_gpu", "-1"])
     assert stop.value.code == 0
-    made = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert made == ["out/generated/00000.png", "out/generated/00001.png", "out/generated/grid.png", "w.pt"]
+    made = sorted(
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert made == [
+        "out/generated/00000.png",
+        "out/generated/00001.png",
+        "out/generated/grid.png",
+        "w.pt",
+    ]
 
 
 def test_2000_mutations_are_equal_or_refused(tmp_path):
-    """Bytes changed at random, in a child process with a bounded memory: never a signal, never other weights."""
+    """Bytes changed at random, in a child process with a bounded memory: never a signal, never
+    other weights.
+    """
     file, contents = tmp_path / "w.pt", good_contents()
     save_checkpoint(contents, file)
     good, chance = file.read_bytes(), random.Random(0)
@@ -162,7 +200,9 @@ def test_2000_mutations_are_equal_or_refused(tmp_path):
                 except UserError as error:
                     assert "\n" not in str(error) and str(file) in str(error)
                     continue
-                assert all(torch.equal(found["ema"][key], contents["ema"][key]) for key in contents["ema"])
+                assert all(
+                    torch.equal(found["ema"][key], contents["ema"][key]) for key in contents["ema"]
+                )
                 assert found["config"] == contents["config"]
             code = 0
         except BaseException as error:
@@ -259,8 +299,20 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
     (tmp_path / "empty").mkdir()
     save_checkpoint(good_contents(), tmp_path / "w.pt")
     base = {
-        train_script: ["--dataset_path", str(images), "--result_path", str(tmp_path / "out"), "--use_gpu", "-1"],
-        generate_script: ["--weight_path", str(tmp_path / "w.pt"), "--result_path", str(tmp_path / "out")],
+        train_script: [
+            "--dataset_path",
+            str(images),
+            "--result_path",
+            str(tmp_path / "out"),
+            "--use_gpu",
+            "-1",
+        ],
+        generate_script: [
+            "--weight_path",
+            str(tmp_path / "w.pt"),
+            "--result_path",
+            str(tmp_path / "out"),
+        ],
         prepare_script: ["mnist", "--out", str(tmp_path / "out")],
     }[script]
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "full": DEMO}
@@ -281,7 +333,10 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
                 message = capsys.readouterr().err
                 assert flag in message and message.count("\n") == 1
             else:
-                assert 10 < len(str(stop.value)) < 1000 and "\n" not in str(stop.value), (flag, value)
+                assert 10 < len(str(stop.value)) < 1000 and "\n" not in str(stop.value), (
+                    flag,
+                    value,
+                )
     assert not list(tmp_path.rglob("*.csv"))
 
 
@@ -294,7 +349,9 @@ def shared_folder():
 
 
 def said_by_nobody(script, *argv) -> tuple[int, str]:
-    """The exit status and the output of a script run by a user who is not root, so that permissions count."""
+    """The exit status and the output of a script run by a user who is not root, so that permissions
+    count.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -321,12 +378,35 @@ def said_by_nobody(script, *argv) -> tuple[int, str]:
 
 
 def test_what_may_not_be_read_or_written(images, shared_folder):
-    data, results, weights = shared_folder / "images", shared_folder / "results", shared_folder / "w.pt"
+    data, results, weights = (
+        shared_folder / "images",
+        shared_folder / "results",
+        shared_folder / "w.pt",
+    )
     shutil.copytree(images, data)
     results.mkdir()
     save_checkpoint(good_contents(), weights)
-    train = [train_script, "--dataset_path", data, "--result_path", results, "--use_gpu", "-1", *TINY, "--epochs", 1]
-    generate = [generate_script, "--weight_path", weights, "--result_path", results, "--use_gpu", "-1"]
+    train = [
+        train_script,
+        "--dataset_path",
+        data,
+        "--result_path",
+        results,
+        "--use_gpu",
+        "-1",
+        *TINY,
+        "--epochs",
+        1,
+    ]
+    generate = [
+        generate_script,
+        "--weight_path",
+        weights,
+        "--result_path",
+        results,
+        "--use_gpu",
+        "-1",
+    ]
     generate += ["--sample_steps", 2]
 
     def refused(place, mode, sentence, *command):
@@ -337,21 +417,47 @@ def test_what_may_not_be_read_or_written(images, shared_folder):
         assert status == 2 and sentence in output and output.count("\n") == 0, output
 
     refused(
-        results, 0o555, f"the results folder {results / 'a'} cannot be written: Permission", *train, "--run_name", "a"
+        results,
+        0o555,
+        f"the results folder {results / 'a'} cannot be written: Permission",
+        *train,
+        "--run_name",
+        "a",
     )
-    refused(results, 0o555, f"cannot make the folder {results / 'generated'}: Permission denied", *generate)
+    refused(
+        results,
+        0o555,
+        f"cannot make the folder {results / 'generated'}: Permission denied",
+        *generate,
+    )
     refused(weights, 0, f"the checkpoint {weights} cannot be read: Permission denied", *generate)
     results.chmod(0o777)
-    for place, extra in [(data, []), (data / "boot", []), (data / "boot", ["--conditional", "False"])]:
+    for place, extra in [
+        (data, []),
+        (data / "boot", []),
+        (data / "boot", ["--conditional", "False"]),
+    ]:
         refused(place, 0, f"the folder {place} cannot be read: Permission denied", *train, *extra)
     (data / "boot" / "000.png").chmod(0)
     status, output = said_by_nobody(*train, "--run_name", "b")
-    assert status == 0 and "left out    1: boot/000.png ([Errno 13] Permission denied" in output, output
+    assert status == 0 and "left out    1: boot/000.png ([Errno 13] Permission denied" in output, (
+        output
+    )
     assert said_by_nobody(*generate)[0] == 0
 
 
 def test_files_of_another_kind_to_go_on_from(images, tmp_path):
-    base = ["--dataset_path", str(images), "--result_path", str(tmp_path), "--use_gpu", "-1", *TINY, "--run_name", "a"]
+    base = [
+        "--dataset_path",
+        str(images),
+        "--result_path",
+        str(tmp_path),
+        "--use_gpu",
+        "-1",
+        *TINY,
+        "--run_name",
+        "a",
+    ]
     (tmp_path / "a").mkdir()
     file = tmp_path / "a" / "ckpt_last.pt"
     for contents in (
@@ -363,11 +469,16 @@ def test_files_of_another_kind_to_go_on_from(images, tmp_path):
     ):
         torch.save(contents, file)
         with pytest.raises(
-            UserError, match="ckpt_last.pt is no checkpoint of train.py to go on from|was made with other settings"
+            UserError,
+            match="ckpt_last.pt is no checkpoint of train.py to go on from|was made with other settings",
         ):
             train_script.main([*base, "--resume"])
-        with pytest.raises(UserError, match="ckpt_last.pt"):  # odd, or the weights of a smaller network
-            train_script.main([*base, "--run_name", "b", "--pretrain", "--pretrain_path", str(file)])
+        with pytest.raises(
+            UserError, match="ckpt_last.pt"
+        ):  # odd, or the weights of a smaller network
+            train_script.main(
+                [*base, "--run_name", "b", "--pretrain", "--pretrain_path", str(file)]
+            )
 
 
 def test_options_that_contradict_each_other(images, tmp_path):
@@ -379,7 +490,10 @@ def test_options_that_contradict_each_other(images, tmp_path):
         (["--start_epoch", "3"], "--start_epoch 3 does nothing without --resume"),
         (["--keep", "3"], "does nothing without --save_model_interval"),
         (["--start_model_interval", "3"], "does nothing without --save_model_interval"),
-        (["--label_drop", "0"], "nothing unconditional is learned to guide with: add --cfg_scale 1"),
+        (
+            ["--label_drop", "0"],
+            "nothing unconditional is learned to guide with: add --cfg_scale 1",
+        ),
         (["--noise_steps", "20", "--sample_steps", "25"], "more than --noise_steps"),
         (["--conditional", "False", "--num_classes", "3"], "belongs to --conditional"),
         (["--num_classes", "2"], "has 3 class folders"),

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Time training steps and sampling side by side: the variants take turns, so the machine's moods hit all alike.
+"""Time training steps and sampling side by side: the variants take turns, so the machine's moods
+hit all alike.
 
     python tools/benchmark.py train               # networks and number formats
     python tools/benchmark.py train --peers       # and diffusers' network with the same layers
@@ -62,15 +63,23 @@ def main(argv: list[str] | None = None) -> None:
                 seconds[name].append(time.perf_counter() - start)
             getattr(run, "settle", lambda: None)()
     first = statistics.median(next(iter(seconds.values())))
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {args.batch_size}")
+    print(
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {args.batch_size}"
+    )
     for name, times in seconds.items():
         median = statistics.median(times)
         speed = f"{args.batch_size / median:8.1f} images/s" if args.what != "save" else ""
-        print(f"{name:34s} {1000 * median:8.1f} ms   {speed}   {median / first:5.2f} x the time of the first")
+        print(
+            f"{name:34s} {1000 * median:8.1f} ms   {speed}   {median / first:5.2f} x the time of the first"
+        )
 
 
 def network_config(args, name: str) -> dict:
-    shape = {"channels": args.channels, "channel_mult": args.channel_mult, "blocks_per_level": args.blocks_per_level}
+    shape = {
+        "channels": args.channels,
+        "channel_mult": args.channel_mult,
+        "blocks_per_level": args.blocks_per_level,
+    }
     return {"name": name, "in_channels": args.image_channels, "num_classes": 10, **shape}
 
 
@@ -84,7 +93,9 @@ def train_variants(args, device) -> dict:
     from utils.distributed import Ranks, choose_precision
     from utils.trainer import image_generators
 
-    x0 = torch.randn(args.batch_size, args.image_channels, *args.image_size, device=device).clamp(-1, 1)
+    x0 = torch.randn(args.batch_size, args.image_channels, *args.image_size, device=device).clamp(
+        -1, 1
+    )
     labels = torch.arange(args.batch_size, device=device) % 10
     diffusion = DDIM(noise_schedule="cosine", prediction="v")
 
@@ -93,7 +104,9 @@ def train_variants(args, device) -> dict:
 
         def step():
             with precision.autocast():
-                loss = diffusion.loss(called or network, x0, labels, image_generators(0, 0, 0, len(x0), Ranks()))
+                loss = diffusion.loss(
+                    called or network, x0, labels, image_generators(0, 0, 0, len(x0), Ranks())
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
@@ -110,7 +123,9 @@ def train_variants(args, device) -> dict:
             network = precision.place(build_network(network_config(args, name)))
             variants[f"{name} {precision}"] = step_of(network, precision)
             if args.compile:
-                variants[f"{name} {precision} compiled"] = step_of(network, precision, torch.compile(network))
+                variants[f"{name} {precision} compiled"] = step_of(
+                    network, precision, torch.compile(network)
+                )
     if args.peers:
         peer = diffusers_network(args).to(device)
         for precision in formats:
@@ -162,9 +177,15 @@ def sample_variants(args, device) -> dict:
     def run_of(name, scale):
         diffusion = build_sampler(name, {}, sample_steps=10, device=device)
         seeds = range(args.batch_size)
-        return lambda: diffusion.sample(network, args.batch_size, size, args.image_channels, labels, scale, seeds)
+        return lambda: diffusion.sample(
+            network, args.batch_size, size, args.image_channels, labels, scale, seeds
+        )
 
-    return {f"{name}, guidance {scale}": run_of(name, scale) for scale in (1, 2) for name in opt.SAMPLERS}
+    return {
+        f"{name}, guidance {scale}": run_of(name, scale)
+        for scale in (1, 2)
+        for name in opt.SAMPLERS
+    }
 
 
 def save_variants(args, device) -> dict:
@@ -183,7 +204,11 @@ def save_variants(args, device) -> dict:
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    contents = {"network": network.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+    contents = {
+        "network": network.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     folder = tempfile.TemporaryDirectory()
     run = RunFolder(Path(folder.name) / "run", resume=False)
 
@@ -198,7 +223,11 @@ def save_variants(args, device) -> dict:
         run.write_checkpoint(contents, None, 0)
 
     background.settle = run.finish_saving  # not timed
-    return {"copy to host memory": copy_alone, "what training waits for": background, "the whole save": synchronous}
+    return {
+        "copy to host memory": copy_alone,
+        "what training waits for": background,
+        "the whole save": synchronous,
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Generate images from a trained network. The checkpoint says which network, schedule, image size and classes.
+"""Generate images from a trained network. The checkpoint says which network, schedule, image size
+and classes.
 
     python tools/generate.py                                                       # the weights that ship
     python tools/generate.py --weight_path results/mine/ckpt_last.pt --num_images 64 --sample ddim --sample_steps 50
@@ -104,15 +105,23 @@ def generate(args, ranks) -> int:
         title = f"images {places[0] + 1} to {places[-1] + 1} of {count}"
         watch = progress(diffusion, title, frames if start == 0 else None, ranks.is_main)
         channels = 1 if data["mode"] == "L" else 3
-        batch = diffusion.sample(network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch)
+        batch = diffusion.sample(
+            network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch
+        )
         for place, image in zip(places, batch.cpu(), strict=True):
-            about = {"seed": args.seed + place, **({"class": names[place]} if labels else {}), **settings}
+            about = {
+                "seed": args.seed + place,
+                **({"class": names[place]} if labels else {}),
+                **settings,
+            }
             write_image(image, folder / f"{place:05d}.{args.image_format}", about)
             if place < GRID:
                 first.append((place, image))
 
     # What shows them together
-    pairs = sorted((pair for part in gather(first, ranks) for pair in part), key=lambda pair: pair[0])
+    pairs = sorted(
+        (pair for part in gather(first, ranks) for pair in part), key=lambda pair: pair[0]
+    )
     if ranks.is_main:
         print(f"{count} images of {size[0]}x{size[1]} in {folder}")
         write_grid([image for _, image in pairs], names, args, folder, settings)
@@ -139,8 +148,14 @@ def choose_sampler(args, contents: dict, network, device):
     config = contents["config"]["diffusion"]
     name = args.sample or contents["args"]["sample"]
     size = args.image_size or tuple(contents["config"]["data"]["image_size"])
-    steps = args.sample_steps or (config["noise_steps"] if name == "ddpm" else min(50, config["noise_steps"]))
-    options = {"sample_steps": steps, "timestep_spacing": args.timestep_spacing, "clip_sample": args.clip_sample}
+    steps = args.sample_steps or (
+        config["noise_steps"] if name == "ddpm" else min(50, config["noise_steps"])
+    )
+    options = {
+        "sample_steps": steps,
+        "timestep_spacing": args.timestep_spacing,
+        "clip_sample": args.clip_sample,
+    }
     try:
         check_image_size(*size, network.downsample_factor)
         diffusion = build_sampler(name, config, eta=args.eta, device=device, **options)
@@ -148,15 +163,25 @@ def choose_sampler(args, contents: dict, network, device):
         raise opt.UserError(f"{args.weight_path}: {error}") from None
     settings = {"sampler": name, **options, "cfg_scale": args.cfg_scale, "use_ema": args.use_ema}
     settings |= {"eta": args.eta} if name == "ddim" else {}
-    return size, diffusion, {**settings, "weights": args.weight_path.name, **network.config, **config}
+    return (
+        size,
+        diffusion,
+        {**settings, "weights": args.weight_path.name, **network.config, **config},
+    )
 
 
 def check_metadata(args, contents: dict) -> dict:
-    """What the checkpoint says of its data; its parts are as expected, and the options agree with them."""
+    """What the checkpoint says of its data; its parts are as expected, and the options agree with
+    them.
+    """
     try:
-        network, diffusion, data = (contents["config"][part] for part in ("network", "diffusion", "data"))
+        network, diffusion, data = (
+            contents["config"][part] for part in ("network", "diffusion", "data")
+        )
         names, size = data["class_names"], data["image_size"]
-        good = all(isinstance(name, str) for name in names) and len(names) == (network["num_classes"] or 0)
+        good = all(isinstance(name, str) for name in names) and len(names) == (
+            network["num_classes"] or 0
+        )
         good = good and len(size) == 2 and all(type(n) is int and 1 <= n <= 4096 for n in size)
         good = good and data["mode"] in ("L", "RGB") and contents["args"]["sample"] in opt.SAMPLERS
         good = good and network["in_channels"] == (1 if data["mode"] == "L" else 3)
@@ -165,7 +190,9 @@ def check_metadata(args, contents: dict) -> dict:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise opt.UserError(f"the metadata of {args.weight_path} is not usable: {error}") from None
     if names and contents["args"].get("label_drop") == 0 and args.cfg_scale != 1:
-        raise opt.UserError(f"{args.weight_path} was trained with --label_drop 0, without guidance: add --cfg_scale 1")
+        raise opt.UserError(
+            f"{args.weight_path} was trained with --label_drop 0, without guidance: add --cfg_scale 1"
+        )
     found = {
         "conditional": network["num_classes"] is not None,
         "num_classes": network["num_classes"],
@@ -177,18 +204,31 @@ def check_metadata(args, contents: dict) -> dict:
     }
     for key, value in found.items():
         if getattr(args, key) not in (None, value):
-            raise opt.UserError(f"--{key} {getattr(args, key)}, but {args.weight_path} was trained with {value}")
+            raise opt.UserError(
+                f"--{key} {getattr(args, key)}, but {args.weight_path} was trained with {value}"
+            )
     return data
 
 
 def describe_bare_weights(args, weights: dict) -> dict:
-    """Contents of a checkpoint for a bare state_dict: the shapes tell the widths, the options the rest."""
+    """Contents of a checkpoint for a bare state_dict: the shapes tell the widths, the options the
+    rest.
+    """
     if args.conditional and not args.num_classes:
-        raise opt.UserError(f"{args.weight_path} has no metadata: --conditional needs --num_classes")
+        raise opt.UserError(
+            f"{args.weight_path} has no metadata: --conditional needs --num_classes"
+        )
     classes = args.num_classes if args.conditional is not False else None
-    rest = {"num_classes": classes, "act": args.act or "silu", "head_channels": args.head_channels or 32}
+    rest = {
+        "num_classes": classes,
+        "act": args.act or "silu",
+        "head_channels": args.head_channels or 32,
+    }
     network = guess_network(args.network or "unet", weights, rest)
-    diffusion = {"noise_schedule": args.noise_schedule or "linear", "prediction": args.prediction or "eps"}
+    diffusion = {
+        "noise_schedule": args.noise_schedule or "linear",
+        "prediction": args.prediction or "eps",
+    }
     names = [str(i) for i in range(classes or 0)]
     mode = "L" if network["in_channels"] == 1 else "RGB"
     data = {"image_size": [64, 64], "mode": mode, "class_names": names}
@@ -197,7 +237,9 @@ def describe_bare_weights(args, weights: dict) -> dict:
 
 
 def guess_network(name: str, weights: dict, options: dict) -> dict:
-    """The config of a network from the shapes of its bare weights; `options` are what shapes cannot tell."""
+    """The config of a network from the shapes of its bare weights; `options` are what shapes cannot
+    tell.
+    """
 
     def count(pattern: str) -> int:
         return len({match[1] for key in weights if (match := re.match(pattern, key))})
@@ -209,11 +251,21 @@ def guess_network(name: str, weights: dict, options: dict) -> dict:
     try:
         channels, in_channels = weights["conv_in.weight"].shape[:2]
         levels = count(r"up\.level(\d+)_block0")
-        widths = [weights[f"down.level{i}_block0.{last_layer}.weight"].shape[0] for i in range(levels)]
+        widths = [
+            weights[f"down.level{i}_block0.{last_layer}.weight"].shape[0] for i in range(levels)
+        ]
     except KeyError as error:
         raise opt.UserError(f"the weights are not those of a {name}: {error} is missing") from None
-    attends = {int(m[1]) for key in weights if (m := re.match(r"down\.level(\d+)_block0\.attention\.", key))}
-    shapes = {"in_channels": in_channels, "channels": channels, "channel_mult": [w // channels for w in widths]}
+    attends = {
+        int(m[1])
+        for key in weights
+        if (m := re.match(r"down\.level(\d+)_block0\.attention\.", key))
+    }
+    shapes = {
+        "in_channels": in_channels,
+        "channels": channels,
+        "channel_mult": [w // channels for w in widths],
+    }
     return {
         "name": name,
         **shapes,
@@ -226,7 +278,9 @@ def choose_labels(args, class_names: list[str]) -> list[int] | None:
     """The class of each image, None for a network without classes."""
     if not class_names:
         if args.class_name is not None:
-            raise opt.UserError(f"--class_name {args.class_name}, but {args.weight_path} was trained without classes")
+            raise opt.UserError(
+                f"--class_name {args.class_name}, but {args.weight_path} was trained without classes"
+            )
         return None
     if args.class_name is None:
         return [i % len(class_names) for i in range(args.num_images)]
@@ -237,7 +291,9 @@ def choose_labels(args, class_names: list[str]) -> list[int] | None:
     if args.class_name.isdecimal() and int(args.class_name) < len(class_names):
         return [int(args.class_name)] * args.num_images
     known = opt.name_list(f"{i} {name}" for i, name in enumerate(class_names))
-    raise opt.UserError(f"--class_name {args.class_name!r} is unknown; known are {known}, or -1 for one of each")
+    raise opt.UserError(
+        f"--class_name {args.class_name!r} is unknown; known are {known}, or -1 for one of each"
+    )
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -251,11 +307,15 @@ def new_folder(parent: Path, name: str) -> Path:
             continue
         except OSError as error:
             raise opt.UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    raise opt.UserError(f"{parent} holds 100,000 folders named {name}; choose another --generate_name")
+    raise opt.UserError(
+        f"{parent} holds 100,000 folders named {name}; choose another --generate_name"
+    )
 
 
 def progress(diffusion, title: str, frames: list | None, shown: bool):
-    """A callback that moves a progress bar and collects (x_t, x0) of the first 16 images, at most 60 times."""
+    """A callback that moves a progress bar and collects (x_t, x0) of the first 16 images, at most
+    60 times.
+    """
     from tqdm import tqdm
 
     calls = len(diffusion.calls())
@@ -292,7 +352,11 @@ def write_grid(images: list, names: list[str], args, folder: Path, settings: dic
     captions = [f"{names[i][:12]} {args.seed + i}".strip() for i in range(len(images))]
     file = folder / f"grid.{args.image_format}"
     save_image(image_grid(torch.stack(images), columns, captions=captions), file, settings)
-    print(f"the first {len(images)} together in {file}" if len(images) == GRID else f"all of them together in {file}")
+    print(
+        f"the first {len(images)} together in {file}"
+        if len(images) == GRID
+        else f"all of them together in {file}"
+    )
 
 
 def write_animation(frames: list, file: Path) -> None:
@@ -310,7 +374,9 @@ def write_animation(frames: list, file: Path) -> None:
         pictures.append(canvas)
     durations = [80] * (len(pictures) - 1) + [2000]  # milliseconds
     options = {"lossless": True} if file.suffix == ".webp" else {}
-    pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options)
+    pictures[0].save(
+        file, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options
+    )
     print(f"the denoising, x_t beside the estimate of x0, in {file}")
 
 

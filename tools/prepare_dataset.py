@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     dataset = load(args)
     counts: dict[str, int] = {}
     try:
-        for i, (image, label) in enumerate(tqdm(dataset, args.name, unit="image", disable=not sys.stderr.isatty())):
+        for i, (image, label) in enumerate(
+            tqdm(dataset, args.name, unit="image", disable=not sys.stderr.isatty())
+        ):
             name = folder_name(dataset.classes[label])
             if counts.get(name, 0) == args.per_class:
                 continue
@@ -81,7 +83,9 @@ def load(args):
     try:
         return kind(args.source, download=True, **split(args.split))
     except Exception as error:  # whatever the network, the archive or the disk raise
-        raise opt.UserError(f"{args.name} could not be downloaded to {args.source}: {error}") from None
+        raise opt.UserError(
+            f"{args.name} could not be downloaded to {args.source}: {error}"
+        ) from None
 
 
 def folder_name(class_name: str) -> str:

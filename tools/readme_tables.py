@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the option tables in README.md and README_zh.md anew, from the parsers. A test holds them equal.
+"""Write the option tables in README.md and README_zh.md anew, from the parsers. A test holds them
+equal.
 
 python tools/readme_tables.py
 """
@@ -19,7 +20,9 @@ MARKERS = re.compile(r"(<!-- options of (\w+)\.py -->\n).*?(<!-- end -->)", re.S
 
 def with_tables(text: str) -> str:
     """The text with each table between its markers made from the script's parser."""
-    return MARKERS.sub(lambda match: match[1] + markdown_table(parser_of(match[2])) + match[3], text)
+    return MARKERS.sub(
+        lambda match: match[1] + markdown_table(parser_of(match[2])) + match[3], text
+    )
 
 
 def parser_of(script: str) -> opt.Parser:

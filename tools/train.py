@@ -7,7 +7,8 @@
     python tools/train.py --run_name cifar --dataset_path datasets/cifar10 --image_size 32 --epochs 300 --resume
     python tools/train.py --run_name big --dataset_path datasets/big --distributed --world_size 4    # four GPUs
 
-Everything goes to results/<run_name>/. Defaults are edited below or overridden by flags; a switch takes True or False.
+Everything goes to results/<run_name>/. Defaults are edited below or overridden by flags; a switch
+takes True or False.
 """
 
 import sys
@@ -107,20 +108,28 @@ def check(args) -> None:
     if args.pretrain and not args.pretrain_path:
         raise opt.UserError("--pretrain needs --pretrain_path")
     if args.pretrain and args.resume:
-        raise opt.UserError("--pretrain starts a new run and --resume goes on with one: leave one of them out")
+        raise opt.UserError(
+            "--pretrain starts a new run and --resume goes on with one: leave one of them out"
+        )
     if args.sample_steps > args.noise_steps:
-        raise opt.UserError(f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}")
+        raise opt.UserError(
+            f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}"
+        )
     for name, needed, unset in [("start_epoch", "resume", -1), ("pretrain_path", "pretrain", None),
                                 ("keep", "save_model_interval", 0),
                                 ("start_model_interval", "save_model_interval", -1)]:  # fmt: skip
         if getattr(args, name) != unset and not getattr(args, needed):
             raise opt.UserError(f"--{name} {getattr(args, name)} does nothing without --{needed}")
     if args.conditional and args.label_drop == 0 and args.vis and args.cfg_scale != 1:
-        raise opt.UserError("with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1")
+        raise opt.UserError(
+            "with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1"
+        )
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
     if not (folder := args.dataset_path).is_dir():
-        raise opt.UserError(f"--dataset_path {folder} is {'a file' if folder.exists() else 'not there'}; name a folder")
+        raise opt.UserError(
+            f"--dataset_path {folder} is {'a file' if folder.exists() else 'not there'}; name a folder"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -141,10 +150,16 @@ def train(args, ranks) -> int:
     # Device, and the folder that this run alone may write
     device = choose_device(args.use_gpu, ranks)
     precision, remark = choose_precision(args.amp, device)
-    run = RunFolder(args.result_path / args.run_name, args.resume) if ranks.is_main and not args.plan else None
+    run = (
+        RunFolder(args.result_path / args.run_name, args.resume)
+        if ranks.is_main and not args.plan
+        else None
+    )
 
     # Data
-    dataset = load_image_set(args.dataset_path, args.image_size, args.conditional, quiet=not ranks.is_main)
+    dataset = load_image_set(
+        args.dataset_path, args.image_size, args.conditional, quiet=not ranks.is_main
+    )
     global_batch = args.batch_size * args.grad_accum * ranks.world_size  # images per step
     epoch_steps = steps_per_epoch(len(dataset), global_batch)
     total_steps = args.epochs * epoch_steps
@@ -152,12 +167,16 @@ def train(args, ranks) -> int:
     # Network, EMA, optimizer; what is to be learned
     state, diffusion = build_state(args, dataset, precision, global_batch)
     source = restore(state, args, total_steps)
-    ranks.check_agreement({**state.args, **OF_A_MACHINE, **state.config["data"], "step": state.step})
+    ranks.check_agreement(
+        {**state.args, **OF_A_MACHINE, **state.config["data"], "step": state.step}
+    )
     network = wrap_network(state.network, ranks, args.compile)
     loss_fn = loss_function(diffusion, device, args)
 
     # The plan
-    lines = describe_plan(args, ranks, dataset, state, precision, remark, network, loss_fn, epoch_steps, total_steps)
+    lines = describe_plan(
+        args, ranks, dataset, state, precision, remark, network, loss_fn, epoch_steps, total_steps
+    )
     if args.plan:
         print("\n".join(lines))
         return 0
@@ -171,14 +190,18 @@ def train(args, ranks) -> int:
     every, first = args.save_model_interval_epochs, args.start_model_interval
     return fit(
         network,
-        build_loader(dataset, sampler, args.batch_size, args.num_workers, pin=device.type == "cuda"),
+        build_loader(
+            dataset, sampler, args.batch_size, args.num_workers, pin=device.type == "cuda"
+        ),
         loss_fn,
         preview_function(diffusion, dataset, precision, args) if args.vis else None,
         state,
         run=run,
         ranks=ranks,
         precision=precision,
-        lr_at=lambda step: learning_rate(step, total_steps, args.lr, args.lr_func, args.warmup_steps),
+        lr_at=lambda step: learning_rate(
+            step, total_steps, args.lr, args.lr_func, args.warmup_steps
+        ),
         total_steps=total_steps,
         steps_per_epoch=epoch_steps,
         accumulate=args.grad_accum,
@@ -194,7 +217,9 @@ def train(args, ranks) -> int:
 
 
 def build_state(args, dataset, precision, global_batch: int):
-    """The network, its EMA and optimizer as the options describe them, untrained, and the diffusion process."""
+    """The network, its EMA and optimizer as the options describe them, untrained, and the diffusion
+    process.
+    """
     import torch
 
     from model.ema import EMA
@@ -204,9 +229,14 @@ def build_state(args, dataset, precision, global_batch: int):
 
     classes = len(dataset.class_names) or None
     if args.num_classes not in (None, classes):
-        raise opt.UserError(f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders")
+        raise opt.UserError(
+            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
+        )
     shape = {"name": args.network, "in_channels": dataset.channels, "num_classes": classes}
-    shape |= {key: getattr(args, key) for key in (option[0].removeprefix("--") for option in OPTIONS["network"][1:])}
+    shape |= {
+        key: getattr(args, key)
+        for key in (option[0].removeprefix("--") for option in OPTIONS["network"][1:])
+    }
     process = {key: getattr(args, key) for key in ("noise_steps", "noise_schedule", "prediction")}
     sampling = {"sample_steps": args.sample_steps, "timestep_spacing": args.timestep_spacing}
     torch.manual_seed(args.seed)
@@ -219,14 +249,26 @@ def build_state(args, dataset, precision, global_batch: int):
     network = precision.place(network)
     optimizer = build_optimizer(args.optim, network, args.lr, args.weight_decay)
     config = {"network": network.config, "diffusion": diffusion.config, "data": dataset.metadata()}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    plain = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+    }
     plain["global_batch"] = global_batch
-    state = TrainState(network, EMA(network, args.ema_decay), optimizer, precision.scaler(), args.seed, config, plain)
+    state = TrainState(
+        network,
+        EMA(network, args.ema_decay),
+        optimizer,
+        precision.scaler(),
+        args.seed,
+        config,
+        plain,
+    )
     return state, diffusion
 
 
 def restore(state, args, total_steps: int) -> Path | None:
-    """The state of the checkpoint that --resume goes on from, and its file; or the weights of --pretrain."""
+    """The state of the checkpoint that --resume goes on from, and its file; or the weights of
+    --pretrain.
+    """
     from utils.checkpoint import load_weights, read_checkpoint
     from utils.run_folder import find_checkpoint
 
@@ -239,45 +281,77 @@ def restore(state, args, total_steps: int) -> Path | None:
     try:
         if args.pretrain:
             theirs, ours = contents.get("config", state.config), state.config
-            if theirs["diffusion"] != ours["diffusion"] or theirs["data"]["class_names"] != ours["data"]["class_names"]:
-                print(f"warning: {file} is from {theirs['diffusion']}, classes {theirs['data']['class_names']}")
+            if (
+                theirs["diffusion"] != ours["diffusion"]
+                or theirs["data"]["class_names"] != ours["data"]["class_names"]
+            ):
+                print(
+                    f"warning: {file} is from {theirs['diffusion']}, classes {theirs['data']['class_names']}"
+                )
             for network in (state.network, state.ema.network):
                 load_weights(network, contents.get("ema") or contents.get("network"), file)
             return None
         changed = changes(contents, state)
         if changed and not args.allow_changes:
-            raise opt.UserError(f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on")
+            raise opt.UserError(
+                f"{file} was made with other settings: {'; '.join(changed)}; --allow_changes goes on"
+            )
         state.restore(contents, file)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise opt.UserError(f"{file} is no checkpoint of train.py to go on from: {error!r}") from None
+        raise opt.UserError(
+            f"{file} is no checkpoint of train.py to go on from: {error!r}"
+        ) from None
     if state.step > total_steps:
-        raise opt.UserError(f"{file} has done {state.step} steps; --epochs {args.epochs} is only {total_steps}")
+        raise opt.UserError(
+            f"{file} has done {state.step} steps; --epochs {args.epochs} is only {total_steps}"
+        )
     return file
 
 
 # What decides the result of a run; the rest may differ when it is resumed.
-DECISIVE = "conditional flip seed loss label_drop global_batch optim lr lr_func warmup_steps".split()
+DECISIVE = (
+    "conditional flip seed loss label_drop global_batch optim lr lr_func warmup_steps".split()
+)
 DECISIVE += "weight_decay grad_clip ema_decay amp".split()
-OF_A_MACHINE = dict.fromkeys(("dataset_path", "result_path", "pretrain_path", "num_workers"))  # may differ between them
+OF_A_MACHINE = dict.fromkeys(
+    ("dataset_path", "result_path", "pretrain_path", "num_workers")
+)  # may differ between them
 
 
 def changes(contents: dict, state) -> list[str]:
-    """How the decisive settings of this run differ from those of the checkpoint. Warns of another machine."""
+    """How the decisive settings of this run differ from those of the checkpoint. Warns of another
+    machine.
+    """
 
     def decisive(args: dict, config: dict) -> dict:
-        facts = {key: args.get(key) for key in DECISIVE} | config["network"] | config["diffusion"] | config["data"]
-        return {"the images" if key == "fingerprint" else key: value for key, value in facts.items()}
+        facts = (
+            {key: args.get(key) for key in DECISIVE}
+            | config["network"]
+            | config["diffusion"]
+            | config["data"]
+        )
+        return {
+            "the images" if key == "fingerprint" else key: value for key, value in facts.items()
+        }
 
     before, now = contents["versions"], state.versions()
     if before != now:
-        print(f"warning: the checkpoint was made with {before}, this is {now}: equal to rounding, dropout apart")
+        print(
+            f"warning: the checkpoint was made with {before}, this is {now}: equal to rounding, dropout apart"
+        )
     before = decisive(contents["args"] | contents["state"], contents["config"])
     now = decisive(state.args, state.config)
-    return [f"{key} {before.get(key)} before, {now[key]} now" for key in now if now[key] != before.get(key)]
+    return [
+        f"{key} {before.get(key)} before, {now[key]} now"
+        for key in now
+        if now[key] != before.get(key)
+    ]
 
 
 def loss_function(diffusion, device, args):
-    """The loss of a batch, and for the log the loss by quarter of the time steps (q1 the least noisy)."""
+    """The loss of a batch, and for the log the loss by quarter of the time steps (q1 the least
+    noisy).
+    """
     import torch
 
     from model.samplers.base import draw
@@ -299,7 +373,9 @@ def loss_function(diffusion, device, args):
 
 
 def preview_function(diffusion, dataset, precision, args):
-    """A grid of samples: --num_vis of each class, a row per class (20 rows at most), or --num_vis images."""
+    """A grid of samples: --num_vis of each class, a row per class (20 rows at most), or --num_vis
+    images.
+    """
     import torch
 
     from utils.images import image_grid
@@ -312,16 +388,25 @@ def preview_function(diffusion, dataset, precision, args):
         images, shape = [], (dataset.image_size, dataset.channels)
         with precision.autocast():
             for start in range(0, count, args.batch_size):
-                seeds = range(start, min(start + args.batch_size, count))  # the same noise in every preview
+                seeds = range(
+                    start, min(start + args.batch_size, count)
+                )  # the same noise in every preview
                 part = labels and labels[start : start + args.batch_size]
-                options = {"labels": part, "cfg_scale": args.cfg_scale, "seeds": seeds, "callback": callback}
+                options = {
+                    "labels": part,
+                    "cfg_scale": args.cfg_scale,
+                    "seeds": seeds,
+                    "callback": callback,
+                }
                 images.append(diffusion.sample(network, len(seeds), *shape, **options))
         return image_grid(torch.cat(images).cpu(), args.num_vis if names else min(8, count), names)
 
     return preview_fn
 
 
-def describe_plan(args, ranks, dataset, state, precision, remark, network, loss_fn, epoch_steps, total_steps):
+def describe_plan(
+    args, ranks, dataset, state, precision, remark, network, loss_fn, epoch_steps, total_steps
+):
     """What the run will do, in lines. The seconds per step are measured."""
     from torch.utils.data import default_collate
 
@@ -334,10 +419,14 @@ def describe_plan(args, ranks, dataset, state, precision, remark, network, loss_
     previews = args.epochs // args.vis_interval_epochs + 1 if args.vis else 0
     shown = args.num_vis * max(1, min(20, len(dataset.class_names)))
     passes = args.sample_steps * (1 if args.cfg_scale in (0, 1) or not args.conditional else 2)
-    per_image = seconds / 3 / (args.batch_size * args.grad_accum)  # a forward pass is about a third of a step
+    per_image = (
+        seconds / 3 / (args.batch_size * args.grad_accum)
+    )  # a forward pass is about a third of a step
     finish = left * seconds + previews * shown * passes * per_image
     count = sum(p.numel() for p in state.network.parameters())
-    full = 4 * count * (3 if args.optim == "sgd" else 4)  # network, EMA, and the optimizer's one or two moments
+    full = (
+        4 * count * (3 if args.optim == "sgd" else 4)
+    )  # network, EMA, and the optimizer's one or two moments
     kept = args.epochs // args.save_model_interval_epochs
     kept = min(kept, args.keep or kept) if args.save_model_interval else 0
     return [

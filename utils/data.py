@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
+from utils.errors import UserError, name_list
 from utils.images import SUFFIXES, read_image
-from utils.options import UserError, name_list
 
 
 @dataclass
@@ -50,7 +50,11 @@ class ImageSet(Dataset):
 
     def metadata(self) -> dict:
         """What a checkpoint keeps of the set."""
-        about = {"image_size": list(self.image_size), "mode": self.mode, "class_names": self.class_names}
+        about = {
+            "image_size": list(self.image_size),
+            "mode": self.mode,
+            "class_names": self.class_names,
+        }
         return about | {"images": len(self), "fingerprint": self.fingerprint()}
 
     def fingerprint(self) -> str:
@@ -60,7 +64,9 @@ class ImageSet(Dataset):
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files below the folder, sorted, without hidden files and folders. OSError where one is unreadable."""
+    """All image files below the folder, sorted, without hidden files and folders. OSError where one
+    is unreadable.
+    """
 
     def fail(error: OSError):
         raise error
@@ -72,32 +78,52 @@ def find_images(folder: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(here, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+        found += [
+            Path(here, n)
+            for n in names
+            if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES
+        ]
     return sorted(found)
 
 
 def load_image_set(
-    root: Path, image_size: tuple[int, int], conditional: bool, quiet: bool = False, cache_bytes: int = 2**31
+    root: Path,
+    image_size: tuple[int, int],
+    conditional: bool,
+    quiet: bool = False,
+    cache_bytes: int = 2**31,
 ) -> ImageSet:
-    """Index and check every image below `root`: decode each once, name and leave out the broken. UserError without any.
+    """Index and check every image below `root`: decode each once, name and leave out the broken.
+    UserError without any.
 
-    Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise everything below root
-    is one set. Decoded sets up to `cache_bytes` stay in memory."""
+    Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise
+    everything below root is one set. Decoded sets up to `cache_bytes` stay in memory.
+    """
     try:
         groups = _class_groups(root) if conditional else {"": find_images(root)}
     except OSError as error:
-        raise UserError(f"dataset_path: the folder {error.filename} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"dataset_path: the folder {error.filename} cannot be read: {error.strerror}"
+        ) from None
     candidates = [(file, name) for name, files in groups.items() for file in files]
     if not candidates:
         suffixes = " ".join(sorted(SUFFIXES))
-        raise UserError(f"dataset_path {root} holds no images; files with these endings are looked for: {suffixes}")
+        raise UserError(
+            f"dataset_path {root} holds no images; files with these endings are looked for: {suffixes}"
+        )
 
-    good, checksums, left_out = [], [], {f"{name}/": "no images in it" for name, files in groups.items() if not files}
+    good, checksums, left_out = (
+        [],
+        [],
+        {f"{name}/": "no images in it" for name, files in groups.items() if not files},
+    )
     keep = len(candidates) * image_size[0] * image_size[1] * 3 <= cache_bytes
     images, grey = [], True
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda item: _try_read(item[0], image_size), candidates)
-        progress = tqdm(results, "reading images", len(candidates), disable=quiet, leave=False, delay=2)
+        progress = tqdm(
+            results, "reading images", len(candidates), disable=quiet, leave=False, delay=2
+        )
         for (file, name), result in zip(candidates, progress, strict=True):
             if isinstance(result, str):
                 left_out[str(file.relative_to(root))] = result
@@ -109,7 +135,9 @@ def load_image_set(
                 images.append(result[..., :1].copy() if grey else result)
     if not good:
         file, why = next(iter(left_out.items()))
-        raise UserError(f"none of the {len(candidates)} images in {root} can be read; the first is {file}: {why}")
+        raise UserError(
+            f"none of the {len(candidates)} images in {root} can be read; the first is {file}: {why}"
+        )
     class_names = sorted({name for _, name in good}) if conditional else []
     pixels, channels = None, 1 if grey else 3
     if keep:
@@ -123,8 +151,12 @@ def _class_groups(root: Path) -> dict[str, list[Path]]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         count = len(find_images(root))
-        raise UserError(f"{root} has no class folders ({count} images lie in it): sort them, or --conditional False")
-    readable = [os.fsencode(folder.name).decode("utf-8", "backslashreplace") for folder in folders]  # if not UTF-8
+        raise UserError(
+            f"{root} has no class folders ({count} images lie in it): sort them, or --conditional False"
+        )
+    readable = [
+        os.fsencode(folder.name).decode("utf-8", "backslashreplace") for folder in folders
+    ]  # if not UTF-8
     return {name: find_images(folder) for name, folder in zip(readable, folders, strict=True)}
 
 
@@ -139,9 +171,10 @@ def _try_read(file: Path, image_size: tuple[int, int]) -> np.ndarray | str:
 class StepSampler(DistributedSampler):
     """The images of this process for training steps start_step..total_steps-1.
 
-    The global order of an epoch is a permutation that depends on (seed, epoch) alone, filled up from its own beginning
-    to whole global batches; the processes take turns in it. So step k holds the same images whatever the number of
-    processes, workers and restarts, and no position needs to be saved. A global batch is what one optimizer step sees.
+    The global order of an epoch is a permutation that depends on (seed, epoch) alone, filled up
+    from its own beginning to whole global batches; the processes take turns in it. So step k holds
+    the same images whatever the number of processes, workers and restarts, and no position needs to
+    be saved. A global batch is what one optimizer step sees.
     """
 
     def __init__(
@@ -179,10 +212,13 @@ def steps_per_epoch(images: int, global_batch: int) -> int:
     return -(-images // global_batch)
 
 
-def build_loader(dataset: ImageSet, sampler: StepSampler, micro_batch: int, num_workers: int, pin: bool) -> DataLoader:
+def build_loader(
+    dataset: ImageSet, sampler: StepSampler, micro_batch: int, num_workers: int, pin: bool
+) -> DataLoader:
     """Micro-batches (pixels (B,C,H,W) uint8, labels (B,), indices (B,)) in the sampler's order.
 
-    num_workers -1 decides: none for a set that lies decoded in memory, else one per core, 8 at most.
+    num_workers -1 decides: none for a set that lies decoded in memory, else one per core, 8 at
+    most.
     """
     if num_workers < 0:
         num_workers = 0 if dataset.pixels is not None else min(8, os.cpu_count() or 1)
@@ -201,7 +237,9 @@ def describe(dataset: ImageSet) -> list[str]:
     size, mode = ",".join(map(str, dataset.image_size)), "grey" if dataset.mode == "L" else "RGB"
     lines = [f"images      {len(dataset):,} at {size}, {mode}, from {dataset.root}"]
     if dataset.class_names:
-        lines.append(f"classes     {len(dataset.class_names)}: {name_list(dataset.class_names, 20)}")
+        lines.append(
+            f"classes     {len(dataset.class_names)}: {name_list(dataset.class_names, 20)}"
+        )
     if dataset.left_out:
         reasons = [f"{file} ({why})" for file, why in dataset.left_out.items()]
         lines.append(f"left out    {len(reasons)}: {name_list(reasons)}")

@@ -1,4 +1,6 @@
-"""Pixels: from files to uint8 arrays, between uint8 and [-1, 1], and from tensors to files, grids and animations."""
+"""Pixels: from files to uint8 arrays, between uint8 and [-1, 1], and from tensors to files, grids
+and animations.
+"""
 
 import io
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from utils.options import UserError
+from utils.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -18,14 +20,17 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """An image file of any mode -> (H,W,3) uint8 at `size` (H, W).
 
-    EXIF rotation applied, transparency laid on white, 16 bits reduced to 8; the shape is kept: scaled (antialiased)
-    until it covers `size`, then cropped at the centre. Of an animation, the first frame. Raises what Pillow does.
+    EXIF rotation applied, transparency laid on white, 16 bits reduced to 8; the shape is kept:
+    scaled (antialiased) until it covers `size`, then cropped at the centre. Of an animation, the
+    first frame. Raises what Pillow does.
     """
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)
         image.load()
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        )
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -64,14 +69,18 @@ def save_image(image: Image.Image, path: Path, settings: dict | None = None) -> 
         image.save(buffer, Image.registered_extensions()[path.suffix], **options)
         path.write_bytes(buffer.getvalue())
     except (OSError, ValueError) as error:  # ValueError: too large for the format
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def image_grid(
     images: Tensor, columns: int, row_names: Sequence[str] = (), captions: Sequence[str] = ()
 ) -> Image.Image:
-    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row. `row_names` stand to the left of the rows,
-    `captions` below the images; small images are enlarged by a whole factor, pixel for pixel."""
+    """(N,C,H,W) float in [-1, 1] -> one picture of N images, row by row. `row_names` stand to the
+    left of the rows, `captions` below the images; small images are enlarged by a whole factor,
+    pixel for pixel.
+    """
     rows = -(-len(images) // columns)
     scale = max(1, (96 if captions else 64) // max(images.shape[-2:]))  # room for the captions
     cells = to_uint8(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3).cpu().numpy()
@@ -80,13 +89,17 @@ def image_grid(
     font = ImageFont.load_default(size=12)
     margin = max((int(font.getlength(name)) + 10 for name in row_names), default=0)
     step_x, step_y = width + gap, height + gap + (16 if captions else 0)
-    canvas = Image.new("L" if cells.ndim == 3 else "RGB", (margin + columns * step_x, rows * step_y), "white")
+    canvas = Image.new(
+        "L" if cells.ndim == 3 else "RGB", (margin + columns * step_x, rows * step_y), "white"
+    )
     pen = ImageDraw.Draw(canvas)
     for i, cell in enumerate(cells):
         x, y = margin + i % columns * step_x, i // columns * step_y
         canvas.paste(Image.fromarray(cell), (x, y))
         if captions:
-            pen.text((x + width // 2, y + height + 8), captions[i], fill="black", font=font, anchor="mm")
+            pen.text(
+                (x + width // 2, y + height + 8), captions[i], fill="black", font=font, anchor="mm"
+            )
     for row, name in enumerate(row_names):
         pen.text((4, row * step_y + height // 2), name, fill="black", font=font, anchor="lm")
     return canvas

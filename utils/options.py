@@ -1,12 +1,17 @@
-"""What the command lines have in common: choices, option types, the parser, and how a user's mistake ends a script.
+"""What the command lines have in common: choices, option types, the parser, and how a user's
+mistake ends a script.
 
 Standard library only, so that `--help` answers at once.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+
+from utils.errors import UserError, name_list
+
+__all__ = ["UserError", "name_list"]  # the scripts reach them as opt.UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,22 +29,31 @@ TIME_EMBEDDINGS = ("additive", "scale_shift")
 IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp")
 
 
-class UserError(Exception):
-    """A mistake of the user's: one sentence that says what is wrong, what was found and what would work."""
-
-
 def switch(text: str) -> bool:
     """True or False, so that editing a default and passing the flag both work."""
-    values = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    values = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"takes True or False, not {text!r}")
     return values[text.lower()]
 
 
-def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable[[str], float]:
+def number(
+    kind: type, low: float, high: float = float("inf"), open_low: bool = False
+) -> Callable[[str], float]:
     """An int or float from low to high; `open_low` leaves low itself out."""
     what = "a whole number" if kind is int else "a number"
-    bounds = f"{'above' if open_low else 'from'} {low}" + ("" if high == float("inf") else f" to {high}")
+    bounds = f"{'above' if open_low else 'from'} {low}" + (
+        "" if high == float("inf") else f" to {high}"
+    )
 
     def convert(text: str) -> float:
         try:
@@ -70,14 +84,18 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"takes whole numbers separated by commas, not {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"takes whole numbers separated by commas, not {text!r}"
+        ) from None
 
 
 def image_size(text: str) -> tuple[int, int]:
     """ "64" -> (64, 64); "64,96" -> (64, 96), height first."""
     sizes = whole_numbers(text)
     if len(sizes) not in (1, 2) or not all(4 <= size <= 4096 for size in sizes):
-        raise argparse.ArgumentTypeError(f"takes a size such as 64, or height,width such as 64,96, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"takes a size such as 64, or height,width such as 64,96, not {text!r}"
+        )
     return (sizes[0], sizes[-1])
 
 
@@ -89,7 +107,12 @@ def path(text: str) -> Path:
 
 def file_name(text: str) -> str:
     """A name for a file or folder: no separators, so it cannot lead elsewhere."""
-    if not text.strip() or len(text.encode()) > 200 or text in (".", "..") or any(c in "/\\\0\n" for c in text):
+    if (
+        not text.strip()
+        or len(text.encode()) > 200
+        or text in (".", "..")
+        or any(c in "/\\\0\n" for c in text)
+    ):
         raise argparse.ArgumentTypeError(f"takes a plain name without slashes, not {text[:40]!r}")
     return text
 
@@ -100,14 +123,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(doc: str, groups: dict[str, list[tuple]]) -> Parser:
-    """A parser from a table: {group title: [(flag or "flag alias", default, type or tuple of choices, help)]}. Defaults
-    are written as on the command line and checked like input; a relative path there starts at the project's root. A
-    default of None means that the option is not set."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """A parser from a table: {group title: [(flag or "flag alias", default, type or tuple of
+    choices, help)]}. Defaults are written as on the command line and checked like input; a relative
+    path there starts at the project's root. A default of None means that the option is not set.
+    """
+    parser = Parser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     for title, options in groups.items():
         group = parser.add_argument_group(title)
         for flags, default, kind, text in options:
-            settings = {"choices": kind, "metavar": "|".join(kind)} if isinstance(kind, tuple) else {"type": kind}
+            settings = (
+                {"choices": kind, "metavar": "|".join(kind)}
+                if isinstance(kind, tuple)
+                else {"type": kind}
+            )
             if kind is switch:
                 settings |= {"nargs": "?", "const": True, "metavar": "True|False"}
             elif not isinstance(kind, tuple):
@@ -134,7 +164,9 @@ def _checked_default(flags: str, default: object, kind: Callable | tuple) -> obj
 
 
 def run_script(main: Callable[[list[str] | None], None]) -> None:
-    """Run main(argv); a user's mistake or a failing disk ends with one sentence on stderr and exit status 2."""
+    """Run main(argv); a user's mistake or a failing disk ends with one sentence on stderr and exit
+    status 2.
+    """
     try:
         main(None)
     except UserError as error:
@@ -146,10 +178,3 @@ def run_script(main: Callable[[list[str] | None], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def name_list(names: Iterable[str], limit: int = 10) -> str:
-    """ "a, b, c and 7 more": names for a message."""
-    names = list(names)
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

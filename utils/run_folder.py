@@ -16,15 +16,16 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.checkpoint import LAST, PREVIOUS, SLIM, read_checkpoint, save_checkpoint, snapshot
+from utils.errors import UserError
 from utils.images import save_image
-from utils.options import UserError
 
 METRICS, LOG, CONFIG = "metrics.csv", "log.txt", "config.json"
 
 
 class RunFolder:
-    """The folder of one run, opened for writing by one process. UserError where it cannot be written, is in use by
-    another process, or holds an earlier run while `resume` is False."""
+    """The folder of one run, opened for writing by one process. UserError where it cannot be
+    written, is in use by another process, or holds an earlier run while `resume` is False.
+    """
 
     def __init__(self, path: Path, resume: bool):
         self.path = path
@@ -34,14 +35,20 @@ class RunFolder:
             (path / "samples").mkdir(parents=True, exist_ok=True)
             self._lock = open(path / ".lock", "w")
         except OSError as error:
-            raise UserError(f"the results folder {path} cannot be written: {error.strerror}") from None
+            raise UserError(
+                f"the results folder {path} cannot be written: {error.strerror}"
+            ) from None
         try:
             # Not flock: workers that outlive a killed run for some seconds would go on holding it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise UserError(f"the run {path} is being written by another process; choose another --run_name") from None
+            raise UserError(
+                f"the run {path} is being written by another process; choose another --run_name"
+            ) from None
         if not resume and any((path / name).exists() for name in (LAST, PREVIOUS, METRICS)):
-            raise UserError(f"{path} holds an earlier run: go on with --resume, or choose another --run_name")
+            raise UserError(
+                f"{path} holds an earlier run: go on with --resume, or choose another --run_name"
+            )
         self._tensorboard: SummaryWriter | None = None
         self._saving: threading.Thread | None = None
         self._save_error: Exception | None = None
@@ -57,19 +64,25 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _may_fail(self, name: str) -> Iterator[None]:
-        """A full or failing disk does not end the run: it is said once, and the file is tried again the next time."""
+        """A full or failing disk does not end the run: it is said once, and the file is tried again
+        the next time.
+        """
         try:
             yield
             self._failed.discard(name)
         except (OSError, UserError) as error:
             if name not in self._failed:
                 self._failed.add(name)
-                tqdm.write(f"warning: {self.path / name} could not be written: {error}; training goes on")
+                tqdm.write(
+                    f"warning: {self.path / name} could not be written: {error}; training goes on"
+                )
 
     def start(self, config: dict, step: int, source: Path | None = None) -> None:
-        """Write config.json, and cut the metrics back to `step`, so that a resumed run has no step twice.
+        """Write config.json, and cut the metrics back to `step`, so that a resumed run has no step
+        twice.
 
-        Where it resumed from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not take its place.
+        Where it resumed from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not
+        take its place.
         """
         self._last_is_whole = source is None or source.name != PREVIOUS
         for half in self.path.glob("*.tmp"):  # of a save that a kill cut short
@@ -77,7 +90,9 @@ class RunFolder:
         (self.path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         metrics = self.path / METRICS
         if metrics.exists():
-            header, *rows = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+            header, *rows = metrics.read_text(encoding="utf-8", errors="replace").splitlines(
+                keepends=True
+            ) or [""]
             header, rows = (header, rows) if header.endswith("\n") else ("", [])
             whole = [row for row in rows if row.endswith("\n") and row.split(",")[0].isdigit()]
             kept = [row for row in whole if int(row.split(",")[0]) <= step]
@@ -94,7 +109,9 @@ class RunFolder:
         return self._tensorboard
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
-        """Append one row per step to metrics.csv and the same numbers to TensorBoard; NaN is left empty."""
+        """Append one row per step to metrics.csv and the same numbers to TensorBoard; NaN is left
+        empty.
+        """
         file = self.path / METRICS
         size = file.stat().st_size if file.exists() else 0
         with self._may_fail(METRICS):
@@ -103,12 +120,16 @@ class RunFolder:
                     writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
                     if size == 0:
                         writer.writeheader()
-                    writer.writerows([{k: "" if v != v else v for k, v in row.items()} for row in rows])
+                    writer.writerows(
+                        [{k: "" if v != v else v for k, v in row.items()} for row in rows]
+                    )
             except OSError:
                 with contextlib.suppress(OSError):
                     os.truncate(file, size)  # no half rows
                 raise
-        if "TensorBoard" in self._failed:  # until the next good save: each try would begin another file
+        if (
+            "TensorBoard" in self._failed
+        ):  # until the next good save: each try would begin another file
             return
         with self._may_fail("TensorBoard"):
             try:
@@ -126,21 +147,31 @@ class RunFolder:
         with self._may_fail("samples"):
             save_image(picture, file)
             if "TensorBoard" not in self._failed:
-                self._board().add_image("samples", np.atleast_3d(np.asarray(picture)), step, dataformats="HWC")
+                self._board().add_image(
+                    "samples", np.atleast_3d(np.asarray(picture)), step, dataformats="HWC"
+                )
         return file
 
     def write_checkpoint(self, contents: dict, epoch: int | None, keep: int) -> None:
-        """ckpt_last.pt, ema_last.pt, and for an epoch ckpt_<epoch>.pt, of which the newest `keep` stay (0: all).
+        """ckpt_last.pt, ema_last.pt, and for an epoch ckpt_<epoch>.pt, of which the newest `keep`
+        stay (0: all).
 
-        Written in the background from a copy, so training goes on. A failure is reported by the next `check_saving`.
+        Written in the background from a copy, so training goes on. A failure is reported by the
+        next `check_saving`.
         """
         self.finish_saving()
         contents = snapshot(contents)
 
         def write() -> None:
-            slim = {key: value for key, value in contents.items() if key not in ("network", "optimizer", "scaler")}
+            slim = {
+                key: value
+                for key, value in contents.items()
+                if key not in ("network", "optimizer", "scaler")
+            }
             try:
-                if not os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno())):
+                if not os.path.samestat(
+                    os.stat(self.path / ".lock"), os.fstat(self._lock.fileno())
+                ):
                     raise UserError(f"another run has taken the place of this one in {self.path}")
                 save_checkpoint(contents, self.path / LAST, keep_previous=self._last_is_whole)
                 self._last_is_whole = True
@@ -158,13 +189,19 @@ class RunFolder:
         self._saving.start()
 
     def check_saving(self) -> bool:
-        """Whether the last checkpoint is safe, as far as is known; a full or failing disk is reported, once a save."""
+        """Whether the last checkpoint is safe, as far as is known; a full or failing disk is
+        reported, once a save.
+        """
         error, self._save_error = self._save_error, None
         if error is None:
             return True
-        if not isinstance(error, OSError | RuntimeError):  # torch.save wraps a full disk in a RuntimeError
+        if not isinstance(
+            error, OSError | RuntimeError
+        ):  # torch.save wraps a full disk in a RuntimeError
             raise error
-        self.log(f"warning: the checkpoint could not be written ({error}); the one before is whole, training goes on")
+        self.log(
+            f"warning: the checkpoint could not be written ({error}); the one before is whole, training goes on"
+        )
         return False
 
     def finish_saving(self) -> bool:
@@ -186,16 +223,22 @@ def numbered_epochs(path: Path) -> list[int]:
 
 
 def find_checkpoint(path: Path, start_epoch: int) -> tuple[dict, Path]:
-    """The checkpoint that --resume goes on from: of an epoch, or (start_epoch -1) the last one that is whole."""
+    """The checkpoint that --resume goes on from: of an epoch, or (start_epoch -1) the last one that
+    is whole.
+    """
     if start_epoch >= 0:
         file = path / f"ckpt_{start_epoch}.pt"
         if not file.exists():
             saved = ", ".join(map(str, numbered_epochs(path))) or "none"
-            raise UserError(f"--start_epoch {start_epoch}: there is no {file}; saved epochs: {saved}")
+            raise UserError(
+                f"--start_epoch {start_epoch}: there is no {file}; saved epochs: {saved}"
+            )
         return read_checkpoint(file), file
     last, previous = path / LAST, path / PREVIOUS
     if not last.exists() and not previous.exists():
-        raise UserError(f"--resume: there is no checkpoint in {path}; leave --resume out to start the run")
+        raise UserError(
+            f"--resume: there is no checkpoint in {path}; leave --resume out to start the run"
+        )
     try:
         return read_checkpoint(last), last
     except UserError as error:

@@ -17,12 +17,16 @@ def activation(name: str) -> nn.Module:
 
 
 def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
-    """GroupNorm with `groups` groups, or where they do not divide the channels, the greatest common divisor."""
+    """GroupNorm with `groups` groups, or where they do not divide the channels, the greatest common
+    divisor.
+    """
     return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Zero a layer's weight and bias, so that the branch it ends adds nothing at the start of training."""
+    """Zero a layer's weight and bias, so that the branch it ends adds nothing at the start of
+    training.
+    """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -31,9 +35,10 @@ def zero_init(layer: nn.Module) -> nn.Module:
 class ResBlock(nn.Module):
     """(B,C_in,H,W), condition (B,E) -> (B,C_out,H,W).
 
-    time_embedding "additive" adds the projected condition before the second norm (DDPM); "scale_shift" scales and
-    shifts the normalised features with it (ADM, Dhariwal & Nichol 2105.05233). `norm` makes a layer from a number of
-    channels; `kernels` are the sizes of the two convolutions: (3, 3), in Darknet's block (1, 3).
+    time_embedding "additive" adds the projected condition before the second norm (DDPM);
+    "scale_shift" scales and shifts the normalised features with it (ADM, Dhariwal & Nichol
+    2105.05233). `norm` makes a layer from a number of channels; `kernels` are the sizes of the two
+    convolutions: (3, 3), in Darknet's block (1, 3).
     """
 
     def __init__(
@@ -49,7 +54,9 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         if time_embedding not in ("additive", "scale_shift"):
-            raise ValueError(f"time_embedding is 'additive' or 'scale_shift', not {time_embedding!r}")
+            raise ValueError(
+                f"time_embedding is 'additive' or 'scale_shift', not {time_embedding!r}"
+            )
         self.scale_shift = time_embedding == "scale_shift"
         self.act = activation(act)
         self.norm1 = norm(c_in)
@@ -72,13 +79,17 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over the H*W positions, added to the input."""
+    """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over the H*W positions, added to the
+    input.
+    """
 
     def __init__(self, channels: int, head_channels: int | None, norm: Callable[[int], nn.Module]):
         super().__init__()
         if channels % (head_channels or channels):
             fits = math.gcd(head_channels, channels)
-            raise ValueError(f"head_channels {head_channels} does not divide the {channels} of attention; {fits} does")
+            raise ValueError(
+                f"head_channels {head_channels} does not divide the {channels} of attention; {fits} does"
+            )
         self.heads = channels // (head_channels or channels)
         self.norm = norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -94,7 +105,9 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B,C,H,W) -> (B,C,H/2,W/2), by stride 2. `asymmetric` pads right and below only, as the TensorFlow DDPM does."""
+    """(B,C,H,W) -> (B,C,H/2,W/2), by stride 2. `asymmetric` pads right and below only, as the
+    TensorFlow DDPM does.
+    """
 
     def __init__(self, channels: int, asymmetric: bool = False):
         super().__init__()

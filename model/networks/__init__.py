@@ -13,7 +13,8 @@ NETWORKS = {"unet": UNet, "cspdarkunet": CSPDarkUNet}
 
 
 def build_network(config: dict) -> nn.Module:
-    """A network from a plain dict: "name" chooses the class, the other keys are its arguments (all have defaults).
+    """A network from a plain dict: "name" chooses the class, the other keys are its arguments (all
+    have defaults).
 
     Raises ValueError for an unknown name or key.
     """
@@ -23,5 +24,7 @@ def build_network(config: dict) -> nn.Module:
         raise ValueError(f"network {name!r} is unknown; known are {', '.join(NETWORKS)}")
     known = inspect.signature(NETWORKS[name]).parameters
     if unknown := [key for key in options if key not in known]:
-        raise ValueError(f"network {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
+        raise ValueError(
+            f"network {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        )
     return NETWORKS[name](**options)

@@ -1,4 +1,6 @@
-"""A U-Net of CSP-Darknet stages (Wang et al. 1911.11929): cheaper per image than the residual U-Net."""
+"""A U-Net of CSP-Darknet stages (Wang et al. 1911.11929): cheaper per image than the residual
+U-Net.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,20 @@ from model.networks.unet import UNet
 class CSPStage(nn.Module):
     """(B,C_in,H,W), condition (B,E) -> (B,C_out,H,W).
 
-    Cross stage partial: one half of the channels runs through Darknet blocks (1x1, then 3x3), the other half goes past
-    them, and a 1x1 convolution joins the two. The 3x3 convolutions see half the width, a quarter of the cost.
+    Cross stage partial: one half of the channels runs through Darknet blocks (1x1, then 3x3), the
+    other half goes past them, and a 1x1 convolution joins the two. The 3x3 convolutions see half
+    the width, a quarter of the cost.
     """
 
-    def __init__(self, c_in: int, c_out: int, blocks: list[nn.Module], norm: nn.Module, act: str, attention: nn.Module):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        blocks: list[nn.Module],
+        norm: nn.Module,
+        act: str,
+        attention: nn.Module,
+    ):
         super().__init__()
         self.half = c_out // 2
         self.split = nn.Conv2d(c_in, 2 * self.half, 1)
@@ -31,7 +42,9 @@ class CSPStage(nn.Module):
 
 
 class CSPDarkUNet(UNet):
-    """UNet's frame, arguments and errors; each stage is a CSPStage of `blocks_per_level` Darknet blocks."""
+    """UNet's frame, arguments and errors; each stage is a CSPStage of `blocks_per_level` Darknet
+    blocks.
+    """
 
     name = "cspdarkunet"
 
@@ -40,6 +53,8 @@ class CSPDarkUNet(UNet):
 
     def stage(self, c_in: int, c_out: int, attends: bool) -> nn.Module:
         half = c_out // 2
-        blocks = [self.block(half, half, kernels=(1, 3)) for _ in range(self.config["blocks_per_level"])]
+        blocks = [
+            self.block(half, half, kernels=(1, 3)) for _ in range(self.config["blocks_per_level"])
+        ]
         attention = self.attention(c_out) if attends else nn.Identity()
         return CSPStage(c_in, c_out, blocks, self.norm(2 * half), self.config["act"], attention)

@@ -5,14 +5,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.modules.blocks import AttentionBlock, Downsample, ResBlock, Upsample, group_norm, zero_init
+from model.modules.blocks import (
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    Upsample,
+    group_norm,
+    zero_init,
+)
 from model.modules.embeddings import ConditionEmbedding
 
 
 def config_of(name: str, arguments: dict) -> dict:
-    """The plain dict of a network from the locals() at the top of its __init__. ValueError for values out of bounds."""
+    """The plain dict of a network from the locals() at the top of its __init__. ValueError for
+    values out of bounds.
+    """
     given = {key: value for key, value in arguments.items() if key[0] != "_" and key != "self"}
-    config = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    config = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in given.items()
+    }
     bounds = {"in_channels": 64, "out_channels": 64, "num_classes": 1_000_000, "channels": 2048}
     bounds |= {"blocks_per_level": 16, "head_channels": 2048, "norm_groups": 2048}
     for key, high in bounds.items():
@@ -20,26 +31,40 @@ def config_of(name: str, arguments: dict) -> dict:
         if value is None and key in ("out_channels", "num_classes", "head_channels"):
             continue
         if type(value) is not int or not 1 <= value <= high:
-            raise ValueError(f"network option {key} is a whole number from 1 to {high}, not {value!r}")
+            raise ValueError(
+                f"network option {key} is a whole number from 1 to {high}, not {value!r}"
+            )
     mult = config["channel_mult"]
     if not 1 <= len(mult) <= 8 or any(type(m) is not int or not 1 <= m <= 64 for m in mult):
-        raise ValueError(f"network option channel_mult is 1 to 8 whole numbers from 1 to 64, not {mult!r}")
+        raise ValueError(
+            f"network option channel_mult is 1 to 8 whole numbers from 1 to 64, not {mult!r}"
+        )
     for level in config["attention_levels"]:
         if not -len(mult) <= level < len(mult):
-            raise ValueError(f"attention level {level} does not exist: the network has levels 0 to {len(mult) - 1}")
+            raise ValueError(
+                f"attention level {level} does not exist: the network has levels 0 to {len(mult) - 1}"
+            )
     if not 0 <= config["dropout"] < 1:
-        raise ValueError(f"network option dropout is a probability below 1, not {config['dropout']!r}")
+        raise ValueError(
+            f"network option dropout is a probability below 1, not {config['dropout']!r}"
+        )
     if config["channels"] % 2:
-        raise ValueError(f"network option channels must be even (sine and cosine halves), not {config['channels']}")
+        raise ValueError(
+            f"network option channels must be even (sine and cosine halves), not {config['channels']}"
+        )
     return {"name": name, **config}
 
 
 def check_image_size(h: int, w: int, factor: int) -> None:
-    """Raise ValueError where the height or width of an image is not a multiple of a network's total stride."""
+    """Raise ValueError where the height or width of an image is not a multiple of a network's total
+    stride.
+    """
     if h % factor or w % factor:
         smaller = f"{max(h // factor, 1) * factor},{max(w // factor, 1) * factor}"
         larger = f"{-(-h // factor) * factor},{-(-w // factor) * factor}"
-        raise ValueError(f"image size {h},{w}: both must be multiples of {factor}; {smaller} and {larger} would work")
+        raise ValueError(
+            f"image size {h},{w}: both must be multiples of {factor}; {smaller} and {larger} would work"
+        )
 
 
 class Stage(nn.Module):
@@ -56,9 +81,10 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """x_t (B,C,H,W), t (B,), labels (B,) or None -> prediction (B,C_out,H,W).
 
-    Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]` channels. The structure is
-    that of diffusers' UNet2DModel, so that weights can go back and forth. ValueError at construction for widths that do
-    not fit together, at the call for an image size that is not a multiple of `downsample_factor`.
+    Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]`
+    channels. The structure is that of diffusers' UNet2DModel, so that weights can go back and
+    forth. ValueError at construction for widths that do not fit together, at the call for an image
+    size that is not a multiple of `downsample_factor`.
     """
 
     name = "unet"
@@ -69,9 +95,16 @@ class UNet(nn.Module):
         out_channels: int | None = None,  # None: as in_channels
         num_classes: int | None = None,  # None: unconditional
         channels: int = 64,  # width of level 0
-        channel_mult: Sequence[int] = (1, 2, 3, 4),  # width of each level, in multiples of `channels`
+        channel_mult: Sequence[int] = (
+            1,
+            2,
+            3,
+            4,
+        ),  # width of each level, in multiples of `channels`
         blocks_per_level: int = 2,  # on the way down; one more on the way up
-        attention_levels: Sequence[int] = (-1,),  # attention after each block; -1 is the lowest level
+        attention_levels: Sequence[int] = (
+            -1,
+        ),  # attention after each block; -1 is the lowest level
         mid_attention: bool = True,  # attention between the two blocks in the middle
         head_channels: int | None = 32,  # None: one head
         dropout: float = 0.0,  # inside the residual blocks
@@ -89,11 +122,16 @@ class UNet(nn.Module):
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
         widths = [channels * m for m in channel_mult]
         attends = {level % len(widths) for level in attention_levels}
-        self.condition = ConditionEmbedding(channels, 4 * channels, num_classes, freq_shift, cos_first)
+        self.condition = ConditionEmbedding(
+            channels, 4 * channels, num_classes, freq_shift, cos_first
+        )
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         self.down = nn.ModuleDict()
-        width, skips = channels, [channels]  # channels of the current feature map; of each one kept for the way up
+        width, skips = (
+            channels,
+            [channels],
+        )  # channels of the current feature map; of each one kept for the way up
         for i, level_width in enumerate(widths):
             for j in range(self.stages_per_level()):
                 self.down[f"level{i}_block{j}"] = self.stage(width, level_width, i in attends)
@@ -109,7 +147,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleDict()
         for i, level_width in reversed(list(enumerate(widths))):
             for j in range(self.stages_per_level() + 1):
-                self.up[f"level{i}_block{j}"] = self.stage(width + skips.pop(), level_width, i in attends)
+                self.up[f"level{i}_block{j}"] = self.stage(
+                    width + skips.pop(), level_width, i in attends
+                )
                 width = level_width
             if i > 0:
                 self.up[f"level{i}_upsample"] = Upsample(width)
@@ -143,5 +183,9 @@ class UNet(nn.Module):
             skips.append(h)
         h = self.middle_out(self.middle_in(h, emb), emb)  # (B, lowest width, H/factor, W/factor)
         for stage in self.up.values():
-            h = stage(h) if isinstance(stage, Upsample) else stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = (
+                stage(h)
+                if isinstance(stage, Upsample)
+                else stage(torch.cat([h, skips.pop()], dim=1), emb)
+            )
         return self.conv_out(nn.functional.silu(self.norm_out(h)))  # (B, C_out, H, W)

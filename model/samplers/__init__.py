@@ -13,7 +13,8 @@ SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "plms": PLMS}
 def build_sampler(name: str, config: dict, eta: float = 0.0, **options) -> BaseDiffusion:
     """A sampler by name for a network trained under `config` (a diffusion's `config`).
 
-    `options` are the sampling half: sample_steps, timestep_spacing, clip_sample, device. eta is DDIM's alone.
+    `options` are the sampling half: sample_steps, timestep_spacing, clip_sample, device. eta is
+    DDIM's alone.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown; known are {', '.join(SAMPLERS)}")

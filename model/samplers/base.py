@@ -11,14 +11,18 @@ from model.samplers.noise_schedule import betas, time_grid
 PREDICTIONS = ("eps", "x0", "v")
 LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
 
-# One generator for a whole batch, or one per image: with one per image, what is drawn for an image does not depend on
+# One generator for a whole batch, or one per image: with one per image, what is drawn for an image
+# does not depend on
 # which batch, process or position it is in.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def draw(fn: Callable[..., Tensor], n: int, shape: tuple[int, ...], generator: Generators) -> Tensor:
-    """fn(shape, generator=...) for n images -> (n, *shape); fn is torch.randn or torch.rand. Drawn on the generator's
-    device, the CPU by default, so that a seed means the same everywhere."""
+def draw(
+    fn: Callable[..., Tensor], n: int, shape: tuple[int, ...], generator: Generators
+) -> Tensor:
+    """fn(shape, generator=...) for n images -> (n, *shape); fn is torch.randn or torch.rand. Drawn
+    on the generator's device, the CPU by default, so that a seed means the same everywhere.
+    """
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device
         return fn((n, *shape), generator=generator, device=device)
@@ -28,11 +32,12 @@ def draw(fn: Callable[..., Tensor], n: int, shape: tuple[int, ...], generator: G
 
 
 def guided(network: Callable, labels: Tensor | None, cfg_scale: float | Tensor) -> Callable:
-    """The network under classifier-free guidance (Ho & Salimans 2207.12598), with the network's own signature.
+    """The network under classifier-free guidance (Ho & Salimans 2207.12598), with the network's own
+    signature.
 
-    prediction = null + s * (label - null), so s = 1 is plain conditional and s = 0 unconditional: one call each.
-    Any other s, a number or one per image (B,), is one network call on a batch of 2B.
-    (Ho & Salimans' w is s - 1.)
+    prediction = null + s * (label - null), so s = 1 is plain conditional and s = 0 unconditional:
+    one call each. Any other s, a number or one per image (B,), is one network call on a batch of
+    2B. (Ho & Salimans' w is s - 1.)
     """
     if labels is None or (not isinstance(cfg_scale, Tensor) and cfg_scale == 0):
         return lambda x, t, _=None: network(x, t, None)
@@ -49,7 +54,9 @@ def guided(network: Callable, labels: Tensor | None, cfg_scale: float | Tensor) 
 
 
 def null_label(network: Callable) -> int:
-    """The label that stands for "no label". DistributedDataParallel hides the attribute behind `module`."""
+    """The label that stands for "no label". DistributedDataParallel hides the attribute behind
+    `module`.
+    """
     return getattr(network, "module", network).num_classes
 
 
@@ -76,24 +83,40 @@ class BaseDiffusion:
             raise ValueError(f"noise_steps must lie in 1..1000000, not {noise_steps}")
         sample_steps = min(50, noise_steps) if sample_steps is None else sample_steps
         if not 1 <= sample_steps <= noise_steps:
-            raise ValueError(f"sample_steps must lie in 1..{noise_steps}, the steps of training, not {sample_steps}")
+            raise ValueError(
+                f"sample_steps must lie in 1..{noise_steps}, the steps of training, not {sample_steps}"
+            )
         if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"0 < beta_start <= beta_end < 1 must hold, not {beta_start} and {beta_end}")
+            raise ValueError(
+                f"0 < beta_start <= beta_end < 1 must hold, not {beta_start} and {beta_end}"
+            )
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction {prediction!r} is unknown; known are {', '.join(PREDICTIONS)}")
-        self.config = {"noise_steps": noise_steps, "noise_schedule": noise_schedule, "prediction": prediction}
+            raise ValueError(
+                f"prediction {prediction!r} is unknown; known are {', '.join(PREDICTIONS)}"
+            )
+        self.config = {
+            "noise_steps": noise_steps,
+            "noise_schedule": noise_schedule,
+            "prediction": prediction,
+        }
         self.config |= {"beta_start": beta_start, "beta_end": beta_end}
         self.noise_steps, self.prediction, self.clip_sample = noise_steps, prediction, clip_sample
-        self.alphas_cumprod = torch.cumprod(1 - betas(noise_schedule, noise_steps, beta_start, beta_end), dim=0)
+        self.alphas_cumprod = torch.cumprod(
+            1 - betas(noise_schedule, noise_steps, beta_start, beta_end), dim=0
+        )
         self.grid = time_grid(timestep_spacing, noise_steps, sample_steps)
         self.device = torch.device(device)
 
     def alpha_bar(self, t: Tensor) -> Tensor:
-        """abar_t for t (B,) in -1..T-1 -> (B,1,1,1) float64 on the CPU; abar_-1 = 1, the clean image."""
+        """abar_t for t (B,) in -1..T-1 -> (B,1,1,1) float64 on the CPU; abar_-1 = 1, the clean
+        image.
+        """
         table = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
         return table[t.cpu()].view(-1, 1, 1, 1)
 
-    def noise_images(self, x0: Tensor, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def noise_images(
+        self, x0: Tensor, t: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x0 (B,C,H,W), t (B,) -> x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise, and the noise."""
         if noise is None:
             noise = torch.randn_like(x0)
@@ -102,7 +125,11 @@ class BaseDiffusion:
 
     def sample_time_steps(self, n: int, generator: Generators = None) -> Tensor:
         """(n,) long, uniform over 0..T-1."""
-        return (draw(torch.rand, n, (), generator).double() * self.noise_steps).long().clamp(max=self.noise_steps - 1)
+        return (
+            (draw(torch.rand, n, (), generator).double() * self.noise_steps)
+            .long()
+            .clamp(max=self.noise_steps - 1)
+        )
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is to predict, (B,C,H,W)."""
@@ -122,10 +149,11 @@ class BaseDiffusion:
         kind: str = "mse",
         label_drop: float = 0.1,
     ) -> tuple[Tensor, Tensor]:
-        """x0 (B,C,H,W) in [-1,1], labels (B,) or None -> the loss of each image (B,) and its time step (B,).
+        """x0 (B,C,H,W) in [-1,1], labels (B,) or None -> the loss of each image (B,) and its time
+        step (B,).
 
-        Each image draws its time step, whether its label is dropped (replaced by the null label, with probability
-        `label_drop`) and its noise from the generator, in this order.
+        Each image draws its time step, whether its label is dropped (replaced by the null label,
+        with probability `label_drop`) and its noise from the generator, in this order.
         """
         n = len(x0)
         t = self.sample_time_steps(n, generator)
@@ -138,16 +166,22 @@ class BaseDiffusion:
         target = self.target(x0, noise, t)
         return LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1), t
 
-    def loss(self, network: Callable, x0: Tensor, labels=None, generator: Generators = None, **options) -> Tensor:
+    def loss(
+        self, network: Callable, x0: Tensor, labels=None, generator: Generators = None, **options
+    ) -> Tensor:
         """The mean of `losses` over the batch: a scalar."""
         return self.losses(network, x0, labels, generator, **options)[0].mean()
 
     def time_pairs(self) -> list[tuple[int, int]]:
-        """(t, t_prev) of each step, from noise to image; t_prev is the next grid point, -1 the clean image."""
+        """(t, t_prev) of each step, from noise to image; t_prev is the next grid point, -1 the
+        clean image.
+        """
         return list(zip(self.grid, [*self.grid[1:], -1], strict=True))
 
     def calls(self) -> list[tuple[int, int, int]]:
-        """(t, t_prev, stage) of each network call. The stage is for multistep samplers; here it is 0."""
+        """(t, t_prev, stage) of each network call. The stage is for multistep samplers; here it is
+        0.
+        """
         return [(t, t_prev, 0) for t, t_prev in self.time_pairs()]
 
     def x0_and_eps(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,11 +207,14 @@ class BaseDiffusion:
         """What `step` remembers of earlier steps: tensors with leading dimension B."""
         return {}
 
-    def step(self, x_t, prediction, t, t_prev, stage, history, noise=None) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        self, x_t, prediction, t, t_prev, stage, history, noise=None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the reverse process: x_t -> x at t_prev, and the new history.
 
-        x_t, prediction and noise (standard normal, for samplers with `draws_noise`) are (B,C,H,W); t, t_prev and stage
-        (B,) long; history as from `new_history`. All are per image, so images at different steps can share a call.
+        x_t, prediction and noise (standard normal, for samplers with `draws_noise`) are (B,C,H,W);
+        t, t_prev and stage (B,) long; history as from `new_history`. All are per image, so images
+        at different steps can share a call.
         """
         raise TypeError(f"{type(self).__name__} has no step: use DDPM, DDIM or PLMS")
 
@@ -188,11 +225,16 @@ class BaseDiffusion:
         n: int,
         image_size: tuple[int, int],  # (H, W)
         channels: int = 3,
-        labels: Tensor | Sequence[int] | None = None,  # (n,) class numbers, or None for unconditional
+        labels: Tensor
+        | Sequence[int]
+        | None = None,  # (n,) class numbers, or None for unconditional
         cfg_scale: float | Tensor = 1.0,  # see `guided`
-        seeds: Sequence[int] | None = None,  # one per image; image and seed belong together whatever the batch
-        x_T: Tensor | None = None,  # (n,C,H,W) to start from, instead of noise from the seeds; in its dtype
-        callback: Callable[[int, Tensor, Tensor], None] | None = None,  # gets (calls done, x, estimate of x0)
+        seeds: Sequence[int]
+        | None = None,  # one per image; image and seed belong together whatever the batch
+        x_T: Tensor
+        | None = None,  # (n,C,H,W) to start from, instead of noise from the seeds; in its dtype
+        callback: Callable[[int, Tensor, Tensor], None]
+        | None = None,  # gets (calls done, x, estimate of x0)
     ) -> Tensor:
         """n images, (n,C,H,W) float32 in [-1,1]."""
         if seeds is None:
@@ -201,12 +243,18 @@ class BaseDiffusion:
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.long)
             if labels.shape != (n,):
-                raise ValueError(f"labels has shape {tuple(labels.shape)}, ({n},) is needed: one per image")
+                raise ValueError(
+                    f"labels has shape {tuple(labels.shape)}, ({n},) is needed: one per image"
+                )
             if labels.min() < 0 or labels.max() > null_label(network):
                 raise ValueError(f"labels must lie in 0..{null_label(network) - 1}")
             labels = labels.to(self.device)
         shape = (channels, *image_size)
-        x = draw(torch.randn, n, shape, generators).to(self.device) if x_T is None else x_T.to(self.device)
+        x = (
+            draw(torch.randn, n, shape, generators).to(self.device)
+            if x_T is None
+            else x_T.to(self.device)
+        )
         predict = guided(network, labels, cfg_scale)
         history = self.new_history(x)
         was_training = getattr(network, "training", False)
@@ -216,7 +264,11 @@ class BaseDiffusion:
             t, t_prev, stage = (torch.full((n,), number) for number in call)
             prediction = predict(x, t.to(self.device)).to(x)
             # on the way to the clean image nothing is added
-            noise = draw(torch.randn, n, shape, generators).to(x) if self.draws_noise and call[1] >= 0 else None
+            noise = (
+                draw(torch.randn, n, shape, generators).to(x)
+                if self.draws_noise and call[1] >= 0
+                else None
+            )
             x0 = callback and self.x0_and_eps(x, t, prediction)[0]
             x, history = self.step(x, prediction, t, t_prev, stage, history, noise)
             if callback:

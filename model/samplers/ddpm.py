@@ -9,8 +9,8 @@ from model.samplers.base import BaseDiffusion
 class DDPM(BaseDiffusion):
     """Ancestral sampling: the mean and variance of q(x_{t_prev} | x_t, x0), equations 6 and 7.
 
-    On a grid with fewer than T steps, beta is that of the grid: 1 - abar_t / abar_{t_prev} (Nichol & Dhariwal
-    2102.09672, section 4).
+    On a grid with fewer than T steps, beta is that of the grid: 1 - abar_t / abar_{t_prev} (Nichol
+    & Dhariwal 2102.09672, section 4).
     """
 
     draws_noise = True
@@ -23,6 +23,8 @@ class DDPM(BaseDiffusion):
         x_weight = alpha.sqrt() * (1 - abar_prev) / (1 - abar)
         x_prev: Tensor = x0_weight.to(x_t) * x0 + x_weight.to(x_t) * x_t
         if noise is not None:
-            variance = (1 - alpha) * (1 - abar_prev) / (1 - abar)  # 0 where t_prev is the clean image
+            variance = (
+                (1 - alpha) * (1 - abar_prev) / (1 - abar)
+            )  # 0 where t_prev is the clean image
             x_prev = torch.addcmul(x_prev, variance.sqrt().to(x_t), noise)
         return x_prev, history

@@ -4,7 +4,8 @@ import torch
 
 from model.samplers.base import BaseDiffusion
 
-# Weights of eps now and of the three before it. Stage 0: Euler. Stage 1: improved Euler, from the starting point again,
+# Weights of eps now and of the three before it. Stage 0: Euler. Stage 1: improved Euler, from the
+# starting point again,
 # with the mean of both slopes. Stages 2, 3, 4: Adams-Bashforth of order 2, 3, 4.
 ORDERS = torch.tensor(
     [
@@ -19,17 +20,20 @@ ORDERS = torch.tensor(
 
 
 class PLMS(BaseDiffusion):
-    """Equations 9, 11 and 12. The first step asks the network twice; with a single step it is a DDIM step.
+    """Equations 9, 11 and 12. The first step asks the network twice; with a single step it is a
+    DDIM step.
 
-    Where abar < 1e-6 (the first steps of the sqrt schedule, or of one that ends in pure noise), the paper's transfer
-    divides by almost nothing; a DDIM step, which does not, stands in for it.
+    Where abar < 1e-6 (the first steps of the sqrt schedule, or of one that ends in pure noise), the
+    paper's transfer divides by almost nothing; a DDIM step, which does not, stands in for it.
     """
 
     def calls(self):
         (first, *rest) = self.time_pairs()
         if not rest:
             return [(*first, 0)]
-        return [(*first, 0), (first[1], first[1], 1)] + [(*pair, min(i, 4)) for i, pair in enumerate(rest, start=2)]
+        return [(*first, 0), (first[1], first[1], 1)] + [
+            (*pair, min(i, 4)) for i, pair in enumerate(rest, start=2)
+        ]
 
     def new_history(self, x_T):
         n = len(x_T)

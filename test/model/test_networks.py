@@ -1,4 +1,6 @@
-"""Networks: the U-Net against diffusers' UNet2DModel with the same weights, and what holds for every network."""
+"""Networks: the U-Net against diffusers' UNet2DModel with the same weights, and what holds for
+every network.
+"""
 
 import diffusers
 import pytest
@@ -7,13 +9,25 @@ import torch
 from model.ema import EMA
 from model.networks import NETWORKS, UNet, build_network
 
-SMALL = {"channels": 8, "channel_mult": [1, 2], "blocks_per_level": 1, "head_channels": 8, "norm_groups": 4}
+SMALL = {
+    "channels": 8,
+    "channel_mult": [1, 2],
+    "blocks_per_level": 1,
+    "head_channels": 8,
+    "norm_groups": 4,
+}
 
 
 def diffusers_names(network):
     """Our parameter name -> theirs; the joint projection of q, k and v maps to three."""
     levels = len(network.config["channel_mult"])
-    layers = {"block.": "", "norm1": "norm1", "conv1": "conv1", "emb": "time_emb_proj", "norm2": "norm2"}
+    layers = {
+        "block.": "",
+        "norm1": "norm1",
+        "conv1": "conv1",
+        "emb": "time_emb_proj",
+        "norm2": "norm2",
+    }
     layers |= {"conv2": "conv2", "skip": "conv_shortcut"}
     for name in network.state_dict():
         parts = name.split(".")
@@ -28,7 +42,10 @@ def diffusers_names(network):
         elif parts[0] in ("middle_in", "middle_out"):
             prefix, number, rest = "mid_block.", "0" if parts[0] == "middle_in" else "1", parts[1:]
         else:
-            top = {"condition.time_mlp.0": "time_embedding.linear_1", "condition.time_mlp.2": "time_embedding.linear_2"}
+            top = {
+                "condition.time_mlp.0": "time_embedding.linear_1",
+                "condition.time_mlp.2": "time_embedding.linear_2",
+            }
             top |= {"condition.label": "class_embedding", "norm_out": "conv_norm_out"}
             stem, leaf = name.rsplit(".", 1)
             yield name, [f"{top.get(stem, stem)}.{leaf}"]
@@ -37,7 +54,9 @@ def diffusers_names(network):
             yield name, [f"{prefix}resnets.{number}.{layers[rest[1]]}.{rest[2]}"]
         else:
             attention = f"{prefix}attentions.{number}."
-            inner = {"norm": ["group_norm"], "qkv": ["to_q", "to_k", "to_v"], "out": ["to_out.0"]}[rest[1]]
+            inner = {"norm": ["group_norm"], "qkv": ["to_q", "to_k", "to_v"], "out": ["to_out.0"]}[
+                rest[1]
+            ]
             yield name, [f"{attention}{layer}.{rest[2]}" for layer in inner]
 
 
@@ -118,12 +137,16 @@ SCALE_SHIFT = (
 )
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [CIFAR, CLASSES, SCALE_SHIFT], ids=["cifar10", "classes", "scale_shift"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [CIFAR, CLASSES, SCALE_SHIFT], ids=["cifar10", "classes", "scale_shift"]
+)
 def test_unet_equals_diffusers(ours, theirs):
     torch.manual_seed(0)
     network = UNet(**ours).eval()
     for parameter in network.parameters():  # the zero-initialised layers too
-        torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1)
+        torch.nn.init.normal_(
+            parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+        )
     reference = diffusers.UNet2DModel(sample_size=32, **theirs).eval()
     copy_to_diffusers(network, reference)
     x, t = torch.randn(2, network.config["in_channels"], 16, 24), torch.tensor([3, 700])
@@ -153,14 +176,22 @@ def test_config_rebuilds_the_network(name):
 @pytest.mark.parametrize("time_embedding", ["additive", "scale_shift"])
 def test_every_parameter_receives_a_gradient(name, time_embedding):
     torch.manual_seed(0)
-    network = build_network({"name": name, **SMALL, "num_classes": 3, "time_embedding": time_embedding})
+    network = build_network(
+        {"name": name, **SMALL, "num_classes": 3, "time_embedding": time_embedding}
+    )
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
-    x, t, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 100, 500, 999]), torch.tensor([0, 1, 2, 3])
+    x, t, labels = (
+        torch.randn(4, 3, 8, 8),
+        torch.tensor([0, 100, 500, 999]),
+        torch.tensor([0, 1, 2, 3]),
+    )
     for _ in range(4):  # the zero-initialised layers let gradients through from the second step on
         optimizer.zero_grad()
         (network(x, t, labels) - torch.randn(4, 3, 8, 8)).square().mean().backward()
         optimizer.step()
-    silent = [key for key, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    silent = [
+        key for key, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0
+    ]
     assert not silent
 
 
@@ -170,7 +201,9 @@ def test_sizes_channels_and_labels(name):
     t = torch.zeros(2, dtype=torch.long)
     assert network.downsample_factor == 2
     assert network(torch.randn(2, 1, 8, 12), t, torch.tensor([0, 2])).shape == (2, 1, 8, 12)
-    with pytest.raises(ValueError, match=r"8,9: both must be multiples of 2; 8,8 and 8,10 would work"):
+    with pytest.raises(
+        ValueError, match=r"8,9: both must be multiples of 2; 8,8 and 8,10 would work"
+    ):
         network(torch.randn(2, 1, 8, 9), t)
     torch.nn.init.normal_(network.conv_out.weight)
     torch.nn.init.normal_(network.condition.label.weight)

@@ -31,7 +31,14 @@ def trajectory(diffusion, network, seeds=(1, 2, 3), x_T=None, **options):
     states = []
     size = SHAPE[2:] if x_T is None else x_T.shape[2:]
     diffusion.sample(
-        network, len(seeds), size, 1, seeds=seeds, x_T=x_T, callback=lambda i, x, x0: states.append(x), **options
+        network,
+        len(seeds),
+        size,
+        1,
+        seeds=seeds,
+        x_T=x_T,
+        callback=lambda i, x, x0: states.append(x),
+        **options,
     )
     return states
 
@@ -39,7 +46,9 @@ def trajectory(diffusion, network, seeds=(1, 2, 3), x_T=None, **options):
 def drawn_noise(seeds, calls, shape=SHAPE[1:]):
     """What `sample` draws from the seeds: x_T, then one map per step."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return [torch.stack([torch.randn(shape, generator=g) for g in generators]) for _ in range(calls + 1)]
+    return [
+        torch.stack([torch.randn(shape, generator=g) for g in generators]) for _ in range(calls + 1)
+    ]
 
 
 def max_difference(ours, theirs):
@@ -55,46 +64,75 @@ def same_grid(spacing, steps):
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 10), ("leading", 30), ("trailing", 50), ("trailing", 1000)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("leading", 10), ("leading", 30), ("trailing", 50), ("trailing", 1000)]
+)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_equals_diffusers(spacing, steps, clip, eta):
     assert same_grid(spacing, steps)
-    ours = trajectory(DDIM(sample_steps=steps, timestep_spacing=spacing, clip_sample=clip, eta=eta), smooth_eps)
-    reference = diffusers.DDIMScheduler(T, 1e-4, 2e-2, "linear", clip_sample=clip, timestep_spacing=spacing)
+    ours = trajectory(
+        DDIM(sample_steps=steps, timestep_spacing=spacing, clip_sample=clip, eta=eta), smooth_eps
+    )
+    reference = diffusers.DDIMScheduler(
+        T, 1e-4, 2e-2, "linear", clip_sample=clip, timestep_spacing=spacing
+    )
     reference.set_timesteps(steps)
     x, *noises = drawn_noise((1, 2, 3), steps)
     theirs = []
     for t, noise in zip(reference.timesteps, noises, strict=True):
         eps = smooth_eps(x, t.expand(3))
-        x = reference.step(eps, t, x, eta=eta, use_clipped_model_output=clip, variance_noise=noise).prev_sample
+        x = reference.step(
+            eps, t, x, eta=eta, use_clipped_model_output=clip, variance_noise=noise
+        ).prev_sample
         theirs.append(x)
     assert max_difference(ours, theirs) < 1e-4
 
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(
-    ("spacing", "steps"), [("leading", 10), ("linspace", 50), ("trailing", 30), ("trailing", 250), ("trailing", 1000)]
+    ("spacing", "steps"),
+    [("leading", 10), ("linspace", 50), ("trailing", 30), ("trailing", 250), ("trailing", 1000)],
 )
 def test_ddpm_equals_diffusers(spacing, steps, clip, monkeypatch):
-    ours = trajectory(DDPM(sample_steps=steps, timestep_spacing=spacing, clip_sample=clip), smooth_eps)
-    reference = diffusers.DDPMScheduler(T, 1e-4, 2e-2, "linear", clip_sample=clip, timestep_spacing=spacing)
-    reference.alphas_cumprod = torch.from_numpy(ABAR)  # its own, in float32, are off by more than is allowed here
+    ours = trajectory(
+        DDPM(sample_steps=steps, timestep_spacing=spacing, clip_sample=clip), smooth_eps
+    )
+    reference = diffusers.DDPMScheduler(
+        T, 1e-4, 2e-2, "linear", clip_sample=clip, timestep_spacing=spacing
+    )
+    reference.alphas_cumprod = torch.from_numpy(
+        ABAR
+    )  # its own, in float32, are off by more than is allowed here
     reference.set_timesteps(steps)
     x, *noises = drawn_noise((1, 2, 3), steps)
     theirs = []
     for t, noise in zip(reference.timesteps, noises, strict=True):
-        monkeypatch.setattr(diffusers.schedulers.scheduling_ddpm, "randn_tensor", lambda *_, value=noise, **__: value)
+        monkeypatch.setattr(
+            diffusers.schedulers.scheduling_ddpm,
+            "randn_tensor",
+            lambda *_, value=noise, **__: value,
+        )
         x = reference.step(smooth_eps(x, t.expand(3)), t, x).prev_sample
         theirs.append(x)
     assert max_difference(ours, theirs) < 1e-4
 
 
-@pytest.mark.parametrize(("spacing", "steps"), [("leading", 10), ("leading", 70), ("trailing", 50), ("trailing", 1000)])
+@pytest.mark.parametrize(
+    ("spacing", "steps"), [("leading", 10), ("leading", 70), ("trailing", 50), ("trailing", 1000)]
+)
 def test_plms_equals_diffusers(spacing, steps):
     assert same_grid(spacing, steps)
-    ours = trajectory(PLMS(sample_steps=steps, timestep_spacing=spacing, clip_sample=False), smooth_eps)
+    ours = trajectory(
+        PLMS(sample_steps=steps, timestep_spacing=spacing, clip_sample=False), smooth_eps
+    )
     reference = diffusers.PNDMScheduler(
-        T, 1e-4, 2e-2, "linear", skip_prk_steps=True, set_alpha_to_one=True, timestep_spacing=spacing
+        T,
+        1e-4,
+        2e-2,
+        "linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=True,
+        timestep_spacing=spacing,
     )
     reference.set_timesteps(steps)
     x = drawn_noise((1, 2, 3), 0)[0]
@@ -128,7 +166,8 @@ def reference_ddim(abar, grid, x, eta, noises, clip):
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(
-    ("spacing", "steps", "eta"), [("linspace", 10, 0), ("linspace", 50, 1), ("trailing", 30, 0.5), ("trailing", 7, 0)]
+    ("spacing", "steps", "eta"),
+    [("linspace", 10, 0), ("linspace", 50, 1), ("trailing", 30, 0.5), ("trailing", 7, 0)],
 )
 def test_ddim_follows_its_formula_on_uneven_grids(spacing, steps, eta, clip):
     diffusion = DDIM(sample_steps=steps, timestep_spacing=spacing, clip_sample=clip, eta=eta)
@@ -214,7 +253,9 @@ def test_gaussian_data_comes_back(diffusion):
 
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("plms", 2)])
 def test_error_falls_at_the_sampler_s_order(name, order):
-    """Halfway, against the exact solution of the probability-flow ODE (at t = -1 itself sigma is not smooth in t)."""
+    """Halfway, against the exact solution of the probability-flow ODE (at t = -1 itself sigma is
+    not smooth in t).
+    """
     x_T = torch.linspace(-1.5, 1.5, 48, dtype=torch.float64).view(SHAPE)
     errors = []
     for steps in (50, 100, 200):
@@ -240,7 +281,9 @@ def test_plms_is_nearer_to_the_exact_image_than_ddim():
     errors = []
     for sampler in (DDIM, PLMS):
         diffusion = sampler(sample_steps=50, clip_sample=False)
-        errors.append((trajectory(diffusion, exact_network(diffusion), x_T=x_T)[-1] - exact).abs().max())
+        errors.append(
+            (trajectory(diffusion, exact_network(diffusion), x_T=x_T)[-1] - exact).abs().max()
+        )
     assert errors[1] < errors[0] / 20
 
 
@@ -309,7 +352,9 @@ def test_schedules():
             beta = betas(name, steps, 1e-4, 2e-2)
             assert beta.dtype == torch.float64 and beta.shape == (steps,)
             assert beta.min() > 0 and beta.max() <= 0.999
-    assert torch.equal(betas("linear", 1000, 1e-4, 2e-2), torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64))
+    assert torch.equal(
+        betas("linear", 1000, 1e-4, 2e-2), torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+    )
     theirs = diffusers.DDPMScheduler(T, beta_schedule="squaredcos_cap_v2").alphas_cumprod
     assert (DDPM(noise_schedule="cosine").alphas_cumprod - theirs).abs().max() < 1e-5
     theirs = diffusers.DDPMScheduler(T, 1e-4, 2e-2, beta_schedule="scaled_linear").alphas_cumprod
@@ -340,7 +385,10 @@ def test_noise_images():
     x0, t = torch.randn(4, 3, 8, 8), torch.tensor([0, 10, 500, 999])
     x_t, noise = diffusion.noise_images(x0, t)
     abar = ABAR[t]
-    expected = np.sqrt(abar)[:, None, None, None] * x0.numpy() + np.sqrt(1 - abar)[:, None, None, None] * noise.numpy()
+    expected = (
+        np.sqrt(abar)[:, None, None, None] * x0.numpy()
+        + np.sqrt(1 - abar)[:, None, None, None] * noise.numpy()
+    )
     assert np.abs(x_t.numpy() - expected).max() < 1e-6
 
 
@@ -356,7 +404,11 @@ def test_the_exact_network_has_the_least_loss(prediction):
     x0 = MEAN + STD * torch.randn(512, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     exact = exact_network(diffusion)
     losses = [
-        diffusion.loss(lambda x, t, labels, k=k: k * exact(x, t), x0, generator=torch.Generator().manual_seed(1))
+        diffusion.loss(
+            lambda x, t, labels, k=k: k * exact(x, t),
+            x0,
+            generator=torch.Generator().manual_seed(1),
+        )
         for k in (0.9, 1.0, 1.1)
     ]
     assert losses[1] < losses[0] and losses[1] < losses[2]
@@ -373,7 +425,11 @@ class Recorder(torch.nn.Module):
 
     def forward(self, x, t, labels=None):
         self.asked.append(labels)
-        shift = 0 if labels is None else torch.where(labels == 3, 0.0, 0.2 * (labels + 1)).view(-1, 1, 1, 1)
+        shift = (
+            0
+            if labels is None
+            else torch.where(labels == 3, 0.0, 0.2 * (labels + 1)).view(-1, 1, 1, 1)
+        )
         return 0.5 * x + shift
 
 
@@ -403,7 +459,9 @@ def test_what_is_drawn_for_an_image_does_not_depend_on_the_batch():
 # --- Guidance ---
 
 
-@pytest.mark.parametrize(("scale", "calls_of"), [(1.0, 3), (0.0, 3), (2.0, 6), (torch.tensor([1.0, 2.0, 0.0]), 6)])
+@pytest.mark.parametrize(
+    ("scale", "calls_of"), [(1.0, 3), (0.0, 3), (2.0, 6), (torch.tensor([1.0, 2.0, 0.0]), 6)]
+)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_is_one_call_per_step(name, scale, calls_of):
     network, diffusion = Recorder(), build_sampler(name, {}, sample_steps=5)
@@ -419,10 +477,14 @@ def test_guidance_is_one_call_per_step(name, scale, calls_of):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_scale_of_each_image(name):
-    """s = 0, 1 and 2 in one batch give what they give alone; and eps_null + s (eps_label - eps_null) holds."""
+    """s = 0, 1 and 2 in one batch give what they give alone; and eps_null + s (eps_label -
+    eps_null) holds.
+    """
     diffusion = build_sampler(name, {}, sample_steps=5)
     options = {"labels": [0, 1, 2], "seeds": [1, 2, 3]}
-    mixed = diffusion.sample(Recorder(), 3, (4, 4), 1, cfg_scale=torch.tensor([0.0, 1.0, 2.0]), **options)
+    mixed = diffusion.sample(
+        Recorder(), 3, (4, 4), 1, cfg_scale=torch.tensor([0.0, 1.0, 2.0]), **options
+    )
     for i, scale in enumerate([0.0, 1.0, 2.0]):
         alone = diffusion.sample(Recorder(), 3, (4, 4), 1, cfg_scale=scale, **options)
         assert (alone[i] - mixed[i]).abs().max() < 1e-6
@@ -450,9 +512,13 @@ def test_labels_out_of_range_are_an_error():
 def test_an_image_is_the_same_in_any_batch(name, scale):
     diffusion = build_sampler(name, {"noise_schedule": "cosine"}, eta=1.0, sample_steps=20)
     labels = [0, 1, 2, 0, 1]
-    together = diffusion.sample(Recorder(), 5, (4, 4), 1, labels=labels, cfg_scale=scale, seeds=range(5))
+    together = diffusion.sample(
+        Recorder(), 5, (4, 4), 1, labels=labels, cfg_scale=scale, seeds=range(5)
+    )
     for i in range(5):
-        alone = diffusion.sample(Recorder(), 1, (4, 4), 1, labels=labels[i : i + 1], cfg_scale=scale, seeds=[i])
+        alone = diffusion.sample(
+            Recorder(), 1, (4, 4), 1, labels=labels[i : i + 1], cfg_scale=scale, seeds=[i]
+        )
         assert (alone[0] - together[i]).abs().max() < 1e-5
     assert (together[0] - together[3]).abs().max() > 1e-3  # same class, other seed
 
@@ -475,7 +541,9 @@ def test_an_image_is_the_same_in_any_batch_after_1000_steps(name, scale, dtype, 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_call_can_serve_images_at_different_steps(name):
-    """Two images three calls apart, stepped together, end where they end alone: the server's batching."""
+    """Two images three calls apart, stepped together, end where they end alone: the server's
+    batching.
+    """
     diffusion = build_sampler(name, {}, eta=1.0, sample_steps=8)
     calls, lag = diffusion.calls(), 3
     noise = torch.randn(2, len(calls), 1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -493,7 +561,10 @@ def test_one_call_can_serve_images_at_different_steps(name):
             drawn = torch.cat([noise[i, tick - offsets[i]] for i in active])
             out, new = diffusion.step(batch, smooth_eps(batch, t), t, t_prev, stage, past, drawn)
             for k, i in enumerate(active):
-                x[i], history[i] = out[k : k + 1], {key: value[k : k + 1] for key, value in new.items()}
+                x[i], history[i] = (
+                    out[k : k + 1],
+                    {key: value[k : k + 1] for key, value in new.items()},
+                )
         return torch.cat(x)
 
     assert (run([0, lag]) - run([0, 0])).abs().max() < 1e-6

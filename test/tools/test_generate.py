@@ -13,7 +13,7 @@ from PIL import Image
 
 from tools.generate import choose_labels
 from utils.checkpoint import read_checkpoint
-from utils.options import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,31 @@ def weights(tmp_path_factory):
         (folder / "images" / name).mkdir(parents=True)
         for file in sorted((DEMO / name).iterdir())[:4]:
             shutil.copy(file, folder / "images" / name)
-    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(folder / "images"), *TINY]
-    command += ["--result_path", str(folder), "--epochs", "2", "--use_gpu", "-1", "--vis", "False", "--sample", "plms"]
-    command += ["--lr", "0.03", "--lr_func", "constant"]  # far enough from the start for raw and EMA weights to differ
+    command = [
+        sys.executable,
+        str(ROOT / "tools/train.py"),
+        "--dataset_path",
+        str(folder / "images"),
+        *TINY,
+    ]
+    command += [
+        "--result_path",
+        str(folder),
+        "--epochs",
+        "2",
+        "--use_gpu",
+        "-1",
+        "--vis",
+        "False",
+        "--sample",
+        "plms",
+    ]
+    command += [
+        "--lr",
+        "0.03",
+        "--lr_func",
+        "constant",
+    ]  # far enough from the start for raw and EMA weights to differ
     subprocess.run(command, check=True, capture_output=True)
     return folder / "demo" / "ckpt_last.pt"
 
@@ -36,7 +58,9 @@ def pictures(folder):
 
 
 def test_images_grid_and_settings(script, weights, tmp_path):
-    out = script("generate", "--weight_path", weights, "--num_images", 5, "--seed", 3, "--sample_steps", 4).stdout
+    out = script(
+        "generate", "--weight_path", weights, "--num_images", 5, "--seed", 3, "--sample_steps", 4
+    ).stdout
     folder = tmp_path / "results" / "generated"
     assert str(folder) in out
     files = [f"{i:05d}.png" for i in range(5)]
@@ -45,7 +69,11 @@ def test_images_grid_and_settings(script, weights, tmp_path):
     assert image.size == (8, 8) and image.mode == "L"
     settings = image.text
     assert settings["seed"] == "4" and settings["class"] == "boot" and settings["sampler"] == "plms"
-    assert settings["sample_steps"] == "4" and settings["weights"] == "ckpt_last.pt" and settings["prediction"] == "v"
+    assert (
+        settings["sample_steps"] == "4"
+        and settings["weights"] == "ckpt_last.pt"
+        and settings["prediction"] == "v"
+    )
     script("generate", "--weight_path", weights, "--num_images", 1, "--sample_steps", 2)
     assert len(pictures(folder)) == 5 and len(pictures(tmp_path / "results" / "generated-2")) == 1
 
@@ -67,14 +95,37 @@ def test_an_image_belongs_to_its_seed(script, weights, tmp_path, sampler):
     script("generate", *options, "--num_images", 5, "--batch_size", 3, "--generate_name", "many")
     script("generate", *options, "--num_images", 1, "--seed", 4, "--generate_name", "alone")
     many, alone = (pictures(tmp_path / "results" / name) for name in ("many", "alone"))
-    assert np.abs(many[4].astype(int) - alone[0]).max() <= 1  # a float on the edge may round the other way
+    assert (
+        np.abs(many[4].astype(int) - alone[0]).max() <= 1
+    )  # a float on the edge may round the other way
     assert np.abs(many[3].astype(int) - alone[0]).max() > 10
 
 
 def test_two_processes_draw_what_one_draws(script, weights, tmp_path):
-    options = ["--weight_path", weights, "--num_images", 5, "--sample", "ddpm", "--sample_steps", 6, "--cfg_scale", 2]
+    options = [
+        "--weight_path",
+        weights,
+        "--num_images",
+        5,
+        "--sample",
+        "ddpm",
+        "--sample_steps",
+        6,
+        "--cfg_scale",
+        2,
+    ]
     script("generate", *options, "--generate_name", "one")
-    script("generate", *options, "--generate_name", "two", "--distributed", "--world_size", 2, "--animate", "gif")
+    script(
+        "generate",
+        *options,
+        "--generate_name",
+        "two",
+        "--distributed",
+        "--world_size",
+        2,
+        "--animate",
+        "gif",
+    )
     one, two = (pictures(tmp_path / "results" / name) for name in ("one", "two"))
     assert len(one) == len(two) == 5
     assert max(np.abs(a.astype(int) - b).max() for a, b in zip(one, two, strict=True)) <= 1
@@ -86,8 +137,24 @@ def test_two_processes_draw_what_one_draws(script, weights, tmp_path):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "plms"])
 def test_two_processes_draw_the_same_numbers_as_one(weights, tmp_path, sampler, scale):
     """Before they are rounded to pixels, to 1e-4; 50 steps."""
-    command = [sys.executable, str(ROOT / "test/helper_raw.py"), "--weight_path", str(weights), "--num_images", "5"]
-    command += ["--sample", sampler, "--cfg_scale", str(scale), "--sample_steps", "50", "--result_path", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "test/helper_raw.py"),
+        "--weight_path",
+        str(weights),
+        "--num_images",
+        "5",
+    ]
+    command += [
+        "--sample",
+        sampler,
+        "--cfg_scale",
+        str(scale),
+        "--sample_steps",
+        "50",
+        "--result_path",
+        str(tmp_path),
+    ]
     for name, spread in (("one", ["--batch_size", "2"]), ("two", ["--distributed"])):
         run = [*command, "--use_gpu", "-1", "--generate_name", name, *spread]
         subprocess.run(run, check=True, capture_output=True, timeout=120)
@@ -112,26 +179,53 @@ def test_ema_or_raw_weights(script, weights, tmp_path):
     options = ["--weight_path", weights, "--num_images", 2, "--sample_steps", 3]
     script("generate", *options, "--generate_name", "ema")
     script("generate", *options, "--generate_name", "raw", "--use_ema", "False")
-    script("generate", *options[2:], "--weight_path", weights.parent / "ema_last.pt", "--generate_name", "slim")
+    script(
+        "generate",
+        *options[2:],
+        "--weight_path",
+        weights.parent / "ema_last.pt",
+        "--generate_name",
+        "slim",
+    )
     ema, raw, slim = (pictures(tmp_path / "results" / name) for name in ("ema", "raw", "slim"))
     assert all(np.array_equal(a, b) for a, b in zip(ema, slim, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(ema, raw, strict=True))
 
 
 def test_bare_weights_need_the_article_s_options(script, weights, tmp_path):
-    torch.save({f"module.{k}": v for k, v in read_checkpoint(weights)["ema"].items()}, tmp_path / "bare.pt")
+    torch.save(
+        {f"module.{k}": v for k, v in read_checkpoint(weights)["ema"].items()}, tmp_path / "bare.pt"
+    )
     options = ["--num_images", 2, "--sample_steps", 3, "--image_size", 8, "--sample", "ddim"]
     script("generate", *options, "--weight_path", weights, "--generate_name", "full")
     described = ["--conditional", "--num_classes", 3, "--network", "unet", "--act", "silu"]
     described += ["--noise_schedule", "cosine", "--prediction", "v", "--head_channels", 8]
-    script("generate", *options, "--weight_path", tmp_path / "bare.pt", *described, "--generate_name", "bare")
+    script(
+        "generate",
+        *options,
+        "--weight_path",
+        tmp_path / "bare.pt",
+        *described,
+        "--generate_name",
+        "bare",
+    )
     full, bare = (pictures(tmp_path / "results" / name) for name in ("full", "bare"))
     assert all(np.array_equal(a, b) for a, b in zip(full, bare, strict=True))
-    wrong = script("generate", "--weight_path", tmp_path / "bare.pt", "--num_classes", 5, *described[3:], status=2)
+    wrong = script(
+        "generate",
+        "--weight_path",
+        tmp_path / "bare.pt",
+        "--num_classes",
+        5,
+        *described[3:],
+        status=2,
+    )
     assert "condition.label.weight (4, 32) instead of (6, 32)" in wrong.stderr
     assert (
         "needs --num_classes"
-        in script("generate", "--weight_path", tmp_path / "bare.pt", "--conditional", status=2).stderr
+        in script(
+            "generate", "--weight_path", tmp_path / "bare.pt", "--conditional", status=2
+        ).stderr
     )
 
 
@@ -167,8 +261,24 @@ def test_class_names_come_before_numbers():
 
 
 def test_images_are_written_as_they_are_done(weights, tmp_path):
-    command = [sys.executable, str(ROOT / "tools/generate.py"), "--weight_path", str(weights), "--use_gpu", "-1"]
-    command += ["--num_images", "100000", "--batch_size", "4", "--sample_steps", "2", "--result_path", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/generate.py"),
+        "--weight_path",
+        str(weights),
+        "--use_gpu",
+        "-1",
+    ]
+    command += [
+        "--num_images",
+        "100000",
+        "--batch_size",
+        "4",
+        "--sample_steps",
+        "2",
+        "--result_path",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list(tmp_path.rglob("0*.png"))) < 8:
         time.sleep(0.05)

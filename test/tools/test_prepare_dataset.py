@@ -10,7 +10,9 @@ from tools.prepare_dataset import DATASETS, folder_name
 
 def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+    path.write_bytes(
+        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+    )
 
 
 def test_fashion_mnist_becomes_class_folders(script, tmp_path, images):
@@ -23,12 +25,17 @@ def test_fashion_mnist_becomes_class_folders(script, tmp_path, images):
         write_idx(raw / f"{split}-labels-idx1-ubyte", labels)
     command = ["fashion_mnist", "--source", tmp_path / "raw", "--out", tmp_path / "out"]
     assert "13 images in 4 classes" in script("prepare_dataset", *command).stdout
-    out = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    out = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")
+    )
     assert len(out) == 13 and out[0] == "ankle-boot/000001.png" and out[-1] == "trouser/000011.png"
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/ankle-boot/000001.png")), pixels[1])
     assert "is not empty" in script("prepare_dataset", *command, status=2).stderr
     command[-1] = tmp_path / "few"
-    assert "7 images" in script("prepare_dataset", *command, "--per_class", 2, "--split", "test").stdout
+    assert (
+        "7 images"
+        in script("prepare_dataset", *command, "--per_class", 2, "--split", "test").stdout
+    )
 
 
 def test_class_names_become_folder_names():

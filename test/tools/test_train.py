@@ -18,47 +18,122 @@ from utils.data import StepSampler, load_image_set
 
 
 def test_a_run_leaves_all_that_it_promises(script, images, tmp_path):
-    options = ["--dataset_path", images, *TINY, "--run_name", "a", "--epochs", 3, "--vis_interval_epochs", 2]
-    options += ["--save_model_interval", "--save_model_interval_epochs", 1, "--start_model_interval", 2]
+    options = [
+        "--dataset_path",
+        images,
+        *TINY,
+        "--run_name",
+        "a",
+        "--epochs",
+        3,
+        "--vis_interval_epochs",
+        2,
+    ]
+    options += [
+        "--save_model_interval",
+        "--save_model_interval_epochs",
+        1,
+        "--start_model_interval",
+        2,
+    ]
     out = script("train", *options).stdout
     run = tmp_path / "results" / "a"
-    for text in ["13 at 8,8, grey", "3: bag, boot, trouser", "M parameters", "12 = 3 epochs x 4", "s per step", "MB"]:
+    for text in [
+        "13 at 8,8, grey",
+        "3: bag, boot, trouser",
+        "M parameters",
+        "12 = 3 epochs x 4",
+        "s per step",
+        "MB",
+    ]:
         assert text in out
     assert all(line in (run / "log.txt").read_text() for line in out.splitlines())
-    expected = {".lock", "ckpt_last.pt", "ckpt_prev.pt", "ema_last.pt", "ckpt_2.pt", "ckpt_3.pt", "config.json"}
+    expected = {
+        ".lock",
+        "ckpt_last.pt",
+        "ckpt_prev.pt",
+        "ema_last.pt",
+        "ckpt_2.pt",
+        "ckpt_3.pt",
+        "config.json",
+    }
     found = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
     assert found == expected | {"log.txt", "metrics.csv", "samples"}
-    assert sorted(path.name for path in (run / "samples").iterdir()) == ["epoch_0002.png", "epoch_0003.png"]
-    assert Image.open(run / "samples" / "epoch_0003.png").size[1] >= 3 * 64  # a row per class, enlarged to be seen
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        "epoch_0002.png",
+        "epoch_0003.png",
+    ]
+    assert (
+        Image.open(run / "samples" / "epoch_0003.png").size[1] >= 3 * 64
+    )  # a row per class, enlarged to be seen
     config = json.loads((run / "config.json").read_text())
-    assert config["args"]["epochs"] == 3 and config["config"]["data"]["class_names"] == ["bag", "boot", "trouser"]
+    assert config["args"]["epochs"] == 3 and config["config"]["data"]["class_names"] == [
+        "bag",
+        "boot",
+        "trouser",
+    ]
 
     rows = metrics(run)
-    assert [int(row["step"]) for row in rows] == list(range(1, 13)) and [row["epoch"] for row in rows[3:5]] == [
+    assert [int(row["step"]) for row in rows] == list(range(1, 13)) and [
+        row["epoch"] for row in rows[3:5]
+    ] == [
         "1",
         "2",
     ]
-    assert all(float(row["loss"]) > 0 and float(row["grad_norm"]) > 0 and float(row["lr"]) > 0 for row in rows)
+    assert all(
+        float(row["loss"]) > 0 and float(row["grad_norm"]) > 0 and float(row["lr"]) > 0
+        for row in rows
+    )
     events = EventAccumulator(str(run), {"scalars": 0, "images": 0}).Reload()
-    assert {"loss", "lr", "grad_norm", "images_per_second", "loss_q1", "loss_q4"} <= set(events.Tags()["scalars"])
+    assert {"loss", "lr", "grad_norm", "images_per_second", "loss_q1", "loss_q4"} <= set(
+        events.Tags()["scalars"]
+    )
     logged = [event.value for event in events.Scalars("loss")]
     assert logged == pytest.approx([float(row["loss"]) for row in rows], rel=1e-6)
     assert len(events.Images("samples")) == 2
 
     contents, slim = read_checkpoint(run / "ckpt_last.pt"), read_checkpoint(run / "ema_last.pt")
     assert contents["state"] == {"epoch": 3, "step": 12, "seed": 0}
-    assert contents["config"]["network"]["num_classes"] == 3 and contents["config"]["diffusion"]["prediction"] == "v"
-    assert "network" not in slim and all(torch.equal(slim["ema"][key], contents["ema"][key]) for key in slim["ema"])
-    assert any((contents["ema"][key] - contents["network"][key]).abs().max() > 0 for key in contents["ema"])
+    assert (
+        contents["config"]["network"]["num_classes"] == 3
+        and contents["config"]["diffusion"]["prediction"] == "v"
+    )
+    assert "network" not in slim and all(
+        torch.equal(slim["ema"][key], contents["ema"][key]) for key in slim["ema"]
+    )
+    assert any(
+        (contents["ema"][key] - contents["network"][key]).abs().max() > 0 for key in contents["ema"]
+    )
     assert not any(key.startswith(("module.", "_orig_mod.")) for key in contents["network"])
 
 
 def test_resume_goes_on_from_the_exact_state(script, images, tmp_path):
-    """Three epochs at once, and one, killed by SIGTERM inside the second, resumed: bit for bit the same."""
-    options = ["--dataset_path", images, *TINY, "--epochs", 3, "--log_interval", 1, "--dropout", 0.2, "--flip"]
+    """Three epochs at once, and one, killed by SIGTERM inside the second, resumed: bit for bit the
+    same.
+    """
+    options = [
+        "--dataset_path",
+        images,
+        *TINY,
+        "--epochs",
+        3,
+        "--log_interval",
+        1,
+        "--dropout",
+        0.2,
+        "--flip",
+    ]
     results = tmp_path / "results"
     script("train", *options, "--run_name", "whole")
-    command = [sys.executable, ROOT / "tools/train.py", *options, "--run_name", "cut", "--result_path", results]
+    command = [
+        sys.executable,
+        ROOT / "tools/train.py",
+        *options,
+        "--run_name",
+        "cut",
+        "--result_path",
+        results,
+    ]
     command = [str(part) for part in [*command, "--use_gpu", "-1"]]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_step(results / "cut", 2)
@@ -69,7 +144,10 @@ def test_resume_goes_on_from_the_exact_state(script, images, tmp_path):
     script("train", *options, "--run_name", "cut", "--resume")
     assert_equal_states(results / "whole" / "ckpt_last.pt", results / "cut" / "ckpt_last.pt")
     columns = ("step", "loss", "lr", "grad_norm")
-    one, two = ([[row[key] for key in columns] for row in metrics(results / name)] for name in ("whole", "cut"))
+    one, two = (
+        [[row[key] for key in columns] for row in metrics(results / name)]
+        for name in ("whole", "cut")
+    )
     assert one == two
     # finished: says so, changes nothing; more epochs go on
     assert "finished" in script("train", *options, "--run_name", "cut", "--resume").stdout
@@ -85,29 +163,58 @@ def test_resume_from_a_numbered_epoch(script, images, tmp_path):
     end = (run / "ckpt_3.pt").read_bytes()
     rows = metrics(run)
     script("train", *options, "--resume", "--start_epoch", 1)
-    assert len(metrics(run)) == 12 and [r["loss"] for r in metrics(run)] == [r["loss"] for r in rows]
+    assert len(metrics(run)) == 12 and [r["loss"] for r in metrics(run)] == [
+        r["loss"] for r in rows
+    ]
     (run / "end.pt").write_bytes(end)
     assert_equal_states(run / "end.pt", run / "ckpt_last.pt")
-    assert "saved epochs: 1, 2, 3" in script("train", *options, "--resume", "--start_epoch", 7, status=2).stderr
+    assert (
+        "saved epochs: 1, 2, 3"
+        in script("train", *options, "--resume", "--start_epoch", 7, status=2).stderr
+    )
 
 
 def test_two_processes_train_as_one(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--epochs", 3, "--flip", "--log_interval", 5]
     script("train", *options, "--run_name", "one", "--batch_size", 8)
-    script("train", *options, "--run_name", "two", "--distributed", "--world_size", 2, "--main_gpu", 1)
+    script(
+        "train", *options, "--run_name", "two", "--distributed", "--world_size", 2, "--main_gpu", 1
+    )
     script("train", *options, "--run_name", "accumulated", "--batch_size", 2, "--grad_accum", 4)
     results = tmp_path / "results"
     for name in ("two", "accumulated"):
         assert_equal_states(results / "one" / "ckpt_last.pt", results / name / "ckpt_last.pt", 1e-4)
         for a, b in zip(metrics(results / "one"), metrics(results / name), strict=True):
-            assert all(abs(float(a[key]) - float(b[key])) < 1e-4 for key in ("loss", "grad_norm", "lr"))
-            assert all(abs(float(a[q] or 0) - float(b[q] or 0)) < 1e-4 for q in ("loss_q1", "loss_q4"))
+            assert all(
+                abs(float(a[key]) - float(b[key])) < 1e-4 for key in ("loss", "grad_norm", "lr")
+            )
+            assert all(
+                abs(float(a[q] or 0) - float(b[q] or 0)) < 1e-4 for q in ("loss_q1", "loss_q4")
+            )
 
 
 def test_torchrun(images, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--epochs", "1", "--use_gpu", "-1"]
-    subprocess.run([*command, "--run_name", "a", "--result_path", str(tmp_path)], check=True, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command += [
+        str(ROOT / "tools/train.py"),
+        "--dataset_path",
+        str(images),
+        *TINY,
+        "--epochs",
+        "1",
+        "--use_gpu",
+        "-1",
+    ]
+    subprocess.run(
+        [*command, "--run_name", "a", "--result_path", str(tmp_path)], check=True, timeout=120
+    )
     assert read_checkpoint(tmp_path / "a" / "ckpt_last.pt")["state"]["step"] == 2
     assert len(metrics(tmp_path / "a")) == 2
 
@@ -118,17 +225,41 @@ def test_pretrain(script, images, tmp_path):
     weights = read_checkpoint(tmp_path / "results/a/ckpt_last.pt")["ema"]
     torch.save({f"module.{key}": value for key, value in weights.items()}, tmp_path / "bare.pt")
     for name, source in [("b", tmp_path / "results/a/ema_last.pt"), ("c", tmp_path / "bare.pt")]:
-        script("train", *options, "--run_name", name, "--pretrain", "--pretrain_path", source, "--lr", 1e-12)
+        script(
+            "train",
+            *options,
+            "--run_name",
+            name,
+            "--pretrain",
+            "--pretrain_path",
+            source,
+            "--lr",
+            1e-12,
+        )
         started = read_checkpoint(tmp_path / "results" / name / "ckpt_last.pt")
         for part in ("network", "ema"):
             assert all((started[part][key] - weights[key]).abs().max() < 1e-6 for key in weights)
     source, eps = tmp_path / "results/a/ema_last.pt", ["--prediction", "eps"]
-    other = script("train", *options, "--run_name", "e", "--pretrain", "--pretrain_path", source, *eps)
+    other = script(
+        "train", *options, "--run_name", "e", "--pretrain", "--pretrain_path", source, *eps
+    )
     assert "warning: " in other.stdout and "'prediction': 'v'" in other.stdout
     wider = script(
-        "train", *options, "--run_name", "d", "--pretrain", "--pretrain_path", source, "--channels", 16, status=2
+        "train",
+        *options,
+        "--run_name",
+        "d",
+        "--pretrain",
+        "--pretrain_path",
+        source,
+        "--channels",
+        16,
+        status=2,
     )
-    assert "do not fit" in wider.stderr and "condition.label.weight (4, 32) instead of (4, 64)" in wider.stderr
+    assert (
+        "do not fit" in wider.stderr
+        and "condition.label.weight (4, 32) instead of (4, 64)" in wider.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,9 +277,41 @@ def test_pretrain(script, images, tmp_path):
             "--loss",
             "huber",
         ],
-        ["--sample", "plms", "--prediction", "eps", "--noise_schedule", "linear", "--act", "gelu", "--optim", "adam"],
-        ["--sample", "ddpm", "--prediction", "x0", "--time_embedding", "scale_shift", "--vis", "False", "--amp"],
-        ["--image_size", "8,12", "--num_workers", "2", "--image_format", "webp", "--fp16", "False", "--seed", "5"],
+        [
+            "--sample",
+            "plms",
+            "--prediction",
+            "eps",
+            "--noise_schedule",
+            "linear",
+            "--act",
+            "gelu",
+            "--optim",
+            "adam",
+        ],
+        [
+            "--sample",
+            "ddpm",
+            "--prediction",
+            "x0",
+            "--time_embedding",
+            "scale_shift",
+            "--vis",
+            "False",
+            "--amp",
+        ],
+        [
+            "--image_size",
+            "8,12",
+            "--num_workers",
+            "2",
+            "--image_format",
+            "webp",
+            "--fp16",
+            "False",
+            "--seed",
+            "5",
+        ],
     ],
     ids=lambda options: options[1],
 )
@@ -157,7 +320,10 @@ def test_options_work_together(script, images, tmp_path, options):
     contents = read_checkpoint(tmp_path / "results/a/ckpt_last.pt")
     assert contents["state"]["step"] == 4
     if "--conditional" in options:
-        assert contents["config"]["data"]["class_names"] == [] and contents["config"]["network"]["num_classes"] is None
+        assert (
+            contents["config"]["data"]["class_names"] == []
+            and contents["config"]["network"]["num_classes"] is None
+        )
     if "--vis" in options:
         assert not list((tmp_path / "results/a/samples").iterdir())
     if "--image_size" in options:
@@ -166,7 +332,9 @@ def test_options_work_together(script, images, tmp_path, options):
 
 
 def test_plan_stops_before_anything_is_written(script, images, tmp_path):
-    out = script("train", "--dataset_path", images, *TINY, "--plan", "--epochs", 1000, "--grad_accum", 2).stdout
+    out = script(
+        "train", "--dataset_path", images, *TINY, "--plan", "--epochs", 1000, "--grad_accum", 2
+    ).stdout
     assert "2,000 = 1000 epochs x 2" in out and "8 images per step on 1 process" in out
     assert not (tmp_path / "results").exists()
 
@@ -174,13 +342,29 @@ def test_plan_stops_before_anything_is_written(script, images, tmp_path):
 def test_an_earlier_run_is_not_overwritten(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--run_name", "a", "--epochs", 1]
     script("train", *options)
-    before = {path: path.read_bytes() for path in (tmp_path / "results/a").iterdir() if path.is_file()}
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "results/a").iterdir() if path.is_file()
+    }
     assert "holds an earlier run" in script("train", *options, status=2).stderr
-    assert before == {path: path.read_bytes() for path in (tmp_path / "results/a").iterdir() if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in (tmp_path / "results/a").iterdir() if path.is_file()
+    }
 
 
 def test_a_loss_that_is_no_number_stops_the_run(script, images, tmp_path):
-    options = ["--dataset_path", images, *TINY, "--run_name", "a", "--epochs", 50, "--optim", "sgd", "--grad_clip", 0]
+    options = [
+        "--dataset_path",
+        images,
+        *TINY,
+        "--run_name",
+        "a",
+        "--epochs",
+        50,
+        "--optim",
+        "sgd",
+        "--grad_clip",
+        0,
+    ]
     options += ["--lr_func", "constant", "--lr", 1e9, "--save_model_interval", "--vis", "False"]
     error = script("train", *options, status=2).stderr
     step = int(re.search(r"step (\d+): the loss is .*--lr", error)[1])
@@ -208,12 +392,32 @@ def test_help_is_quick():
 
 @pytest.mark.fault
 def test_twenty_starts_of_one_run_have_one_winner(images, tmp_path):
-    command = [sys.executable, str(ROOT / "tools/train.py"), "--dataset_path", str(images), *TINY, "--use_gpu", "-1"]
-    command += ["--result_path", str(tmp_path), "--run_name", "a", "--epochs", "100000", "--vis", "False"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/train.py"),
+        "--dataset_path",
+        str(images),
+        *TINY,
+        "--use_gpu",
+        "-1",
+    ]
+    command += [
+        "--result_path",
+        str(tmp_path),
+        "--run_name",
+        "a",
+        "--epochs",
+        "100000",
+        "--vis",
+        "False",
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     running = [subprocess.Popen(command, **quiet) for _ in range(20)]
     end = time.monotonic() + 200
-    while len(alive := [process for process in running if process.poll() is None]) > 1 and time.monotonic() < end:
+    while (
+        len(alive := [process for process in running if process.poll() is None]) > 1
+        and time.monotonic() < end
+    ):
         time.sleep(0.1)
     assert len(alive) == 1
     wait_for_step(tmp_path / "a", 5)
@@ -222,4 +426,8 @@ def test_twenty_starts_of_one_run_have_one_winner(images, tmp_path):
     for process in running:
         if process is not alive[0]:
             said = process.stderr.read()
-            assert process.returncode == 2 and said.count("\n") == 1 and "being written by another process" in said
+            assert (
+                process.returncode == 2
+                and said.count("\n") == 1
+                and "being written by another process" in said
+            )

@@ -13,9 +13,16 @@ from utils.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from utils.options import UserError
+from utils.errors import UserError
 
-CONFIG = {"name": "unet", "in_channels": 1, "num_classes": 3, "channels": 8, "channel_mult": [1, 2], "head_channels": 8}
+CONFIG = {
+    "name": "unet",
+    "in_channels": 1,
+    "num_classes": 3,
+    "channels": 8,
+    "channel_mult": [1, 2],
+    "head_channels": 8,
+}
 DATA = {"image_size": [8, 8], "mode": "L", "class_names": ["a", "b", "c"]}
 
 
@@ -38,7 +45,9 @@ def file(network, tmp_path):
 
 def test_what_is_saved_comes_back(file, network):
     loaded, diffusion, class_names = load_for_inference(file)
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True)
+    )
     assert diffusion == {"prediction": "v"} and class_names == ["a", "b", "c"]
     assert not loaded.training and [p.name for p in file.parent.iterdir()] == ["ckpt_last.pt"]
     with pytest.raises(UserError, match="no raw weights"):
@@ -62,13 +71,18 @@ def test_weights_that_do_not_fit_are_named(file, network, tmp_path):
     weights = dict(network.state_dict())
     weights["conv_in.weight"] = torch.zeros(8, 3, 3, 3)
     weights["extra"] = weights.pop("conv_out.bias")
-    with pytest.raises(UserError, match="missing conv_out.bias; unexpected extra; other shapes: conv_in.weight .8, 3"):
+    with pytest.raises(
+        UserError,
+        match="missing conv_out.bias; unexpected extra; other shapes: conv_in.weight .8, 3",
+    ):
         load_weights(network, weights, "x.pt")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_bare_weights(network, tmp_path, prefix):
-    torch.save({prefix + key: value for key, value in network.state_dict().items()}, tmp_path / "w.pt")
+    torch.save(
+        {prefix + key: value for key, value in network.state_dict().items()}, tmp_path / "w.pt"
+    )
     weights = read_checkpoint(tmp_path / "w.pt")["network"]
     load_weights(build_network(CONFIG), weights, "w.pt")
     with pytest.raises(UserError, match="does not say"):
@@ -79,8 +93,20 @@ def test_bare_weights(network, tmp_path, prefix):
     "config",
     [
         CONFIG,
-        {"name": "unet", "channels": 16, "channel_mult": [1, 2, 2], "attention_levels": [1, 2], "head_channels": 8},
-        {"name": "cspdarkunet", "channels": 16, "channel_mult": [2, 3], "blocks_per_level": 1, "head_channels": 8},
+        {
+            "name": "unet",
+            "channels": 16,
+            "channel_mult": [1, 2, 2],
+            "attention_levels": [1, 2],
+            "head_channels": 8,
+        },
+        {
+            "name": "cspdarkunet",
+            "channels": 16,
+            "channel_mult": [2, 3],
+            "blocks_per_level": 1,
+            "head_channels": 8,
+        },
     ],
 )
 def test_the_shapes_of_bare_weights_tell_the_network(config):

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from utils.data import StepSampler, build_loader, load_image_set, steps_per_epoch
+from utils.errors import UserError
 from utils.images import read_image, save_image, to_uint8, to_unit
-from utils.options import UserError
 
 SIZE = (28, 28)
 
@@ -70,17 +70,28 @@ def test_resize_keeps_the_shape_and_is_antialiased(tmp_path):
     small = read(tmp_path, circle, size=(50, 50))[..., 0]
     assert small.shape == (50, 50)
     mask = small > 127
-    assert abs(mask.any(0).sum() - mask.any(1).sum()) <= 1 and abs(mask.sum() - np.pi * 20**2) < 40  # still a circle
+    assert (
+        abs(mask.any(0).sum() - mask.any(1).sum()) <= 1 and abs(mask.sum() - np.pi * 20**2) < 40
+    )  # still a circle
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (256, 128)))
     assert np.abs(read(tmp_path, stripes, size=(32, 32)).astype(int) - 127).max() <= 6  # no moire
-    assert read(tmp_path, Image.fromarray(gradient()), size=(64, 96)).shape == (64, 96, 3)  # height first
+    assert read(tmp_path, Image.fromarray(gradient()), size=(64, 96)).shape == (
+        64,
+        96,
+        3,
+    )  # height first
 
 
 def test_pixels_survive_the_way_in_and_out():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_unit(pixels)), pixels)
     assert to_unit(pixels).min() == -1 and to_unit(pixels).max() == 1
-    assert to_uint8(torch.tensor([-3.0, 3.0, 1.004, -1.004])).tolist() == [0, 255, 255, 0]  # clamped, not wrapped
+    assert to_uint8(torch.tensor([-3.0, 3.0, 1.004, -1.004])).tolist() == [
+        0,
+        255,
+        255,
+        0,
+    ]  # clamped, not wrapped
 
 
 def test_an_image_too_large_for_its_format(tmp_path):
@@ -93,7 +104,11 @@ def test_an_image_too_large_for_its_format(tmp_path):
 
 def test_class_folders(images):
     found = load_image_set(images, SIZE, conditional=True)
-    assert found.class_names == ["bag", "boot", "trouser"] and found.mode == "L" and found.channels == 1
+    assert (
+        found.class_names == ["bag", "boot", "trouser"]
+        and found.mode == "L"
+        and found.channels == 1
+    )
     assert len(found) == 13 and found.labels == [0] * 5 + [1] * 4 + [2] * 4
     pixels, label, index = found[7]
     assert (label, index) == (1, 7) and pixels.shape == (1, *SIZE) and pixels.dtype == torch.uint8
@@ -119,7 +134,9 @@ def test_colour_anywhere_makes_the_set_rgb(images):
     assert found[13][0][:, 0, 0].tolist() == [200, 10, 10]
     for file in images.rglob("*.png"):
         Image.open(file).convert("L").convert("RGB").save(file)
-    assert load_image_set(images, SIZE, conditional=True).mode == "L"  # grey pixels, whatever the file's mode
+    assert (
+        load_image_set(images, SIZE, conditional=True).mode == "L"
+    )  # grey pixels, whatever the file's mode
 
 
 def test_broken_files_are_named_and_left_out(images):
@@ -154,13 +171,17 @@ def test_odd_names_and_shapes(tmp_path):
     Image.new("L", (1, 1), 77).save(folder / "dot .png")
     Image.new("L", (9000, 2), 77).save(folder / "line.png")
     Image.fromarray(gradient()).save(folder / "wrong suffix.jpg", format="PNG")
-    Image.fromarray(gradient()).save(folder / "anim.gif", save_all=True, append_images=[Image.new("L", (60, 40))])
+    Image.fromarray(gradient()).save(
+        folder / "anim.gif", save_all=True, append_images=[Image.new("L", (60, 40))]
+    )
     found = load_image_set(tmp_path, SIZE, True)
     assert len(found) == 4 and not found.left_out and found.class_names == ["classe été 鞋"]
 
 
 def test_bombs_and_very_wide_images(tmp_path):
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # 50 kB that unpack to 400 million pixels
+    Image.new("1", (20_000, 20_000)).save(
+        tmp_path / "bomb.png"
+    )  # 50 kB that unpack to 400 million pixels
     Image.new("L", (20_000, 30), 99).save(tmp_path / "wide.png")
     found = load_image_set(tmp_path, SIZE, False)
     assert list(found.left_out) == ["bomb.png"] and "bomb" in found.left_out["bomb.png"]
@@ -168,7 +189,9 @@ def test_bombs_and_very_wide_images(tmp_path):
 
 
 def test_a_set_too_large_to_keep_is_read_again(images):
-    kept, read_again = (load_image_set(images, SIZE, True, cache_bytes=limit) for limit in (2**30, 0))
+    kept, read_again = (
+        load_image_set(images, SIZE, True, cache_bytes=limit) for limit in (2**30, 0)
+    )
     assert kept.pixels is not None and read_again.pixels is None
     assert all(torch.equal(kept[i][0], read_again[i][0]) for i in range(13))
     assert kept.fingerprint() == read_again.fingerprint()
@@ -182,7 +205,11 @@ def test_a_set_too_large_to_keep_is_read_again(images):
 def order(length, batch_size, world_size, start=0, total=12, seed=0):
     """Image numbers by global step: what all processes see together, in the order of the places."""
     ranks = [
-        list(StepSampler(range(length), batch_size * world_size, seed, start, total, rank, world_size))
+        list(
+            StepSampler(
+                range(length), batch_size * world_size, seed, start, total, rank, world_size
+            )
+        )
         for rank in range(world_size)
     ]
     flat = [i for turn in zip(*ranks, strict=True) for i in turn]

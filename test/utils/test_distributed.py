@@ -1,11 +1,13 @@
-"""Devices, number formats and the checks before processes start. No GPU is needed: its absence is played."""
+"""Devices, number formats and the checks before processes start. No GPU is needed: its absence is
+played.
+"""
 
 import pytest
 import torch
 
 from utils import distributed
 from utils.distributed import Precision, Ranks, choose_device, choose_precision, launch
-from utils.options import UserError
+from utils.errors import UserError
 
 
 def play_gpus(monkeypatch, count, capability=(9, 0)):
@@ -40,7 +42,9 @@ def test_precision(monkeypatch):
 
 def test_only_fp16_scales_the_loss():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert Precision(dtype, torch.device("cpu")).scaler().is_enabled() == (dtype == torch.float16)
+        assert Precision(dtype, torch.device("cpu")).scaler().is_enabled() == (
+            dtype == torch.float16
+        )
 
 
 class Args:

@@ -53,7 +53,9 @@ def test_every_option_has_a_help_text(script):
 
 def test_switches():
     def parse(default, *argv):
-        table = {"g": [("--flag", default, opt.switch, "a switch"), ("--n", 1, opt.natural, "a number")]}
+        table = {
+            "g": [("--flag", default, opt.switch, "a switch"), ("--n", 1, opt.natural, "a number")]
+        }
         return opt.make_parser("", table).parse_args(argv).flag
 
     assert parse(True) is True and parse(False) is False and parse("True") is True

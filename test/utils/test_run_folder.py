@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.checkpoint import read_checkpoint, save_checkpoint, snapshot
-from utils.options import UserError
+from utils.errors import UserError
 from utils.run_folder import RunFolder, find_checkpoint
 
 
@@ -36,7 +36,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def tensors(step):
     generator = torch.Generator().manual_seed(step)
-    return {"format_version": 1, "ema": {"w": torch.randn(300, 300, generator=generator)}, "state": {"step": step}}
+    return {
+        "format_version": 1,
+        "ema": {"w": torch.randn(300, 300, generator=generator)},
+        "state": {"step": step},
+    }
 
 
 def test_background_saves_equal_synchronous_ones(tmp_path):
@@ -52,7 +56,9 @@ def test_background_saves_equal_synchronous_ones(tmp_path):
     assert run.finish_saving()
     for step in range(100):
         found = torch.load(run.path / f"ckpt_{step}.pt", weights_only=True)
-        assert torch.equal(found["ema"]["w"], expected[step]["ema"]["w"]) and found["state"] == {"step": step}
+        assert torch.equal(found["ema"]["w"], expected[step]["ema"]["w"]) and found["state"] == {
+            "step": step
+        }
     run.close()
 
 
@@ -153,7 +159,9 @@ def test_a_full_disk_is_said_once_for_each_file(tmp_path, capsys, monkeypatch):
         (run.path / name).unlink(missing_ok=True)
     monkeypatch.undo()
     run.write_metrics([{"step": 3, "epoch": 1, "loss": 1.0}])  # there is room again
-    assert not list(run.path.glob("events.*"))  # TensorBoard begins a new file, so it is tried after a good save
+    assert not list(
+        run.path.glob("events.*")
+    )  # TensorBoard begins a new file, so it is tried after a good save
     run.write_checkpoint(tensors(3), None, 0)
     assert run.finish_saving()
     run.write_metrics([{"step": 4, "epoch": 1, "loss": 1.0}])
@@ -165,7 +173,9 @@ def test_a_full_disk_is_said_once_for_each_file(tmp_path, capsys, monkeypatch):
 def test_metrics_are_cut_back(tmp_path):
     run = RunFolder(tmp_path / "run", resume=False)
     run.start({}, 0)
-    run.write_metrics([{"step": step, "epoch": 1, "loss": 1.0, "loss_q1": float("nan")} for step in range(1, 6)])
+    run.write_metrics(
+        [{"step": step, "epoch": 1, "loss": 1.0, "loss_q1": float("nan")} for step in range(1, 6)]
+    )
     run.close()
     with open(tmp_path / "run/metrics.csv", "a") as file:
         file.write("\0\0\0,1\n\n6,1,0.")  # rows that a power cut and a kill damaged
@@ -193,7 +203,9 @@ def test_a_folder_that_is_moved_under_its_run(tmp_path):
     assert first.finish_saving()
     path.rename(tmp_path / "moved")
     first.write_checkpoint(tensors(3), None, 0)
-    assert not first.finish_saving()  # as on a failing disk: it is said, and the next save may go well
+    assert (
+        not first.finish_saving()
+    )  # as on a failing disk: it is said, and the next save may go well
     second = RunFolder(path, resume=False)
     second.write_checkpoint(tensors(2), None, 0)
     assert second.finish_saving()
@@ -205,7 +217,11 @@ def test_a_folder_that_is_moved_under_its_run(tmp_path):
 
 def test_400_damages_are_noticed_or_harmless(tmp_path):
     file = tmp_path / "ckpt.pt"
-    contents = {"format_version": 1, "ema": {f"w{i}": torch.randn(40, 40) for i in range(4)}, "state": {"step": 3}}
+    contents = {
+        "format_version": 1,
+        "ema": {f"w{i}": torch.randn(40, 40) for i in range(4)},
+        "state": {"step": 3},
+    }
     save_checkpoint(contents, file)
     good = file.read_bytes()
     noticed = harmless = 0
@@ -220,7 +236,9 @@ def test_400_damages_are_noticed_or_harmless(tmp_path):
             except UserError:
                 noticed += 1
                 continue
-            assert all(torch.equal(found["ema"][key], contents["ema"][key]) for key in contents["ema"])
+            assert all(
+                torch.equal(found["ema"][key], contents["ema"][key]) for key in contents["ema"]
+            )
             assert found["state"] == contents["state"]
             harmless += 1
     assert noticed + harmless == 400 and noticed > 350

@@ -22,16 +22,24 @@ def test_learning_rate(schedule):
     if schedule == "linear":
         assert rates[0] == 0.1 and rates[500] == pytest.approx(0.05)
     if schedule == "cosine":
-        assert rates[0] == 0.1 and rates[250] == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)) / 2)
+        assert rates[0] == 0.1 and rates[250] == pytest.approx(
+            0.1 * (1 + math.cos(math.pi / 4)) / 2
+        )
     if schedule == "warmup_cosine":
-        assert rates[0] == pytest.approx(0.1 / 50) and all(a < b for a, b in zip(rates[:48], rates[1:49], strict=True))
+        assert rates[0] == pytest.approx(0.1 / 50) and all(
+            a < b for a, b in zip(rates[:48], rates[1:49], strict=True)
+        )
         assert learning_rate(0, 10, 0.1, schedule, 0) == 0.1
 
 
 def test_seeds_are_scattered():
-    seeds = {mix(seed, step, place) for seed in range(3) for step in range(100) for place in range(100)}
+    seeds = {
+        mix(seed, step, place) for seed in range(3) for step in range(100) for place in range(100)
+    }
     assert len(seeds) == 30_000
-    low_bits = torch.tensor([seed & 0xFFFFFFFF for seed in seeds]).double() / 2**32  # all that the CPU generator uses
+    low_bits = (
+        torch.tensor([seed & 0xFFFFFFFF for seed in seeds]).double() / 2**32
+    )  # all that the CPU generator uses
     assert abs(low_bits.mean() - 0.5) < 0.01 and len({seed & 0xFFFFFFFF for seed in seeds}) > 29_990
 
 
@@ -41,10 +49,16 @@ def test_an_image_s_generator_depends_on_its_global_place_alone():
         for rank in range(world_size):
             for micro in range(accumulate):
                 generators = image_generators(7, 3, micro * batch, batch, Ranks(rank, world_size))
-                found |= {(micro * batch + i) * world_size + rank: g.initial_seed() for i, g in enumerate(generators)}
+                found |= {
+                    (micro * batch + i) * world_size + rank: g.initial_seed()
+                    for i, g in enumerate(generators)
+                }
         return found
 
-    assert seeds(1, 1, 8) == seeds(2, 1, 4) == seeds(2, 2, 2) == seeds(4, 1, 2) and len(seeds(1, 1, 8)) == 8
+    assert (
+        seeds(1, 1, 8) == seeds(2, 1, 4) == seeds(2, 2, 2) == seeds(4, 1, 2)
+        and len(seeds(1, 1, 8)) == 8
+    )
 
 
 def test_meter_gives_means():
@@ -66,7 +80,9 @@ def test_what_is_no_number_stops_the_run():
     for bad in ({**good, "loss": math.nan}, {**good, "grad_norm": math.inf}):
         message = not_finite([good, bad], fp32, lambda step: [f"file of step {step}"])
         assert message.startswith("step 1: ") and "--lr" in message and "file of step 0" in message
-        assert not_finite([good, bad], fp16, lambda step: []) is None  # the scaler skips such a step
+        assert (
+            not_finite([good, bad], fp16, lambda step: []) is None
+        )  # the scaler skips such a step
         fp16.load_state_dict({**fp16.state_dict(), "scale": 0.5})  # after many skipped in a row
         assert not_finite([bad, bad], fp16, lambda step: []) is not None
         fp16.load_state_dict({**fp16.state_dict(), "scale": 1024.0})

@@ -1,0 +1,18 @@
+"""How a user's mistake ends a script: one sentence. Standard library only."""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user's: one sentence that says what is wrong, what was found and what would work."""
+
+
+def name_list(names: Iterable[str], limit: int = 10) -> str:
+    """ "a, b, c and 7 more": names for a message."""
+    names = list(names)
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+class ReadError(UserError):
+    """A file that could be read at first and cannot any more: a run saves what it has, then ends."""

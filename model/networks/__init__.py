@@ -1,30 +1,34 @@
-"""The denoising networks. `build_network(network.config)` makes the same network again."""
+"""The networks, one registry a kind. `build_network(network.config)` makes the same network again."""
 
 import inspect
 
 from torch import nn
 
+from model.networks.config import check_image_size
 from model.networks.cspdarkunet import CSPDarkUNet
-from model.networks.unet import UNet, check_image_size
+from model.networks.unet import UNet
 
-__all__ = ["NETWORKS", "CSPDarkUNet", "UNet", "build_network", "check_image_size"]
+__all__ = ["DENOISERS", "NETWORKS", "CSPDarkUNet", "UNet", "build_network", "check_image_size"]
 
-NETWORKS = {"unet": UNet, "cspdarkunet": CSPDarkUNet}
+DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet, "cspdarkunet": CSPDarkUNet}
+
+# Every network that a checkpoint can name, of whatever kind.
+NETWORKS: dict[str, type[nn.Module]] = {**DENOISERS}
 
 
 def build_network(config: dict) -> nn.Module:
-    """A network from a plain dict: "name" chooses the class, the other keys are its arguments (all
-    have defaults).
+    """A network from a plain dict: "name" chooses the class, the other keys are its arguments.
 
-    Raises ValueError for an unknown name or key.
+    Every argument has a default. Raises ValueError for an unknown name or key.
     """
-    options = dict(config)
-    name = options.pop("name", "unet")
+    arguments = dict(config)
+    name = arguments.pop("name", "unet")
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is unknown; known are {', '.join(NETWORKS)}")
     known = inspect.signature(NETWORKS[name]).parameters
-    if unknown := [key for key in options if key not in known]:
+    unknown = [repr(key) for key in arguments if key not in known]
+    if unknown:
         raise ValueError(
-            f"network {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+            f"network {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
         )
-    return NETWORKS[name](**options)
+    return NETWORKS[name](**arguments)

@@ -1,11 +1,11 @@
-"""A U-Net of CSP-Darknet stages (Wang et al. 1911.11929): cheaper per image than the residual
-U-Net.
-"""
+"""A U-Net of CSP-Darknet stages (Wang et al. 1911.11929): cheaper an image than the residual U-Net."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from model.modules.blocks import activation
+from model.modules.layers import activation
 from model.networks.unet import UNet
 
 
@@ -21,40 +21,42 @@ class CSPStage(nn.Module):
         self,
         c_in: int,
         c_out: int,
-        blocks: list[nn.Module],
+        blocks: Sequence[nn.Module],
         norm: nn.Module,
         act: str,
         attention: nn.Module,
     ):
         super().__init__()
-        self.half = c_out // 2
-        self.split = nn.Conv2d(c_in, 2 * self.half, 1)
+        self.half_width = c_out // 2
+        self.split = nn.Conv2d(c_in, 2 * self.half_width, 1)
         self.blocks = nn.ModuleList(blocks)
-        self.norm, self.act = norm, activation(act)
-        self.join = nn.Conv2d(2 * self.half, c_out, 1)
+        self.norm = norm
+        self.act = activation(act)
+        self.join = nn.Conv2d(2 * self.half_width, c_out, 1)
         self.attention = attention
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        deep, past = self.split(x).split(self.half, dim=1)
+        deep, past = self.split(x).split(self.half_width, dim=1)  # each (B, C_out/2, H, W)
         for block in self.blocks:
             deep = block(deep, emb)
-        return self.attention(self.join(self.act(self.norm(torch.cat([deep, past], dim=1)))))
+        joined = self.join(self.act(self.norm(torch.cat([deep, past], dim=1))))
+        return self.attention(joined)
 
 
 class CSPDarkUNet(UNet):
-    """UNet's frame, arguments and errors; each stage is a CSPStage of `blocks_per_level` Darknet
-    blocks.
-    """
+    """UNet's frame, arguments and errors; a stage is a CSPStage of `blocks_per_level` blocks."""
 
     name = "cspdarkunet"
 
     def stages_per_level(self) -> int:
         return 1
 
-    def stage(self, c_in: int, c_out: int, attends: bool) -> nn.Module:
+    def make_stage(self, c_in: int, c_out: int, attends: bool) -> nn.Module:
         half = c_out // 2
         blocks = [
-            self.block(half, half, kernels=(1, 3)) for _ in range(self.config["blocks_per_level"])
+            self.make_block(half, half, kernels=(1, 3))
+            for _ in range(self.config["blocks_per_level"])
         ]
-        attention = self.attention(c_out) if attends else nn.Identity()
-        return CSPStage(c_in, c_out, blocks, self.norm(2 * half), self.config["act"], attention)
+        norm = self.make_norm(2 * half)
+        attention = self.make_attention(c_out) if attends else nn.Identity()
+        return CSPStage(c_in, c_out, blocks, norm, self.config["act"], attention)

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 from helpers import ROOT
 
-from model.modules.blocks import ACTIVATIONS
+from model.modules.layers import ACTIVATIONS
 from model.networks import NETWORKS
 from model.samplers import SAMPLERS
 from model.samplers.base import LOSSES, PREDICTIONS

@@ -1,0 +1,39 @@
+"""Self-attention over the positions of a feature map."""
+
+import math
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.modules.layers import zero_init
+
+
+class AttentionBlock(nn.Module):
+    """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over H*W positions, residual.
+
+    Raises ValueError where `head_channels` (None: one head) does not divide `channels`.
+    """
+
+    def __init__(self, channels: int, head_channels: int | None, norm: Callable[[int], nn.Module]):
+        super().__init__()
+        if head_channels is None:
+            head_channels = channels
+        if channels % head_channels:
+            raise ValueError(
+                f"head_channels {head_channels} does not divide the {channels} channels of "
+                f"attention; {math.gcd(head_channels, channels)} does"
+            )
+        self.heads = channels // head_channels
+        self.norm = norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        qkv = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, HW, C/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = mixed.transpose(1, 2).reshape(b, h * w, c)
+        return x + self.out(mixed).transpose(1, 2).reshape(b, c, h, w)

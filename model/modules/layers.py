@@ -1,0 +1,34 @@
+"""Small choices that every block shares: activation, normalisation, and a layer that starts at zero."""
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "lrelu": lambda: nn.LeakyReLU(0.1),
+}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation layer of that name. Raises ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
+    """GroupNorm with `groups` groups; where they do not divide the channels, as many as do."""
+    return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
+
+
+def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """Zero a layer's weight and bias, so that the branch it ends adds nothing when training begins."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,72 @@
+"""The bounds of a network's options. A checkpoint from elsewhere may hold anything, so each option
+is checked before memory is asked for.
+"""
+
+# Option: the largest whole number allowed (the smallest is 1).
+LARGEST = {
+    "in_channels": 64,
+    "out_channels": 64,
+    "num_classes": 1_000_000,
+    "channels": 2048,
+    "blocks_per_level": 16,
+    "head_channels": 2048,
+    "norm_groups": 2048,
+}
+MAY_BE_NONE = ("out_channels", "num_classes", "head_channels")
+LARGEST_LEVELS = 8
+LARGEST_MULT = 64
+
+
+def check_unet_config(config: dict) -> None:
+    """Raise ValueError, naming the option, where a value of a U-Net's config is out of bounds."""
+    for key, largest in LARGEST.items():
+        value = config[key]
+        if value is None and key in MAY_BE_NONE:
+            continue
+        if not _is_whole(value, 1, largest):
+            raise ValueError(
+                f"network option {key} is a whole number from 1 to {largest}, not {value!r}"
+            )
+    _check_levels(config["channel_mult"], config["attention_levels"])
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(
+            f"network option dropout is a probability below 1, not {config['dropout']!r}"
+        )
+    if config["channels"] % 2:
+        raise ValueError(
+            f"network option channels must be even (sine and cosine halves), "
+            f"not {config['channels']}"
+        )
+
+
+def _check_levels(channel_mult: list[int], attention_levels: list[int]) -> None:
+    levels = len(channel_mult)
+    whole = all(_is_whole(mult, 1, LARGEST_MULT) for mult in channel_mult)
+    if not whole or not 1 <= levels <= LARGEST_LEVELS:
+        raise ValueError(
+            f"network option channel_mult is 1 to {LARGEST_LEVELS} whole numbers "
+            f"from 1 to {LARGEST_MULT}, not {channel_mult!r}"
+        )
+    for level in attention_levels:
+        if not _is_whole(level, -levels, levels - 1):
+            raise ValueError(
+                f"attention level {level!r} does not exist: "
+                f"the network has levels 0 to {levels - 1}"
+            )
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    # `type`, not isinstance: True is an int too
+    return type(value) is int and low <= value <= high
+
+
+def check_image_size(height: int, width: int, factor: int) -> None:
+    """Raise ValueError where a height or width is not a multiple of a network's total stride."""
+    if height % factor == 0 and width % factor == 0:
+        return
+    smaller = [max(side // factor, 1) * factor for side in (height, width)]
+    larger = [-(-side // factor) * factor for side in (height, width)]
+    raise ValueError(
+        f"image size {height},{width}: both must be multiples of {factor}; "
+        f"{smaller[0]},{smaller[1]} and {larger[0]},{larger[1]} would work"
+    )

@@ -354,14 +354,14 @@ def loss_function(diffusion, device, args):
     """
     import torch
 
-    from model.samplers.base import draw
+    from model.randomness import draw_uniform
     from utils.images import to_unit
 
     def loss_fn(network, batch, generators):
         pixels, labels, _ = batch
         x0 = to_unit(pixels.to(device, non_blocking=True))
         if args.flip:
-            mirrored = draw(torch.rand, len(x0), (), generators) < 0.5
+            mirrored = draw_uniform(len(x0), generators) < 0.5
             x0 = torch.where(mirrored.to(device).view(-1, 1, 1, 1), x0.flip(3), x0)
         labels = labels.to(device) if args.conditional else None
         losses, t = diffusion.losses(network, x0, labels, generators, args.loss, args.label_drop)

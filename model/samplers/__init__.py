@@ -1,20 +1,23 @@
-"""Diffusion processes and their samplers."""
+"""The samplers: ways to turn the diffusion process around."""
+
+from typing import Any
 
 from model.samplers.base import BaseDiffusion
 from model.samplers.ddim import DDIM
 from model.samplers.ddpm import DDPM
 from model.samplers.plms import PLMS
+from model.samplers.trajectory import Trajectory
 
-__all__ = ["SAMPLERS", "BaseDiffusion", "DDIM", "DDPM", "PLMS", "build_sampler"]
+__all__ = ["DDIM", "DDPM", "PLMS", "SAMPLERS", "BaseDiffusion", "Trajectory", "build_sampler"]
 
-SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "plms": PLMS}
+SAMPLERS: dict[str, type[BaseDiffusion]] = {"ddpm": DDPM, "ddim": DDIM, "plms": PLMS}
 
 
-def build_sampler(name: str, config: dict, eta: float = 0.0, **options) -> BaseDiffusion:
+def build_sampler(name: str, config: dict, eta: float = 0.0, **options: Any) -> BaseDiffusion:
     """A sampler by name for a network trained under `config` (a diffusion's `config`).
 
     `options` are the sampling half: sample_steps, timestep_spacing, clip_sample, device. eta is
-    DDIM's alone.
+    DDIM's alone. Raises ValueError for an unknown name.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown; known are {', '.join(SAMPLERS)}")

@@ -1,176 +1,60 @@
-"""What every sampler shares: forward process, loss, guidance and the one sampling loop."""
+"""What every sampler shares: the state of images between two steps, and the one sampling loop."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.samplers.noise_schedule import betas, time_grid
+from model import guidance
+from model.diffusion import GaussianDiffusion
+from model.guidance import NO_LABEL, null_label
+from model.randomness import draw_normal, image_generator
+from model.samplers.time_grid import time_grid
+from model.samplers.trajectory import Call, Trajectory
+from model.transfer import numbers_on, to_device
 
-PREDICTIONS = ("eps", "x0", "v")
-LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss, "smooth_l1": F.smooth_l1_loss}
+DEFAULT_SAMPLE_STEPS = 50
 
-# One generator for a whole batch, or one per image: with one per image, what is drawn for an image
-# does not depend on
-# which batch, process or position it is in.
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Callback = Callable[[int, Tensor, Tensor], None]
 
 
-def draw(
-    fn: Callable[..., Tensor], n: int, shape: tuple[int, ...], generator: Generators
-) -> Tensor:
-    """fn(shape, generator=...) for n images -> (n, *shape); fn is torch.randn or torch.rand. Drawn
-    on the generator's device, the CPU by default, so that a seed means the same everywhere.
+class BaseDiffusion(GaussianDiffusion):
+    """A diffusion process and a way to sample from it.
+
+    A subclass is one pure `step` over per-image tensors, and writes no loop: images at different
+    steps, of different length and with different labels share a network call.
     """
-    if generator is None or isinstance(generator, torch.Generator):
-        device = "cpu" if generator is None else generator.device
-        return fn((n, *shape), generator=generator, device=device)
-    if len(generator) != n:
-        raise ValueError(f"{len(generator)} generators were given for {n} images")
-    return torch.stack([fn(shape, generator=g, device=g.device) for g in generator])
-
-
-def guided(network: Callable, labels: Tensor | None, cfg_scale: float | Tensor) -> Callable:
-    """The network under classifier-free guidance (Ho & Salimans 2207.12598), with the network's own
-    signature.
-
-    prediction = null + s * (label - null), so s = 1 is plain conditional and s = 0 unconditional:
-    one call each. Any other s, a number or one per image (B,), is one network call on a batch of
-    2B. (Ho & Salimans' w is s - 1.)
-    """
-    if labels is None or (not isinstance(cfg_scale, Tensor) and cfg_scale == 0):
-        return lambda x, t, _=None: network(x, t, None)
-    if not isinstance(cfg_scale, Tensor) and cfg_scale == 1:
-        return lambda x, t, _=None: network(x, t, labels)
-
-    def guided_network(x: Tensor, t: Tensor, _: Tensor | None = None) -> Tensor:
-        both = torch.cat([labels, torch.full_like(labels, null_label(network))])
-        label, null = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        scale = torch.as_tensor(cfg_scale, device=x.device, dtype=label.dtype).view(-1, 1, 1, 1)
-        return null + scale * (label - null)
-
-    return guided_network
-
-
-def null_label(network: Callable) -> int:
-    """The label that stands for "no label". DistributedDataParallel hides the attribute behind
-    `module`.
-    """
-    return getattr(network, "module", network).num_classes
-
-
-class BaseDiffusion:
-    """A diffusion process and a way to sample from it. Subclasses give `step`, and no loop."""
 
     draws_noise = False  # whether `step` wants noise
 
     def __init__(
         self,
         # How the network was trained: these go into the checkpoint, as `config`.
-        noise_steps: int = 1000,  # T; time steps are 0..T-1
-        noise_schedule: str = "linear",  # or cosine, sqrt_linear, sqrt
-        beta_start: float = 1e-4,  # this and beta_end: for T = 1000; the cosine schedule has none
+        noise_steps: int = 1000,
+        noise_schedule: str = "linear",
+        beta_start: float = 1e-4,
         beta_end: float = 2e-2,
-        prediction: str = "eps",  # what the network's output means; or x0, or v (Salimans & Ho 2202.00512)
+        prediction: str = "eps",
         # How to sample: free to choose.
-        sample_steps: int | None = None,  # S, 1..T; None is 50, or T where that is less
-        timestep_spacing: str = "trailing",  # or leading, linspace (Lin et al. 2305.08891, table 2)
+        sample_steps: int | None = None,  # S, 1..T; None: 50, or T where that is less
+        timestep_spacing: str = "trailing",  # or leading, linspace
         clip_sample: bool = True,  # clip each estimate of x0 to [-1, 1]
         device: str | torch.device = "cpu",  # where `sample` works
     ):
-        if not 1 <= noise_steps <= 1_000_000:
-            raise ValueError(f"noise_steps must lie in 1..1000000, not {noise_steps}")
-        sample_steps = min(50, noise_steps) if sample_steps is None else sample_steps
+        super().__init__(noise_steps, noise_schedule, beta_start, beta_end, prediction)
+        if sample_steps is None:
+            sample_steps = min(DEFAULT_SAMPLE_STEPS, noise_steps)
         if not 1 <= sample_steps <= noise_steps:
             raise ValueError(
-                f"sample_steps must lie in 1..{noise_steps}, the steps of training, not {sample_steps}"
+                f"sample_steps must lie in 1..{noise_steps}, the steps of training, "
+                f"not {sample_steps}"
             )
-        if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(
-                f"0 < beta_start <= beta_end < 1 must hold, not {beta_start} and {beta_end}"
-            )
-        if prediction not in PREDICTIONS:
-            raise ValueError(
-                f"prediction {prediction!r} is unknown; known are {', '.join(PREDICTIONS)}"
-            )
-        self.config = {
-            "noise_steps": noise_steps,
-            "noise_schedule": noise_schedule,
-            "prediction": prediction,
-        }
-        self.config |= {"beta_start": beta_start, "beta_end": beta_end}
-        self.noise_steps, self.prediction, self.clip_sample = noise_steps, prediction, clip_sample
-        self.alphas_cumprod = torch.cumprod(
-            1 - betas(noise_schedule, noise_steps, beta_start, beta_end), dim=0
-        )
+        self.clip_sample = clip_sample
         self.grid = time_grid(timestep_spacing, noise_steps, sample_steps)
         self.device = torch.device(device)
 
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """abar_t for t (B,) in -1..T-1 -> (B,1,1,1) float64 on the CPU; abar_-1 = 1, the clean
-        image.
-        """
-        table = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
-        return table[t.cpu()].view(-1, 1, 1, 1)
-
-    def noise_images(
-        self, x0: Tensor, t: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x0 (B,C,H,W), t (B,) -> x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise, and the noise."""
-        if noise is None:
-            noise = torch.randn_like(x0)
-        abar = self.alpha_bar(t)
-        return abar.sqrt().to(x0) * x0 + (1 - abar).sqrt().to(x0) * noise, noise
-
-    def sample_time_steps(self, n: int, generator: Generators = None) -> Tensor:
-        """(n,) long, uniform over 0..T-1."""
-        return (
-            (draw(torch.rand, n, (), generator).double() * self.noise_steps)
-            .long()
-            .clamp(max=self.noise_steps - 1)
-        )
-
-    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is to predict, (B,C,H,W)."""
-        if self.prediction == "eps":
-            return noise
-        if self.prediction == "x0":
-            return x0
-        abar = self.alpha_bar(t)
-        return abar.sqrt().to(x0) * noise - (1 - abar).sqrt().to(x0) * x0
-
-    def losses(
-        self,
-        network: Callable,
-        x0,
-        labels=None,
-        generator: Generators = None,
-        kind: str = "mse",
-        label_drop: float = 0.1,
-    ) -> tuple[Tensor, Tensor]:
-        """x0 (B,C,H,W) in [-1,1], labels (B,) or None -> the loss of each image (B,) and its time
-        step (B,).
-
-        Each image draws its time step, whether its label is dropped (replaced by the null label,
-        with probability `label_drop`) and its noise from the generator, in this order.
-        """
-        n = len(x0)
-        t = self.sample_time_steps(n, generator)
-        if labels is not None:
-            dropped = draw(torch.rand, n, (), generator) < label_drop
-            labels = torch.where(dropped.to(labels.device), null_label(network), labels)
-        noise = draw(torch.randn, n, tuple(x0.shape[1:]), generator).to(x0)
-        x_t, noise = self.noise_images(x0, t, noise)
-        prediction = network(x_t, t.to(x0.device), labels)
-        target = self.target(x0, noise, t)
-        return LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1), t
-
-    def loss(
-        self, network: Callable, x0: Tensor, labels=None, generator: Generators = None, **options
-    ) -> Tensor:
-        """The mean of `losses` over the batch: a scalar."""
-        return self.losses(network, x0, labels, generator, **options)[0].mean()
+    # --- The plan of a whole image ---
 
     def time_pairs(self) -> list[tuple[int, int]]:
         """(t, t_prev) of each step, from noise to image; t_prev is the next grid point, -1 the
@@ -178,101 +62,244 @@ class BaseDiffusion:
         """
         return list(zip(self.grid, [*self.grid[1:], -1], strict=True))
 
-    def calls(self) -> list[tuple[int, int, int]]:
-        """(t, t_prev, stage) of each network call. The stage is for multistep samplers; here it is
-        0.
+    def calls(self, first_step: int = 0) -> list[Call]:
+        """(t, t_prev, stage) of each network call, from step `first_step` of the grid on.
+
+        The stage is for multistep samplers; here it is 0.
         """
-        return [(t, t_prev, 0) for t, t_prev in self.time_pairs()]
+        return [(t, t_prev, 0) for t, t_prev in self.time_pairs()[first_step:]]
 
-    def x0_and_eps(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's prediction as estimates of x0 and eps, each (B,C,H,W).
+    def step_of_call(self, call: int) -> int:
+        """The step of the grid that the network call with this number belongs to."""
+        return call
 
-        Where x0 is clipped, eps is the one that belongs to the clipped x0.
-        """
-        abar = self.alpha_bar(t)
-        signal, sigma = abar.sqrt().to(x_t), (1 - abar).sqrt().to(x_t)
-        if self.prediction == "v":
-            x0, eps = signal * x_t - sigma * prediction, sigma * x_t + signal * prediction
-        elif self.prediction == "x0":
-            x0, eps = prediction, (x_t - signal * prediction) / sigma
-        else:
-            # eps says nothing about x0 where abar = 0; the bound keeps it finite there
-            x0, eps = (x_t - sigma * prediction) / signal.clamp(min=1e-12), prediction
-        if self.clip_sample:
-            x0 = x0.clamp(-1, 1)
-            eps = (x_t - signal * x0) / sigma
-        return x0, eps
+    # --- One step ---
 
-    def new_history(self, x_T: Tensor) -> dict[str, Tensor]:
+    def new_history(self, x: Tensor) -> dict[str, Tensor]:
         """What `step` remembers of earlier steps: tensors with leading dimension B."""
         return {}
 
     def step(
-        self, x_t, prediction, t, t_prev, stage, history, noise=None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step of the reverse process: x_t -> x at t_prev, and the new history.
+        self,
+        x_t: Tensor,
+        prediction: Tensor,
+        t: Tensor,
+        t_prev: Tensor,
+        stage: Tensor,
+        history: dict[str, Tensor],
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One step of the reverse process: x at t_prev, the estimate of x0, and the new history.
 
         x_t, prediction and noise (standard normal, for samplers with `draws_noise`) are (B,C,H,W);
-        t, t_prev and stage (B,) long; history as from `new_history`. All are per image, so images
-        at different steps can share a call.
+        t, t_prev and stage (B,) long; history as from `new_history`. All are per image and on one
+        device.
         """
         raise TypeError(f"{type(self).__name__} has no step: use DDPM, DDIM or PLMS")
 
-    @torch.no_grad()
-    def sample(
+    # --- Sampling as state ---
+
+    def start(
         self,
-        network: Callable,  # as built by build_network; in evaluation mode while it samples
         n: int,
-        image_size: tuple[int, int],  # (H, W)
+        image_size: tuple[int, int],
         channels: int = 3,
-        labels: Tensor
-        | Sequence[int]
-        | None = None,  # (n,) class numbers, or None for unconditional
-        cfg_scale: float | Tensor = 1.0,  # see `guided`
-        seeds: Sequence[int]
-        | None = None,  # one per image; image and seed belong together whatever the batch
-        x_T: Tensor
-        | None = None,  # (n,C,H,W) to start from, instead of noise from the seeds; in its dtype
-        callback: Callable[[int, Tensor, Tensor], None]
-        | None = None,  # gets (calls done, x, estimate of x0)
-    ) -> Tensor:
-        """n images, (n,C,H,W) float32 in [-1,1]."""
+        labels: Tensor | Sequence[int] | None = None,
+        cfg_scale: float | Tensor | Sequence[float] = 1.0,
+        seeds: Sequence[int] | None = None,
+        x_T: Tensor | None = None,
+        first_call: int = 0,
+        null_label: int = NO_LABEL,
+    ) -> Trajectory:
+        """n images before their first network call.
+
+        labels (n,), or None for none; cfg_scale: see model/guidance.py, one for all or (n,).
+        Image i is a function of seeds[i] (0..2^32-1; drawn where none are given), whatever batch
+        it is in: its noise x_T (n,C,H,W) unless that is given, then the noise that steps add. With
+        `first_call` > 0, x_T is an image at the noise level of that call, to be continued from
+        there. Raises ValueError, naming the argument, for what does not fit together.
+        """
         if seeds is None:
             seeds = torch.randint(2**31, (n,)).tolist()
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        if labels is not None:
-            labels = torch.as_tensor(labels, dtype=torch.long)
-            if labels.shape != (n,):
-                raise ValueError(
-                    f"labels has shape {tuple(labels.shape)}, ({n},) is needed: one per image"
-                )
-            if labels.min() < 0 or labels.max() > null_label(network):
-                raise ValueError(f"labels must lie in 0..{null_label(network) - 1}")
-            labels = labels.to(self.device)
-        shape = (channels, *image_size)
-        x = (
-            draw(torch.randn, n, shape, generators).to(self.device)
-            if x_T is None
-            else x_T.to(self.device)
+        if len(seeds) != n:
+            raise ValueError(f"{len(seeds)} seeds were given for {n} images")
+        generators = tuple(image_generator(int(seed)) for seed in seeds)
+        if not 0 <= first_call < len(self.calls()):
+            raise ValueError(f"first_call must lie in 0..{len(self.calls()) - 1}, not {first_call}")
+        shape = (n, channels, *image_size)
+        if x_T is None:
+            x_T = draw_normal(n, shape[1:], generators)
+        if tuple(x_T.shape) != shape:
+            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, {shape} is needed")
+        x = to_device(x_T, self.device)
+        plan = tuple(self.calls(self.step_of_call(first_call)))
+        return Trajectory(
+            sampler=type(self).__name__,
+            x=x,
+            history=self.new_history(x),
+            plans=(plan,) * n,
+            position=(0,) * n,
+            labels=_label_of_each(labels, n),
+            scales=_scale_of_each(cfg_scale, n),
+            generators=generators,
+            null_label=null_label,
         )
-        predict = guided(network, labels, cfg_scale)
-        history = self.new_history(x)
-        was_training = getattr(network, "training", False)
-        if was_training:
-            network.eval()
-        for done, call in enumerate(self.calls(), start=1):
-            t, t_prev, stage = (torch.full((n,), number) for number in call)
-            prediction = predict(x, t.to(self.device)).to(x)
-            # on the way to the clean image nothing is added
-            noise = (
-                draw(torch.randn, n, shape, generators).to(x)
-                if self.draws_noise and call[1] >= 0
-                else None
+
+    def rows(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The network's input for the next call: x (R,C,H,W), t (R,), labels (R,) or None.
+
+        First a row for each of the B images, then a second one, without the label, for each image
+        whose guidance needs both. None as labels: no row has one. Otherwise rows without a label
+        hold the trajectory's null label.
+        """
+        device = trajectory.x.device
+        steps = [t for t, _, _ in trajectory.calls]
+        pairs = zip(trajectory.labels, trajectory.scales, strict=True)
+        labels = [label if guidance.needs_label(scale) else NO_LABEL for label, scale in pairs]
+        places = guidance.guided_places(trajectory.labels, trajectory.scales)
+        x = trajectory.x
+        if places:
+            index = numbers_on([*range(len(x)), *places], device, torch.long)
+            x = x.index_select(0, index)
+            steps = steps + [steps[i] for i in places]
+            labels = labels + [NO_LABEL] * len(places)
+        t = numbers_on(steps, device, torch.long)
+        if all(label == NO_LABEL for label in labels):
+            return x, t, None
+        labels = [trajectory.null_label if label == NO_LABEL else label for label in labels]
+        return x, t, numbers_on(labels, device, torch.long)
+
+    def update(self, trajectory: Trajectory, output: Tensor) -> tuple[Trajectory, Tensor]:
+        """The trajectory after the network's output (R,C,H,W) for its `rows`, and the current
+        estimate of x0 (B,C,H,W).
+        """
+        if trajectory.sampler != type(self).__name__:
+            raise ValueError(
+                f"a trajectory of {trajectory.sampler} was given to {type(self).__name__}"
             )
-            x0 = callback and self.x0_and_eps(x, t, prediction)[0]
-            x, history = self.step(x, prediction, t, t_prev, stage, history, noise)
-            if callback:
-                callback(done, x, x0)
-        if was_training:
-            network.train()
-        return x.clamp(-1, 1).to(torch.float32 if x_T is None else x_T.dtype)
+        x = trajectory.x
+        prediction = self._guided(trajectory, output.to(x))
+        calls = trajectory.calls
+        noise = self._step_noise(trajectory, calls)
+        t, t_prev, stage = numbers_on(list(zip(*calls, strict=True)), x.device, torch.long)
+        x, x0, history = self.step(x, prediction, t, t_prev, stage, trajectory.history, noise)
+        return trajectory.moved_on(x, history), x0
+
+    def _guided(self, trajectory: Trajectory, output: Tensor) -> Tensor:
+        places = guidance.guided_places(trajectory.labels, trajectory.scales)
+        if len(output) != len(trajectory) + len(places):
+            raise ValueError(
+                f"the network's output has {len(output)} rows, "
+                f"{len(trajectory) + len(places)} are needed"
+            )
+        scales = [trajectory.scales[i] for i in places]
+        return guidance.combine(
+            output, places, numbers_on(scales, output.device, output.dtype).view(-1, 1, 1, 1)
+        )
+
+    def _step_noise(self, trajectory: Trajectory, calls: Sequence[Call]) -> Tensor | None:
+        """Noise for each image, (B,C,H,W), from its own generator; zeros on the way to the clean
+        image, where nothing is added. Drawn while the device still works on the network's call.
+        """
+        if not self.draws_noise:
+            return None
+        shape = trajectory.x.shape[1:]
+        noise = torch.stack(
+            [
+                draw_normal(1, shape, generator)[0] if t_prev >= 0 else torch.zeros(shape)
+                for generator, (_, t_prev, _) in zip(trajectory.generators, calls, strict=True)
+            ]
+        )
+        return to_device(noise, trajectory.x.device).to(trajectory.x.dtype)
+
+    # --- The one sampling loop ---
+
+    @torch.no_grad()
+    def denoise(
+        self, network: Callable[..., Tensor], trajectory: Trajectory
+    ) -> Iterator[tuple[Trajectory, Tensor]]:
+        """Move the images on until they are done: yields the trajectory after each network call,
+        and the estimate of x0 (B,C,H,W). The network should be in evaluation mode meanwhile.
+        """
+        while not trajectory.all_done:
+            output = network(*self.rows(trajectory))
+            trajectory, x0 = self.update(trajectory, output)
+            yield trajectory, x0
+
+    def finished_images(self, trajectory: Trajectory) -> Tensor:
+        """The images (B,C,H,W): in [-1, 1] where x0 is clipped, else as they are."""
+        return trajectory.x.clamp(-1, 1) if self.clip_sample else trajectory.x
+
+    def sample(
+        self,
+        network: Callable[..., Tensor],
+        n: int,
+        image_size: tuple[int, int],
+        channels: int = 3,
+        labels: Tensor | Sequence[int] | None = None,
+        cfg_scale: float | Tensor | Sequence[float] = 1.0,
+        seeds: Sequence[int] | None = None,
+        x_T: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """n images, (n,C,H,W): float32, or in the number format of x_T.
+
+        In [-1, 1] where `clip_sample`, unbounded otherwise. The arguments are those of `start`;
+        `callback` gets (network calls done, x, estimate of x0) after each call. Raises ValueError
+        for labels that the network does not have.
+        """
+        null = NO_LABEL if labels is None else null_label(network)
+        if labels is not None:
+            check_labels(labels, null)
+        start = self.start(n, image_size, channels, labels, cfg_scale, seeds, x_T, null_label=null)
+        trajectory = start
+        with evaluation_mode(network):
+            for done, (trajectory, x0) in enumerate(self.denoise(network, start), start=1):
+                if callback is not None:
+                    callback(done, trajectory.x, x0)
+        return self.finished_images(trajectory)
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: Callable) -> Iterator[None]:
+    """The network in evaluation mode, and afterwards, also after an error, as it was."""
+    if not isinstance(network, torch.nn.Module) or not network.training:
+        yield
+        return
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+
+
+def check_labels(labels: Tensor | Sequence[int], num_classes: int) -> None:
+    """Raise ValueError for labels outside 0..num_classes (num_classes itself: no label)."""
+    numbers = _plain(labels)
+    if any(not 0 <= label <= num_classes for label in numbers):
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {numbers}")
+
+
+def _plain(values: Tensor | Sequence) -> list:
+    """Numbers that the caller gave, on the host."""
+    return values.tolist() if isinstance(values, Tensor) else list(values)
+
+
+def _label_of_each(labels: Tensor | Sequence[int] | None, n: int) -> tuple[int, ...]:
+    if labels is None:
+        return (NO_LABEL,) * n
+    numbers = tuple(int(label) for label in _plain(labels))
+    if len(numbers) != n:
+        raise ValueError(f"{len(numbers)} labels were given for {n} images: one an image is needed")
+    return numbers
+
+
+def _scale_of_each(cfg_scale: float | Tensor | Sequence[float], n: int) -> tuple[float, ...]:
+    if isinstance(cfg_scale, Tensor):
+        cfg_scale = cfg_scale.tolist()
+    if isinstance(cfg_scale, int | float):
+        return (float(cfg_scale),) * n
+    scales = tuple(float(scale) for scale in cfg_scale)
+    if len(scales) != n:
+        raise ValueError(f"{len(scales)} cfg_scale values were given for {n} images")
+    return scales

@@ -1,74 +1,119 @@
 """Pseudo Linear Multi-Step sampling, Liu et al. 2202.09778."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from model.samplers.base import BaseDiffusion
+from model.samplers.trajectory import Call
 
-# Weights of eps now and of the three before it. Stage 0: Euler. Stage 1: improved Euler, from the
-# starting point again,
-# with the mean of both slopes. Stages 2, 3, 4: Adams-Bashforth of order 2, 3, 4.
-ORDERS = torch.tensor(
-    [
-        [1, 0, 0, 0],
-        [1 / 2, 1 / 2, 0, 0],
-        [3 / 2, -1 / 2, 0, 0],
-        [23 / 12, -16 / 12, 5 / 12, 0],
-        [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    ],
-    dtype=torch.float64,
+# Weights of the slope eps now and of the three before it. Stage 0: Euler. Stage 1: improved Euler,
+# from the starting point again, with the mean of both slopes. Stages 2, 3, 4: Adams-Bashforth of
+# order 2, 3, 4.
+ADAMS_BASHFORTH = (
+    (1, 0, 0, 0),
+    (1 / 2, 1 / 2, 0, 0),
+    (3 / 2, -1 / 2, 0, 0),
+    (23 / 12, -16 / 12, 5 / 12, 0),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
+EULER = 0
+IMPROVED_EULER = 1
+HIGHEST_ORDER = 4
+
+# Below this abar (the first steps of the sqrt schedule, or of one that ends in pure noise) the
+# paper's transfer divides by almost nothing.
+SMALLEST_ALPHA_BAR = 1e-6
 
 
 class PLMS(BaseDiffusion):
-    """Equations 9, 11 and 12. The first step asks the network twice; with a single step it is a
-    DDIM step.
+    """Equations 9, 11 and 12. The first step asks the network twice; alone it is a DDIM step.
 
-    Where abar < 1e-6 (the first steps of the sqrt schedule, or of one that ends in pure noise), the
-    paper's transfer divides by almost nothing; a DDIM step, which does not, stands in for it.
+    Where abar < 1e-6, a DDIM step, which does not divide by it, takes the transfer's place.
     """
 
-    def calls(self):
-        (first, *rest) = self.time_pairs()
-        if not rest:
-            return [(*first, 0)]
-        return [(*first, 0), (first[1], first[1], 1)] + [
-            (*pair, min(i, 4)) for i, pair in enumerate(rest, start=2)
-        ]
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._weight_tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
-    def new_history(self, x_T):
-        n = len(x_T)
+    def calls(self, first_step: int = 0) -> list[Call]:
+        first, *rest = self.time_pairs()[first_step:]
+        t, t_prev = first
+        if not rest:
+            return [(t, t_prev, EULER)]
+        plan = [(t, t_prev, EULER), (t_prev, t_prev, IMPROVED_EULER)]
+        for order, (t, t_prev) in enumerate(rest, start=2):
+            plan.append((t, t_prev, min(order, HIGHEST_ORDER)))
+        return plan
+
+    def step_of_call(self, call: int) -> int:
+        return max(call - 1, 0)  # calls 0 and 1 are both of the first step
+
+    def new_history(self, x: Tensor) -> dict[str, Tensor]:
+        n = len(x)
         return {
-            "eps": x_T.new_zeros(n, 3, *x_T.shape[1:]),  # newest first
-            "x_start": x_T,  # where the first step began
-            "t_start": torch.zeros(n, dtype=torch.long),
+            "slopes": x.new_zeros(n, 3, *x.shape[1:]),  # eps of earlier calls, newest first
+            "x_start": x,  # where the first step began
+            "t_start": torch.zeros(n, dtype=torch.long, device=x.device),
         }
 
-    def step(self, x_t, prediction, t, t_prev, stage, history, noise=None):
-        def per_image(mask):
-            return mask.to(x_t.device).view(-1, 1, 1, 1)
+    def step(
+        self,
+        x_t: Tensor,
+        prediction: Tensor,
+        t: Tensor,
+        t_prev: Tensor,
+        stage: Tensor,
+        history: dict[str, Tensor],
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        euler = stage == EULER
+        again = stage == IMPROVED_EULER
+        x0, eps = self.x0_and_eps(x_t, t, prediction, self.clip_sample)
 
-        stage, t, t_prev = stage.cpu(), t.cpu(), t_prev.cpu()
-        first, again = stage == 0, stage == 1
-        x0, eps = self.x0_and_eps(x_t, t, prediction)
-        past = history["eps"]
+        # The slope of this step, from those of the last four calls.
+        past = history["slopes"]
         slopes = torch.cat([eps[:, None], past], dim=1)  # (B,4,C,H,W)
-        slope = (ORDERS[stage].to(x_t).view(-1, 4, 1, 1, 1) * slopes).sum(1)
+        weights = self._weights(x_t)[stage].view(-1, 4, 1, 1, 1)
+        slope = (weights * slopes).sum(1)
 
+        # Improved Euler begins where Euler did.
         x = torch.where(per_image(again), history["x_start"], x_t)
         t_from = torch.where(again, history["t_start"], t)
-        abar, abar_prev = self.alpha_bar(t_from), self.alpha_bar(t_prev)
-        signal, sigma = abar.sqrt().clamp(min=1e-3).to(x_t), (1 - abar).sqrt().to(x_t)
-        estimate = (x - sigma * slope) / signal
-        if self.clip_sample:
-            estimate = estimate.clamp(-1, 1)
-            slope = (x - signal * estimate) / sigma
-        multistep = abar_prev.sqrt().to(x_t) * estimate + (1 - abar_prev).sqrt().to(x_t) * slope
-        ddim = abar_prev.sqrt().to(x_t) * x0 + (1 - abar_prev).sqrt().to(x_t) * eps
-        ddim = torch.where(per_image(again), x_t, ddim)  # the first step stays as it was
-        one_step = per_image(first) | per_image(abar.view(-1) < 1e-6)
+        multistep = self._transfer(x, slope, t_from, t_prev)
 
-        return torch.where(one_step, ddim, multistep), {
-            "eps": torch.where(per_image(again)[:, None], past, slopes[:, :3]),
-            "x_start": torch.where(per_image(first), x_t, history["x_start"]),
-            "t_start": torch.where(first, t, history["t_start"]),
+        # Euler is a DDIM step. Where no transfer is possible the first step stays as Euler made it.
+        ddim = torch.where(per_image(again), x_t, self.renoise(x0, eps, t_prev))
+        too_noisy = self.alpha_bar(t_from).view(-1) < SMALLEST_ALPHA_BAR
+        x_prev = torch.where(per_image(euler | too_noisy), ddim, multistep)
+
+        history = {
+            "slopes": torch.where(per_image(again)[:, None], past, slopes[:, :3]),
+            "x_start": torch.where(per_image(euler), x_t, history["x_start"]),
+            "t_start": torch.where(euler, t, history["t_start"]),
         }
+        return x_prev, x0, history
+
+    def _transfer(self, x: Tensor, slope: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
+        """x at t -> t_prev along a slope: equation 11, as an estimate of x0 that is noised again."""
+        alpha = self.levels.alpha(t).clamp(min=SMALLEST_ALPHA_BAR**0.5).to(x)
+        sigma = self.levels.sigma(t).to(x)
+        x0 = (x - sigma * slope) / alpha
+        if self.clip_sample:
+            x0 = x0.clamp(-1, 1)
+            slope = (x - alpha * x0) / sigma
+        return self.renoise(x0, slope, t_prev)
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """ADAMS_BASHFORTH in x's number format, on its device, (5,4); moved there once."""
+        key = (x.device, x.dtype)
+        if key not in self._weight_tables:
+            table = torch.tensor(ADAMS_BASHFORTH, dtype=torch.float64)
+            self._weight_tables[key] = table.to(x)
+        return self._weight_tables[key]
+
+
+def per_image(mask: Tensor) -> Tensor:
+    """(B,) -> (B,1,1,1)."""
+    return mask.view(-1, 1, 1, 1)

@@ -6,11 +6,12 @@ import importlib.util
 import pytest
 from helpers import ROOT
 
+from model.diffusion import LOSSES, PREDICTIONS
 from model.modules.layers import ACTIVATIONS
 from model.networks import NETWORKS
+from model.noise_schedule import NOISE_SCHEDULES
 from model.samplers import SAMPLERS
-from model.samplers.base import LOSSES, PREDICTIONS
-from model.samplers.noise_schedule import NOISE_SCHEDULES, TIMESTEP_SPACINGS
+from model.samplers.time_grid import TIMESTEP_SPACINGS
 from utils import options as opt
 
 SCRIPTS = ("train", "generate", "prepare_dataset")

@@ -1,0 +1,68 @@
+"""Classifier-free guidance (Ho & Salimans 2207.12598): which network rows it needs, and their sum.
+
+    prediction = null + s (label - null)
+
+s = 1 is plain conditional and s = 0 unconditional, and both cost one row an image; any other s
+costs two. s is one number or one an image. (Ho & Salimans' w is s - 1.)
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from model.transfer import numbers_on
+
+NO_LABEL = -1  # stands for the null label where the number of classes is not known
+
+
+def null_label(network: Callable) -> int:
+    """The label that stands for "no label": the last row of the network's label table.
+
+    DistributedDataParallel hides the attribute behind `module`. Raises ValueError for a network
+    without classes.
+    """
+    num_classes = getattr(getattr(network, "module", network), "num_classes", None)
+    if num_classes is None:
+        raise ValueError(
+            "labels were given to a network that was built without classes (num_classes=None)"
+        )
+    return num_classes
+
+
+def needs_label(scale: float) -> bool:
+    """Whether an image guided with this scale asks the network about its label."""
+    return scale != 0
+
+
+def needs_null(scale: float) -> bool:
+    """Whether an image with a label, guided with this scale, asks the network without it too."""
+    return scale not in (0, 1)
+
+
+def guided_places(labels: Sequence[int], scales: Sequence[float]) -> list[int]:
+    """The places of the images that need two rows."""
+    return [
+        place
+        for place, (label, scale) in enumerate(zip(labels, scales, strict=True))
+        if label != NO_LABEL and needs_null(scale)
+    ]
+
+
+def combine(prediction: Tensor, places: Sequence[int], scales: Tensor) -> Tensor:
+    """The network's output for B + G rows -> the guided prediction of B images.
+
+    The first B rows belong to the B images, the last G to the images at `places`, without their
+    label. `scales` (G,1,1,1) on the output's device. Works in the output's dtype, which the caller
+    has made float32 or better: in 16 bits the difference of two near values is mostly rounding.
+    """
+    if len(places) == 0:
+        return prediction
+    n = len(prediction) - len(places)
+    own = prediction[:n]
+    null = prediction[n:]
+    if len(places) == n:
+        return null + scales * (own - null)
+    index = numbers_on(places, prediction.device, torch.long)
+    guided = null + scales * (own.index_select(0, index) - null)
+    return own.index_copy(0, index, guided)

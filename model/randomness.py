@@ -1,0 +1,44 @@
+"""Random numbers from one generator for a whole batch, or from one an image.
+
+With a generator an image, what is drawn for it does not depend on the batch, process or position
+that it is in. Everything is drawn on the generator's device, the CPU by default, so that a seed
+means the same everywhere.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+LARGEST_SEED = 2**32 - 1  # torch's CPU generator takes no more: s and s + 2^32 draw the same
+
+
+def draw_normal(n: int, shape: Sequence[int], generator: Generators) -> Tensor:
+    """(n, *shape) standard normal numbers."""
+    return _draw(torch.randn, n, shape, generator)
+
+
+def draw_uniform(n: int, generator: Generators) -> Tensor:
+    """(n,) numbers, uniform in [0, 1)."""
+    return _draw(torch.rand, n, (), generator)
+
+
+def image_generator(seed: int) -> torch.Generator:
+    """The generator of the image with this seed. Raises ValueError outside 0..2^32-1."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"a seed must lie in 0..{LARGEST_SEED}, not {seed}")
+    return torch.Generator().manual_seed(seed)
+
+
+def _draw(
+    function: Callable[..., Tensor], n: int, shape: Sequence[int], generator: Generators
+) -> Tensor:
+    if generator is None:
+        return function((n, *shape))
+    if isinstance(generator, torch.Generator):
+        return function((n, *shape), generator=generator, device=generator.device)
+    if len(generator) != n:
+        raise ValueError(f"{len(generator)} generators were given for {n} images")
+    return torch.stack([function(tuple(shape), generator=g, device=g.device) for g in generator])

@@ -1,0 +1,116 @@
+"""Images on their way from noise to picture: all that a sampler keeps of them between two steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.transfer import numbers_on
+
+Call = tuple[int, int, int]  # (t, t_prev, stage) of one network call; t_prev -1: the clean image
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """B images, each at its own step of its own plan. A sampler makes it and moves it on.
+
+    What the host must know to prepare a step (which call, which label, which scale) it keeps as
+    plain numbers, so that nothing is ever read back from the device.
+    """
+
+    sampler: str  # the class that it belongs to
+    x: Tensor  # (B,C,H,W), on the sampler's device
+    history: dict[str, Tensor]  # what the sampler remembers of earlier steps: name -> (B, ...)
+    plans: tuple[tuple[Call, ...], ...]  # the network calls of each image
+    position: tuple[int, ...]  # how many of them are done, for each image
+    labels: tuple[int, ...]  # NO_LABEL where there is none
+    scales: tuple[float, ...]  # of guidance
+    generators: tuple[torch.Generator, ...]  # of the noise that steps add, one an image
+    null_label: int  # what stands for "no label" in the network's rows
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The next network call of each image. Raises ValueError where an image has none left."""
+        if self.any_done:
+            raise ValueError("a finished image has no next step: select those that are not done")
+        return [plan[done] for plan, done in zip(self.plans, self.position, strict=True)]
+
+    @property
+    def done(self) -> Tensor:
+        """(B,) bool, on the CPU: which images are finished."""
+        return torch.tensor(self._done(), dtype=torch.bool)
+
+    @property
+    def any_done(self) -> bool:
+        return any(self._done())
+
+    @property
+    def all_done(self) -> bool:
+        return all(self._done())
+
+    def _done(self) -> list[bool]:
+        return [done >= len(plan) for plan, done in zip(self.plans, self.position, strict=True)]
+
+    def moved_on(self, x: Tensor, history: dict[str, Tensor]) -> "Trajectory":
+        """The same images, one call later."""
+        position = tuple(done + 1 for done in self.position)
+        return replace(self, x=x, history=history, position=position)
+
+    def select(self, indices: Sequence[int] | Tensor) -> "Trajectory":
+        """The images at these places, in this order. A mask (B,) bool works too."""
+        places = _places(indices)
+        index = numbers_on(places, self.x.device, torch.long)
+        return Trajectory(
+            sampler=self.sampler,
+            x=self.x.index_select(0, index),
+            history={key: value.index_select(0, index) for key, value in self.history.items()},
+            plans=tuple(self.plans[i] for i in places),
+            position=tuple(self.position[i] for i in places),
+            labels=tuple(self.labels[i] for i in places),
+            scales=tuple(self.scales[i] for i in places),
+            generators=tuple(self.generators[i] for i in places),
+            null_label=self.null_label,
+        )
+
+    @staticmethod
+    def cat(trajectories: Sequence["Trajectory"]) -> "Trajectory":
+        """The images of several trajectories of one sampler in one, whatever steps they are at.
+
+        Raises ValueError for trajectories that do not belong together: of other samplers, sizes
+        or networks.
+        """
+        first = trajectories[0]
+        for other in trajectories[1:]:
+            ours = (first.sampler, first.x.shape[1:], first.x.dtype, first.null_label)
+            theirs = (other.sampler, other.x.shape[1:], other.x.dtype, other.null_label)
+            if ours != theirs:
+                raise ValueError(
+                    "trajectories can share a batch only where sampler, image size, number format "
+                    f"and null label agree, not {ours} and {theirs}"
+                )
+        history = {
+            key: torch.cat([each.history[key] for each in trajectories]) for key in first.history
+        }
+        return Trajectory(
+            sampler=first.sampler,
+            x=torch.cat([each.x for each in trajectories]),
+            history=history,
+            plans=sum((each.plans for each in trajectories), ()),
+            position=sum((each.position for each in trajectories), ()),
+            labels=sum((each.labels for each in trajectories), ()),
+            scales=sum((each.scales for each in trajectories), ()),
+            generators=sum((each.generators for each in trajectories), ()),
+            null_label=first.null_label,
+        )
+
+
+def _places(indices: Sequence[int] | Sequence[bool] | Tensor) -> list[int]:
+    """Places as numbers. (A tensor here is the caller's, on the CPU: such as `done`.)"""
+    numbers = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+    if all(isinstance(number, bool) for number in numbers):
+        return [place for place, chosen in enumerate(numbers) if chosen]
+    return [int(number) for number in numbers]

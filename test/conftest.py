@@ -16,6 +16,12 @@ torch.set_num_threads(
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests and what they start never write into the user's cache of decoded images."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Three classes of the demo set, 5 + 4 + 4 images of 28x28: a size that no batch divides."""

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.ema import EMA  # noqa: E402
 from tools import train  # noqa: E402
-from utils import run_folder  # noqa: E402
+from utils.runs import folder  # noqa: E402
 
 
 def update_and_die(self, network, step):
@@ -40,6 +40,6 @@ def save_slowly(*args, **options):
 
 
 update, EMA.update = EMA.update, update_with_accidents
-save, run_folder.save_checkpoint = run_folder.save_checkpoint, save_slowly
+save, folder.save_checkpoint = folder.save_checkpoint, save_slowly
 if __name__ == "__main__":
     train.opt.run_script(train.main)

@@ -10,17 +10,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from tools import generate  # noqa: E402
+from utils.generation import ImageGenerator  # noqa: E402
 
 
-def generate_raw(args, ranks) -> int:
-    write = generate.write_image
+def generate_raw(args, ranks) -> None:
+    write, finished = generate.write_image, ImageGenerator.finished
+    numbers = []
 
-    def write_both(image, file, settings):
-        torch.save(image.clone(), file.with_suffix(".pt"))
-        write(image, file, settings)
+    def finished_and_kept(self, last):
+        numbers.extend(self.sampler.finished_images(last.trajectory).cpu())
+        return finished(self, last)
 
-    generate.write_image = write_both
-    return original(args, ranks)
+    def write_both(pixels, file, settings):
+        torch.save(numbers.pop(0).clone(), file.with_suffix(".pt"))
+        write(pixels, file, settings)
+
+    ImageGenerator.finished, generate.write_image = finished_and_kept, write_both
+    original(args, ranks)
 
 
 original, generate.generate = generate.generate, generate_raw

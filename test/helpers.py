@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils.checkpoint import read_checkpoint
+from utils.runs.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "datasets" / "demo"

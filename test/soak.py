@@ -27,9 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402
 
+import utils.training.fit  # noqa: E402, F401  (imported once, shared by the forks)
 from tools import train as train_script  # noqa: E402
-from utils import checkpoint, run_folder, trainer  # noqa: E402, F401  (imported once, shared by the forks)
 from utils.options import UserError  # noqa: E402
+from utils.runs import files, folder  # noqa: E402
 
 OPTIONS = [
     "--channels",
@@ -190,7 +191,7 @@ def loadable(run: Path) -> bool:
         return not (run / "metrics.csv").exists()  # killed before the first step
     with contextlib.redirect_stdout(None):
         try:
-            run_folder.find_checkpoint(run, -1)
+            folder.find_checkpoint(run, -1)
             return True
         except UserError:
             return False
@@ -198,7 +199,7 @@ def loadable(run: Path) -> bool:
 
 def same(a: Path, b: Path) -> bool:
     """Whether two runs ended in the same weights, EMA, optimizer, losses and files, to the bit."""
-    one, two = (checkpoint.read_checkpoint(run / "ckpt_last.pt") for run in (a, b))
+    one, two = (files.read_checkpoint(run / "ckpt_last.pt") for run in (a, b))
 
     def equal(x, y) -> bool:
         if isinstance(x, torch.Tensor):
@@ -212,7 +213,7 @@ def same(a: Path, b: Path) -> bool:
 
     def others(run: Path) -> list:
         return [
-            checkpoint.read_checkpoint(run / name)["ema"]
+            files.read_checkpoint(run / name)["ema"]
             for name in ("ema_last.pt", "ckpt_10.pt", "ckpt_12.pt")
         ]
 

@@ -18,8 +18,9 @@ from helpers import ROOT, TINY, assert_equal_states, metrics, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tools import train as train_script
-from utils import distributed
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils import devices
+from utils.data import StepSampler
+from utils.runs.files import read_checkpoint, save_checkpoint
 
 EVERYTHING = [
     "--num_workers",
@@ -123,8 +124,8 @@ def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
     """The controls: each part of a checkpoint, spoiled, changes the end of the run. So the tests
     above can fail.
     """
-    half = distributed.Precision(torch.float16, torch.device("cpu"))
-    monkeypatch.setattr(distributed, "choose_precision", lambda amp, device: (half, ""))
+    half = devices.Precision(torch.float16, torch.device("cpu"))
+    monkeypatch.setattr(devices, "choose_precision", lambda amp, device: (half, ""))
     options = [
         "--epochs",
         3,
@@ -176,12 +177,8 @@ def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
         "seed": False,
     }
     # the sixth: the data position, which follows from the step
-    original = train_script.main.__globals__["opt"], torch.utils.data.DistributedSampler.__iter__
-    monkeypatch.setattr(
-        torch.utils.data.DistributedSampler,
-        "__iter__",
-        lambda self: iter([*list(original[1](self))[1:], 0]),
-    )
+    original = StepSampler.__iter__
+    monkeypatch.setattr(StepSampler, "__iter__", lambda self: iter([*list(original(self))[1:], 0]))
     assert not ends_alike("position", spoil(None))
 
 
@@ -392,5 +389,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(images, tmp_pat
     data[len(data) // 3] ^= 16
     last.write_bytes(data)
     out = train(images, tmp_path, "a", "--epochs", 3, "--resume", "--allow_changes")
-    assert re.search(r"warning: \S*ckpt_last.pt is damaged.*going on from \S*ckpt_prev.pt", out)
+    assert re.search(
+        r"warning: \S*ckpt_last.pt is damaged.*the run resumes from \S*ckpt_prev.pt", out
+    )
     assert read_checkpoint(last)["state"]["step"] == 12

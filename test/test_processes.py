@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY, metrics, wait_for_step
 
-from utils.checkpoint import read_checkpoint
+from utils.runs.files import read_checkpoint
 
 SCRIPT = str(ROOT / "test/helper_float64.py")
 

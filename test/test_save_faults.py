@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY, metrics, wait_for_step
 
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.runs.files import read_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.fault
 
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from utils.checkpoint import save_checkpoint
+from utils.runs.files import save_checkpoint
 file = Path(sys.argv[1])
 print("saving", flush=True)
 save_checkpoint({{"format_version": 1, "network": {{"w": torch.full((1000,), float(sys.argv[2]))}}}}, file, True)

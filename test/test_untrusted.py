@@ -21,8 +21,10 @@ from helpers import DEMO, TINY
 from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
 from tools import train as train_script
-from utils.checkpoint import inference_network, load_for_inference, read_checkpoint, save_checkpoint
 from utils.errors import UserError
+from utils.generation import inference_network, load_for_inference
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import read_checkpoint, save_checkpoint
 
 NETWORK = {
     "name": "unet",
@@ -196,7 +198,7 @@ def test_2000_mutations_are_equal_or_refused(tmp_path):
                 file.write_bytes(data)
                 try:
                     found = read_checkpoint(file)
-                    inference_network(found, file)
+                    inference_network(Checkpoint.parse(found, file))
                 except UserError as error:
                     assert "\n" not in str(error) and str(file) in str(error)
                     continue
@@ -217,6 +219,8 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--run_name": ["a/b", "", ".."],
     "--dataset_path": ["missing", "{file}", "{empty}", ""],
     "--result_path": ["{file}", ""],
+    "--mode": ["grey"],
+    "--cache": ["memory"],
     "--image_size": ["0", "x", "64,", "1,2,3", "7"],
     "--conditional": ["maybe"],
     "--num_classes": ["0", "x", "7"],
@@ -470,7 +474,7 @@ def test_files_of_another_kind_to_go_on_from(images, tmp_path):
         torch.save(contents, file)
         with pytest.raises(
             UserError,
-            match="ckpt_last.pt is no checkpoint of train.py to go on from|was made with other settings",
+            match="ckpt_last.pt (holds bare|is not usable: |was made with other settings)",
         ):
             train_script.main([*base, "--resume"])
         with pytest.raises(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time training steps and sampling side by side: the variants take turns, so the machine's moods
+"""Time training steps and sampling side by side: the variants take turns, so that the machine's moods
 hit all alike.
 
     python tools/benchmark.py train               # networks and number formats
@@ -13,124 +13,184 @@ Prints the median of each variant and its ratio to the first one.
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
+from utils.options import Option, shared
+
+WHAT = opt.Choice(("train", "sample", "save"))
 
 # fmt: off
-OPTIONS = {
+OPTIONS: opt.Table = {
     "options": [
-        ("--image_size",        "28",            opt.image_size,      "64 or 64,96"),
-        ("--image_channels",    1,               opt.positive,        "1 grey, 3 RGB"),
-        ("--channels",          32,              opt.positive,        "width of the first level"),
-        ("--channel_mult",      "1,2,3",         opt.whole_numbers,   "width of each level"),
-        ("--blocks_per_level",  1,               opt.positive,        "residual blocks per level"),
-        ("--batch_size",        32,              opt.positive,        "images per step"),
-        ("--rounds",            10,              opt.positive,        "counted turns of each variant"),
-        ("--peers",             False,           opt.switch,          "with train: diffusers' network too"),
-        ("--compile",           False,           opt.switch,          "with train: torch.compile too"),
-        ("--use_gpu",           0,               opt.minus_one_up,    "number of the GPU; -1, or none there: the CPU"),
+        Option("what",               None,    WHAT,              "what to time"),
+        Option("--image_size",       "28",    opt.image_size,    "64, or height,width such as 64,96"),
+        Option("--image_channels",   1,       opt.positive,      "1: grey, 3: RGB"),
+        Option("--channels",         32,      opt.positive,      "width of the first level"),
+        Option("--channel_mult",     "1,2,3", opt.whole_numbers, "width of each level, in multiples of --channels"),
+        Option("--blocks_per_level", 1,       opt.positive,      "residual blocks per level"),
+        Option("--batch_size",       32,      opt.positive,      "images per step"),
+        Option("--rounds",           10,      opt.positive,      "turns of each variant that count"),
+        Option("--peers",            False,   opt.switch,        "with train: diffusers' network too"),
+        Option("--compile",          False,   opt.switch,        "with train: torch.compile too"),
+        shared("--use_gpu", 0),
     ],
 }
 # fmt: on
 
+CLASSES = 10
+WARM_UP_ROUNDS = 2
+SAMPLE_STEPS = 10
+
+Variant = Callable[[], None]
+
 
 def build_parser() -> opt.Parser:
-    parser = opt.make_parser(__doc__, OPTIONS)
-    parser.add_argument("what", choices=("train", "sample", "save"), help="what to time")
-    return parser
+    return opt.make_parser(__doc__, OPTIONS)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     import torch
 
-    from utils.distributed import Ranks, choose_device
+    from utils.devices import choose_device
+    from utils.ranks import Ranks
 
     device = choose_device(args.use_gpu, Ranks())
     makers = {"train": train_variants, "sample": sample_variants, "save": save_variants}
-    variants = makers[args.what](args, device)
+    variants, between_turns = makers[args.what](args, device)
+    seconds = take_turns(variants, between_turns, args.rounds, device)
+    threads = torch.get_num_threads()
+    opt.say(f"torch {torch.__version__}, {device}, {threads} threads, batch {args.batch_size}")
+    first = statistics.median(next(iter(seconds.values())))
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        speed = "" if args.what == "save" else f"{args.batch_size / median:8.1f} images/s"
+        ratio = f"{median / first:5.2f} x the time of the first"
+        opt.say(f"{name:34s} {1000 * median:8.1f} ms   {speed}   {ratio}")
+
+
+def take_turns(
+    variants: dict[str, Variant], between_turns: Variant, rounds: int, device
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round. `between_turns` is not timed."""
+    import torch
+
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range(args.rounds + 2):  # two to warm up
+    for round_number in range(rounds + WARM_UP_ROUNDS):
         for name, run in variants.items():
             start = time.perf_counter()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if round_number >= 2:
+            if round_number >= WARM_UP_ROUNDS:
                 seconds[name].append(time.perf_counter() - start)
-            getattr(run, "settle", lambda: None)()
-    first = statistics.median(next(iter(seconds.values())))
-    print(
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {args.batch_size}"
-    )
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        speed = f"{args.batch_size / median:8.1f} images/s" if args.what != "save" else ""
-        print(
-            f"{name:34s} {1000 * median:8.1f} ms   {speed}   {median / first:5.2f} x the time of the first"
-        )
+            between_turns()
+    return seconds
+
+
+def nothing() -> None:
+    pass
 
 
 def network_config(args, name: str) -> dict:
-    shape = {
+    return {
+        "name": name,
+        "in_channels": args.image_channels,
+        "num_classes": CLASSES,
         "channels": args.channels,
         "channel_mult": args.channel_mult,
         "blocks_per_level": args.blocks_per_level,
     }
-    return {"name": name, "in_channels": args.image_channels, "num_classes": 10, **shape}
 
 
-def train_variants(args, device) -> dict:
-    """A step: loss, backward, optimizer, EMA."""
-    import torch
+# --- Training steps ---
 
-    from model.ema import EMA
+
+def train_variants(args, device) -> tuple[dict[str, Variant], Variant]:
+    """A step of the training loop: draws, loss, backward, optimizer, EMA."""
     from model.networks import build_network
-    from model.samplers import DDIM
-    from utils.distributed import Ranks, choose_precision
-    from utils.trainer import image_generators
-
-    x0 = torch.randn(args.batch_size, args.image_channels, *args.image_size, device=device).clamp(
-        -1, 1
-    )
-    labels = torch.arange(args.batch_size, device=device) % 10
-    diffusion = DDIM(noise_schedule="cosine", prediction="v")
-
-    def step_of(network, precision, called=None):
-        optimizer, ema = torch.optim.AdamW(network.parameters()), EMA(network, 0.99)
-
-        def step():
-            with precision.autocast():
-                loss = diffusion.loss(
-                    called or network, x0, labels, image_generators(0, 0, 0, len(x0), Ranks())
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            ema.update(network, 1000)
-
-        return step
+    from utils.devices import choose_precision
 
     formats = [choose_precision(amp, device)[0] for amp in (False, True)]
-    formats = formats[:1] if formats[0] == formats[1] else formats
+    if formats[0] == formats[1]:
+        formats = formats[:1]
     variants = {}
-    for name in opt.NETWORKS:
+    for name in opt.NETWORKS.values:
         for precision in formats:
             network = precision.place(build_network(network_config(args, name)))
-            variants[f"{name} {precision}"] = step_of(network, precision)
+            variants[f"{name} {precision}"] = training_step(args, network, precision)
             if args.compile:
-                variants[f"{name} {precision} compiled"] = step_of(
-                    network, precision, torch.compile(network)
-                )
+                compiled = precision.place(build_network(network_config(args, name)))
+                compiled.compile(dynamic=False)
+                variants[f"{name} {precision} compiled"] = training_step(args, compiled, precision)
     if args.peers:
-        peer = diffusers_network(args).to(device)
         for precision in formats:
-            variants[f"UNet2DModel {precision}"] = step_of(peer, precision)
-    return variants
+            peer = precision.place(diffusers_network(args))
+            variants[f"UNet2DModel {precision}"] = training_step(args, peer, precision)
+    return variants, nothing
+
+
+def training_step(args, network, precision) -> Variant:
+    """One round of the loop in utils/training/fit.py, on a fixed batch."""
+    import torch
+
+    from model.codecs import PixelCodec
+    from model.diffusion import GaussianDiffusion
+    from model.ema import EMA
+    from utils.ranks import Ranks
+    from utils.training.diffusion_task import DiffusionTask
+    from utils.training.fit import TrainingLoop, Update
+    from utils.training.optimizer import build_optimizer
+    from utils.training.prefetch import PreparedBatches
+    from utils.training.recorder import SilentRecorder
+    from utils.training.schedule import Schedule
+    from utils.training.state import TrainState
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.batch_size, args.image_channels, *args.image_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    numbers = torch.arange(args.batch_size)
+    batch = (pixels, numbers % CLASSES, numbers)
+    task = DiffusionTask(
+        GaussianDiffusion(noise_schedule="cosine", prediction="v"), PixelCodec(), conditional=True
+    )
+    state = TrainState(
+        network=network,
+        ema=EMA(network, 0.99),
+        optimizer=build_optimizer("adamw", network, 1e-3, 0.01),
+        scaler=precision.scaler(),
+        seed=0,
+        kind="diffusion",
+        config={},
+        args={},
+        versions={},
+    )
+    ranks = Ranks()
+    loop = TrainingLoop(
+        network,
+        PreparedBatches(forever(batch), task.draw, precision.device, 0, 0),
+        task.loss,
+        state,
+        Schedule(total_steps=10**9, steps_per_epoch=10**9, learning_rate=lambda step: 1e-3),
+        SilentRecorder(ranks, has_previews=False),
+        Update(precision, ranks, grad_clip=1.0),
+        names_of=lambda step: [],
+    )
+
+    def step() -> None:
+        loop.take_step()
+        loop.meter.flush(1)
+
+    return step
+
+
+def forever(batch: tuple):
+    while True:
+        yield batch
 
 
 def diffusers_network(args):
@@ -144,15 +204,15 @@ def diffusers_network(args):
     levels = len(args.channel_mult)
 
     class Peer(torch.nn.Module):
-        num_classes = 10
+        num_classes = CLASSES
 
         def __init__(self):
             super().__init__()
             self.inner = UNet2DModel(
                 in_channels=args.image_channels,
                 out_channels=args.image_channels,
-                num_class_embeds=11,
-                block_out_channels=[args.channels * m for m in args.channel_mult],
+                num_class_embeds=CLASSES + 1,
+                block_out_channels=[args.channels * mult for mult in args.channel_mult],
                 layers_per_block=args.blocks_per_level,
                 down_block_types=["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"],
                 up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
@@ -165,30 +225,46 @@ def diffusers_network(args):
     return Peer()
 
 
-def sample_variants(args, device) -> dict:
+# --- Sampling ---
+
+
+def sample_variants(args, device) -> tuple[dict[str, Variant], Variant]:
     """One batch of images in 10 steps."""
     from model.networks import build_network
     from model.samplers import build_sampler
-    from utils.distributed import choose_precision
+    from utils.devices import choose_precision
 
-    network = choose_precision(False, device)[0].place(build_network(network_config(args, "unet")))
-    labels, size = [i % 10 for i in range(args.batch_size)], args.image_size
+    precision, _ = choose_precision(False, device)
+    network = precision.place(build_network(network_config(args, "unet"))).eval()
+    labels = [i % CLASSES for i in range(args.batch_size)]
 
-    def run_of(name, scale):
-        diffusion = build_sampler(name, {}, sample_steps=10, device=device)
-        seeds = range(args.batch_size)
-        return lambda: diffusion.sample(
-            network, args.batch_size, size, args.image_channels, labels, scale, seeds
-        )
+    def sampling(name: str, scale: float) -> Variant:
+        sampler = build_sampler(name, {}, sample_steps=SAMPLE_STEPS, device=device)
 
-    return {
-        f"{name}, guidance {scale}": run_of(name, scale)
-        for scale in (1, 2)
-        for name in opt.SAMPLERS
-    }
+        def run() -> None:
+            sampler.sample(
+                network,
+                args.batch_size,
+                args.image_size,
+                args.image_channels,
+                labels,
+                scale,
+                seeds=range(args.batch_size),
+            )
+
+        return run
+
+    variants = {}
+    for scale in (1.0, 2.0):
+        for name in opt.SAMPLERS.values:
+            variants[f"{name}, guidance {scale:g}"] = sampling(name, scale)
+    return variants, nothing
 
 
-def save_variants(args, device) -> dict:
+# --- Saving ---
+
+
+def save_variants(args, device) -> tuple[dict[str, Variant], Variant]:
     """A checkpoint's copy to host memory alone, and the call that the training loop waits for."""
     import tempfile
 
@@ -196,11 +272,12 @@ def save_variants(args, device) -> dict:
 
     from model.ema import EMA
     from model.networks import build_network
-    from utils.checkpoint import snapshot
-    from utils.run_folder import RunFolder
+    from utils.runs.files import snapshot
+    from utils.runs.folder import RunFolder
+    from utils.training.optimizer import build_optimizer
 
     network = build_network(network_config(args, "unet")).to(device)
-    optimizer, ema = torch.optim.AdamW(network.parameters()), EMA(network, 0.99)
+    optimizer, ema = build_optimizer("adamw", network, 1e-3, 0.01), EMA(network, 0.99)
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -212,22 +289,25 @@ def save_variants(args, device) -> dict:
     folder = tempfile.TemporaryDirectory()
     run = RunFolder(Path(folder.name) / "run", resume=False)
 
-    def copy_alone(_keep=folder):
+    def copy_alone(_keep=folder) -> None:
         snapshot(contents)
 
-    def synchronous():
+    def background() -> None:
+        run.write_checkpoint(contents, None, 0)
+
+    def synchronous() -> None:
         run.write_checkpoint(contents, None, 0)
         run.finish_saving()
 
-    def background():
-        run.write_checkpoint(contents, None, 0)
+    def wait_for_save() -> None:
+        run.finish_saving()
 
-    background.settle = run.finish_saving  # not timed
-    return {
+    variants = {
         "copy to host memory": copy_alone,
         "what training waits for": background,
         "the whole save": synchronous,
     }
+    return variants, wait_for_save
 
 
 if __name__ == "__main__":

@@ -1,66 +1,72 @@
 #!/usr/bin/env python3
-"""Generate images from a trained network. The checkpoint says which network, schedule, image size
-and classes.
+"""Generate images from a trained network. The checkpoint says which network, schedule, size and classes.
 
     python tools/generate.py                                                       # the weights that ship
     python tools/generate.py --weight_path results/mine/ckpt_last.pt --num_images 64 --sample ddim --sample_steps 50
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name ship --cfg_scale 3 --num_images 8
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate     # one of each class
 
-Image i has the seed --seed + i, and comes out the same in any batch.
+Image i has the random seed --seed + i, and comes out the same in any batch.
 """
 
-import re
 import sys
+import unicodedata
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
+from utils.options import Option, shared
 
 # fmt: off
-OPTIONS = {
+OPTIONS: opt.Table = {
     "what": [
-        ("--weight_path",       "weight/demo.pt", opt.path,          "checkpoint: ckpt_*.pt or ema_last.pt of a run"),
-        ("--num_images",        8,               opt.positive,        "how many; not used with --class_name -1"),
-        ("--class_name",        None,            str,                 "number or name; -1: each once; none: in turn"),
-        ("--image_size",        None,            opt.image_size,      "64 or 64,96; not given: the training size"),
-        ("--seed",              0,               opt.seed,            "image i has the seed --seed + i"),
+        shared("--weight_path", "weight/demo.pt"),
+        shared("--num_images", 8, "number of images; not used with --class_name -1"),
+        shared("--class_name", None),
+        shared("--image_size", None),
+        shared("--seed", 0),
     ],
     "sampling": [
-        ("--sample",            None,            opt.SAMPLERS,        "sampler; not given: that of the training run"),
-        ("--sample_steps",      None,            opt.positive,        "not given: 50; ddpm: all of training"),
-        ("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "time steps visited"),
-        ("--eta",               0.0,             opt.probability,     "ddim: 0 deterministic, 1 as noisy as ddpm"),
-        ("--clip_sample",       True,            opt.switch,          "keep estimates of the image in [-1, 1]"),
-        ("--cfg_scale",         1.5,             opt.not_negative,    "guidance; 1: none, more: clearer, less varied"),
-        ("--use_ema",           True,            opt.switch,          "the averaged weights, not the last ones"),
+        shared("--sample", None),
+        shared("--sample_steps", None),
+        shared("--timestep_spacing", "trailing"),
+        shared("--eta", 0.0),
+        shared("--clip_sample", True),
+        shared("--cfg_scale", 1.5),
+        shared("--use_ema", True),
     ],
     "output": [
-        ("--generate_name",     "generated",     opt.file_name,       "images go to <result_path>/<generate_name>"),
-        ("--result_path",       "results",       opt.path,            "folder that holds the results"),
-        ("--image_format",      "png",           opt.IMAGE_FORMATS,   "of the images"),
-        ("--animate",           None,            ("webp", "gif"),     "also write the denoising as an animation"),
+        Option("--generate_name",  "generated", opt.file_name,       "images go to <result_path>/<generate_name>"),
+        shared("--result_path", "results"),
+        shared("--image_format", "png"),
+        Option("--animate",        None,        opt.ANIMATIONS,      "also write the denoising as an animation"),
     ],
     "machine": [
-        ("--batch_size",        32,              opt.positive,        "images per network call"),
-        ("--distributed",       False,           opt.switch,          "share the images out to several processes"),
-        ("--world_size",        2,               opt.positive,        "with --distributed: number of processes"),
-        ("--use_gpu",           0,               opt.minus_one_up,    "number of the GPU; -1, or none there: the CPU"),
+        shared("--batch_size", 32),
+        shared("--amp --fp16", False),
+        shared("--distributed", False, "share the images out to several processes"),
+        shared("--world_size", 2),
+        shared("--use_gpu", 0),
     ],
     "weights without metadata": [
-        ("--conditional",       None,            opt.switch,          "whether the network knows classes"),
-        ("--num_classes",       None,            opt.positive,        "number of classes"),
-        ("--network",           None,            opt.NETWORKS,        "kind of network [unet]"),
-        ("--act",               None,            opt.ACTIVATIONS,     "activation [silu]"),
-        ("--head_channels",     None,            opt.positive,        "channels per attention head [32]"),
-        ("--noise_schedule",    None,            opt.NOISE_SCHEDULES, "noise schedule it was trained with [linear]"),
-        ("--prediction",        None,            opt.PREDICTIONS,     "what it predicts [eps]"),
+        Option("--conditional",    None,        opt.switch,          "whether the network knows classes"),
+        Option("--num_classes",    None,        opt.positive,        "number of classes"),
+        Option("--network",        None,        opt.NETWORKS,        "network architecture; not set: unet"),
+        Option("--act",            None,        opt.ACTIVATIONS,     "activation function; not set: silu"),
+        Option("--head_channels",  None,        opt.positive,        "channels per attention head; not set: 32"),
+        Option("--noise_schedule", None,        opt.NOISE_SCHEDULES, "noise schedule of training; not set: linear"),
+        Option("--prediction",     None,        opt.PREDICTIONS,     "what the network predicts; not set: eps"),
     ],
 }
 # fmt: on
 
-GRID = 256  # as many images, at most, are shown together
+TIMEOUT = 3600.0  # seconds that a process waits for the others' images
+MOST_IN_GRID = 256  # images that are shown together
+MOST_FRAMES = 60  # of an animation
+FILMED = 16  # images in an animation
+ONE_OF_EACH = "-1"  # as --class_name
 
 
 def build_parser() -> opt.Parser:
@@ -69,236 +75,227 @@ def build_parser() -> opt.Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    from utils.distributed import launch
+    if args.class_name != ONE_OF_EACH:
+        check_seeds(args.seed, args.num_images)
+    from utils.launch import Processes, launch
 
-    launch(generate, args, args.distributed, args.world_size, main_gpu=0, timeout=3600.0)
+    processes = Processes(
+        distributed=args.distributed,
+        world_size=args.world_size,
+        main_rank=0,
+        timeout=TIMEOUT,
+        on_gpu=args.use_gpu >= 0,
+    )
+    launch(partial(generate, args), processes)
 
 
-def generate(args, ranks) -> int:
-    """One process: its share of the images, written as they are done. Returns its exit status."""
-    from utils.checkpoint import inference_network, read_checkpoint
-    from utils.distributed import choose_device, choose_precision
+def check_seeds(first: int, count: int) -> None:
+    """Raise UserError where the seeds of the images are more than there are."""
+    last = first + count - 1
+    if last > opt.seed.high:
+        raise opt.UserError(
+            f"--seed {first} with {count} images needs seeds up to {last}; "
+            f"{opt.seed.high} is the largest"
+        )
+
+
+def generate(args, ranks) -> None:
+    """One process: its share of the images, written as they are done."""
+    from utils.devices import choose_device, choose_precision
+    from utils.generation import ImageGenerator, sampling_remarks
 
     # Weights, and what they say of themselves
     device = choose_device(args.use_gpu, ranks)
-    contents = read_checkpoint(args.weight_path)
-    if "config" not in contents:
-        contents = describe_bare_weights(args, contents["network"])
-    data = check_metadata(args, contents)
-    network = inference_network(contents, args.weight_path, args.use_ema)
-    network = choose_precision(False, device)[0].place(network)
-    labels = choose_labels(args, data["class_names"])
-    size, diffusion, settings = choose_sampler(args, contents, network, device)
+    precision, remark = choose_precision(args.amp, device)
+    checkpoint = open_checkpoint(args)
+    sampling = choose_sampling(args, checkpoint)
+    labels, label_remark = choose_labels(args, checkpoint.class_names)
+    generator = ImageGenerator.from_checkpoint(
+        checkpoint, sampling, precision, args.image_size, args.use_ema
+    )
+    for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
+        if text and ranks.is_main:
+            opt.say(f"warning: {text}")
 
     # Images: this process takes every world_size-th
     count = args.num_images if labels is None else len(labels)
-    names = [data["class_names"][label] for label in labels] if labels else [""] * count
+    check_seeds(args.seed, count)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
-    folder = gather(folder, ranks)[0]
-    frames = [] if args.animate and ranks.is_main else None
-    mine = range(count)[ranks.rank :: ranks.world_size]
-    first = []  # (place, image) of those that go into the grid
-    for start in range(0, len(mine), args.batch_size):
-        places = mine[start : start + args.batch_size]
-        seeds = [args.seed + place for place in places]
-        part = None if labels is None else [labels[place] for place in places]
-        title = f"images {places[0] + 1} to {places[-1] + 1} of {count}"
-        watch = progress(diffusion, title, frames if start == 0 else None, ranks.is_main)
-        channels = 1 if data["mode"] == "L" else 3
-        batch = diffusion.sample(
-            network, len(seeds), size, channels, part, args.cfg_scale, seeds, callback=watch
-        )
-        for place, image in zip(places, batch.cpu(), strict=True):
-            about = {
-                "seed": args.seed + place,
-                **({"class": names[place]} if labels else {}),
-                **settings,
-            }
-            write_image(image, folder / f"{place:05d}.{args.image_format}", about)
-            if place < GRID:
-                first.append((place, image))
+    folder = ranks.gather(folder)[0]
+    names = [checkpoint.class_names[label] for label in labels] if labels else []
+    settings = settings_of(args, checkpoint, generator, sampling)
+    frames: list = []
+    shown = []  # (place, pixels) of those that go into the grid
+    for place, pixels in images_of(args, ranks, generator, labels, count, frames):
+        about = {"seed": args.seed + place}
+        if names:
+            about["class"] = names[place]
+        write_image(pixels, folder / f"{place:05d}.{args.image_format}", {**about, **settings})
+        if place < MOST_IN_GRID:
+            shown.append((place, pixels))
 
     # What shows them together
-    pairs = sorted(
-        (pair for part in gather(first, ranks) for pair in part), key=lambda pair: pair[0]
-    )
-    if ranks.is_main:
-        print(f"{count} images of {size[0]}x{size[1]} in {folder}")
-        write_grid([image for _, image in pairs], names, args, folder, settings)
-        if frames:
-            write_animation(frames, folder / f"denoising.{args.animate}")
-    return 0
+    everyones = [pair for part in ranks.gather(shown) for pair in part]
+    if not ranks.is_main:
+        return
+    opt.say(f"{count} images of {generator.image_size[0]}x{generator.image_size[1]} in {folder}")
+    pixels = [pixels for _, pixels in sorted(everyones, key=lambda pair: pair[0])]
+    write_grid(pixels, labels, names, args, folder, settings)
+    if frames:
+        from utils.pictures import save_animation
+
+        file = folder / f"denoising.{args.animate}"
+        save_animation(frames, file)
+        opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
 
 
-def gather(mine: object, ranks) -> list:
-    """What each of the processes has, in their order, on all of them."""
-    import torch
-
-    everyones = [mine] * ranks.world_size
-    if ranks.world_size > 1:
-        torch.distributed.all_gather_object(everyones, mine)
-    return everyones
+# --- What the checkpoint and the options say ---
 
 
-def choose_sampler(args, contents: dict, network, device):
-    """Image size (H, W), sampler, and the settings that go into the PNG text."""
-    from model.networks import check_image_size
-    from model.samplers import build_sampler
+def open_checkpoint(args):
+    """The checkpoint, with which the options agree. Raises UserError where they do not."""
+    from utils.runs.bare_weights import Told, describe_bare_weights
+    from utils.runs.checkpoint import Checkpoint
+    from utils.runs.files import read_checkpoint
 
-    config = contents["config"]["diffusion"]
-    name = args.sample or contents["args"]["sample"]
-    size = args.image_size or tuple(contents["config"]["data"]["image_size"])
-    steps = args.sample_steps or (
-        config["noise_steps"] if name == "ddpm" else min(50, config["noise_steps"])
-    )
-    options = {
-        "sample_steps": steps,
-        "timestep_spacing": args.timestep_spacing,
-        "clip_sample": args.clip_sample,
-    }
-    try:
-        check_image_size(*size, network.downsample_factor)
-        diffusion = build_sampler(name, config, eta=args.eta, device=device, **options)
-    except (TypeError, ValueError) as error:
-        raise opt.UserError(f"{args.weight_path}: {error}") from None
-    settings = {"sampler": name, **options, "cfg_scale": args.cfg_scale, "use_ema": args.use_ema}
-    settings |= {"eta": args.eta} if name == "ddim" else {}
-    return (
-        size,
-        diffusion,
-        {**settings, "weights": args.weight_path.name, **network.config, **config},
-    )
-
-
-def check_metadata(args, contents: dict) -> dict:
-    """What the checkpoint says of its data; its parts are as expected, and the options agree with
-    them.
-    """
-    try:
-        network, diffusion, data = (
-            contents["config"][part] for part in ("network", "diffusion", "data")
+    contents = read_checkpoint(args.weight_path)
+    if "config" not in contents:
+        told = Told(
+            conditional=args.conditional,
+            num_classes=args.num_classes,
+            network=args.network,
+            act=args.act,
+            head_channels=args.head_channels,
+            noise_schedule=args.noise_schedule,
+            prediction=args.prediction,
         )
-        names, size = data["class_names"], data["image_size"]
-        good = all(isinstance(name, str) for name in names) and len(names) == (
-            network["num_classes"] or 0
-        )
-        good = good and len(size) == 2 and all(type(n) is int and 1 <= n <= 4096 for n in size)
-        good = good and data["mode"] in ("L", "RGB") and contents["args"]["sample"] in opt.SAMPLERS
-        good = good and network["in_channels"] == (1 if data["mode"] == "L" else 3)
-        if not good or not {"noise_steps", "noise_schedule", "prediction"} <= diffusion.keys():
-            raise ValueError("its class names, image size, mode or schedule make no sense")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise opt.UserError(f"the metadata of {args.weight_path} is not usable: {error}") from None
-    if names and contents["args"].get("label_drop") == 0 and args.cfg_scale != 1:
-        raise opt.UserError(
-            f"{args.weight_path} was trained with --label_drop 0, without guidance: add --cfg_scale 1"
-        )
+        return describe_bare_weights(contents["network"], told, args.weight_path)
+    checkpoint = Checkpoint.parse(contents, args.weight_path)
+    network = checkpoint.config["network"]
+    diffusion = checkpoint.config["diffusion"]
     found = {
-        "conditional": network["num_classes"] is not None,
-        "num_classes": network["num_classes"],
-        "network": network["name"],
-        "act": network["act"],
-        "head_channels": network["head_channels"],
+        "conditional": network.get("num_classes") is not None,
+        "num_classes": network.get("num_classes"),
+        "network": network.get("name"),
+        "act": network.get("act"),
+        "head_channels": network.get("head_channels"),
         "noise_schedule": diffusion["noise_schedule"],
         "prediction": diffusion["prediction"],
     }
-    for key, value in found.items():
-        if getattr(args, key) not in (None, value):
+    for name, value in found.items():
+        asked = getattr(args, name)
+        if asked not in (None, value):
             raise opt.UserError(
-                f"--{key} {getattr(args, key)}, but {args.weight_path} was trained with {value}"
+                f"--{name} {asked}, but {args.weight_path} was trained with {value}"
             )
-    return data
+    return checkpoint
 
 
-def describe_bare_weights(args, weights: dict) -> dict:
-    """Contents of a checkpoint for a bare state_dict: the shapes tell the widths, the options the
-    rest.
-    """
-    if args.conditional and not args.num_classes:
+def choose_sampling(args, checkpoint):
+    """How the images are made. Raises UserError for guidance that was not trained."""
+    from utils.generation import Sampling
+
+    if checkpoint.class_names and not checkpoint.guidance_was_trained and args.cfg_scale != 1:
         raise opt.UserError(
-            f"{args.weight_path} has no metadata: --conditional needs --num_classes"
+            f"{args.weight_path} was trained with --label_drop 0, without guidance: "
+            "add --cfg_scale 1"
         )
-    classes = args.num_classes if args.conditional is not False else None
-    rest = {
-        "num_classes": classes,
-        "act": args.act or "silu",
-        "head_channels": args.head_channels or 32,
-    }
-    network = guess_network(args.network or "unet", weights, rest)
-    diffusion = {
-        "noise_schedule": args.noise_schedule or "linear",
-        "prediction": args.prediction or "eps",
-    }
-    names = [str(i) for i in range(classes or 0)]
-    mode = "L" if network["in_channels"] == 1 else "RGB"
-    data = {"image_size": [64, 64], "mode": mode, "class_names": names}
-    config = {"network": network, "diffusion": {"noise_steps": 1000, **diffusion}, "data": data}
-    return {"config": config, "ema": weights, "network": weights, "args": {"sample": "ddpm"}}
-
-
-def guess_network(name: str, weights: dict, options: dict) -> dict:
-    """The config of a network from the shapes of its bare weights; `options` are what shapes cannot
-    tell.
-    """
-
-    def count(pattern: str) -> int:
-        return len({match[1] for key in weights if (match := re.match(pattern, key))})
-
-    last_layer, inner = {
-        "unet": ("block.conv2", r"down\.level0_block"),
-        "cspdarkunet": ("join", r"down\.level0_block0\.blocks\."),
-    }[name]
-    try:
-        channels, in_channels = weights["conv_in.weight"].shape[:2]
-        levels = count(r"up\.level(\d+)_block0")
-        widths = [
-            weights[f"down.level{i}_block0.{last_layer}.weight"].shape[0] for i in range(levels)
-        ]
-    except KeyError as error:
-        raise opt.UserError(f"the weights are not those of a {name}: {error} is missing") from None
-    attends = {
-        int(m[1])
-        for key in weights
-        if (m := re.match(r"down\.level(\d+)_block0\.attention\.", key))
-    }
-    shapes = {
-        "in_channels": in_channels,
-        "channels": channels,
-        "channel_mult": [w // channels for w in widths],
-    }
-    return {
-        "name": name,
-        **shapes,
-        "blocks_per_level": count(inner + r"(\d+)"),
-        "attention_levels": sorted(attends),
-    } | options
-
-
-def choose_labels(args, class_names: list[str]) -> list[int] | None:
-    """The class of each image, None for a network without classes."""
-    if not class_names:
-        if args.class_name is not None:
-            raise opt.UserError(
-                f"--class_name {args.class_name}, but {args.weight_path} was trained without classes"
-            )
-        return None
-    if args.class_name is None:
-        return [i % len(class_names) for i in range(args.num_images)]
-    if args.class_name in class_names:
-        return [class_names.index(args.class_name)] * args.num_images
-    if args.class_name == "-1":
-        return list(range(len(class_names)))
-    if args.class_name.isdecimal() and int(args.class_name) < len(class_names):
-        return [int(args.class_name)] * args.num_images
-    known = opt.name_list(f"{i} {name}" for i, name in enumerate(class_names))
-    raise opt.UserError(
-        f"--class_name {args.class_name!r} is unknown; known are {known}, or -1 for one of each"
+    return Sampling(
+        sampler=args.sample or checkpoint.sampler,
+        sample_steps=args.sample_steps,
+        timestep_spacing=args.timestep_spacing,
+        eta=args.eta,
+        clip_sample=args.clip_sample,
+        cfg_scale=args.cfg_scale,
     )
+
+
+def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
+    """The class of each image, None for a network without classes; and a remark, or "".
+
+    Raises UserError for a class that the network does not know.
+    """
+    asked = args.class_name
+    if not class_names:
+        if asked is not None:
+            raise opt.UserError(
+                f"--class_name {asked}, but {args.weight_path} was trained without classes"
+            )
+        return None, ""
+    if asked is None:
+        return [i % len(class_names) for i in range(args.num_images)], ""
+    known = [unicodedata.normalize("NFC", name) for name in class_names]
+    name = unicodedata.normalize("NFC", asked)
+    is_number = asked.isascii() and asked.isdecimal() and int(asked) < len(class_names)
+    if name in known:
+        label = known.index(name)
+        remark = ""
+        if is_number and int(asked) != label:
+            remark = (
+                f"--class_name {asked} is the class of that name, number {label}; "
+                f"number {asked} is the class {class_names[int(asked)]}"
+            )
+        return [label] * args.num_images, remark
+    if asked == ONE_OF_EACH:
+        return list(range(len(class_names))), ""
+    if is_number:
+        label = int(asked)
+        return [label] * args.num_images, f"class number {asked} is {class_names[label]}"
+    choices = opt.name_list(f"{i} {name}" for i, name in enumerate(class_names))
+    raise opt.UserError(
+        f"--class_name {asked!r} is unknown; known are {choices}, or -1 for one of each"
+    )
+
+
+def settings_of(args, checkpoint, generator, sampling) -> dict:
+    """What goes into the text of each PNG."""
+    settings = {
+        "sampler": sampling.sampler,
+        "sample_steps": sampling.steps(generator.sampler.noise_steps),
+        "timestep_spacing": sampling.timestep_spacing,
+        "clip_sample": sampling.clip_sample,
+        "cfg_scale": sampling.cfg_scale,
+        "use_ema": args.use_ema,
+    }
+    if sampling.sampler == "ddim":
+        settings["eta"] = sampling.eta
+    settings["weights"] = args.weight_path.name
+    return {**settings, **generator.network.config, **checkpoint.config["diffusion"]}
+
+
+# --- Making and writing ---
+
+
+def images_of(args, ranks, generator, labels, count: int, frames: list):
+    """Yields (place, pixels (C,H,W) uint8) of this process's share, batch by batch.
+
+    Where an animation is wanted, fills `frames` with (x_t, estimate of x0) of the first images.
+    """
+    mine = range(count)[ranks.rank :: ranks.world_size]
+    starts = range(0, len(mine), args.batch_size)
+    every = -(-generator.calls // MOST_FRAMES)
+    filming = args.animate is not None and ranks.is_main
+    total = len(starts) * generator.calls
+    with opt.Progress(
+        total, title="sampling", unit="call", leave=False, shown=ranks.is_main
+    ) as progress:
+        for start in starts:
+            places = mine[start : start + args.batch_size]
+            seeds = [args.seed + place for place in places]
+            part = None if labels is None else [labels[place] for place in places]
+            for denoised in generator.denoise(seeds, part):
+                progress.update(images=f"{start} of {len(mine)}")
+                is_due = denoised.calls_done % every == 0 or denoised.is_last
+                if filming and start == 0 and is_due:
+                    pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
+                    frames.append(tuple(generator.pixels(x) for x in pair))
+            yield from zip(places, generator.finished(denoised), strict=True)
 
 
 def new_folder(parent: Path, name: str) -> Path:
     """parent/name, or where that exists name-2, name-3, ...: earlier images stay."""
-    for number in range(1, 100_000):
+    most = 100_000
+    for number in range(1, most):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
             folder.mkdir(parents=True)
@@ -307,77 +304,41 @@ def new_folder(parent: Path, name: str) -> Path:
             continue
         except OSError as error:
             raise opt.UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    raise opt.UserError(
-        f"{parent} holds 100,000 folders named {name}; choose another --generate_name"
-    )
+    raise opt.UserError(f"{parent} holds {most:,} folders named {name}; choose another name")
 
 
-def progress(diffusion, title: str, frames: list | None, shown: bool):
-    """A callback that moves a progress bar and collects (x_t, x0) of the first 16 images, at most
-    60 times.
-    """
-    from tqdm import tqdm
+def write_image(pixels, file: Path, settings: dict) -> None:
+    """(C,H,W) uint8 -> an image file; in a PNG, the settings become its text."""
+    from utils.pictures import save_image, to_picture
 
-    calls = len(diffusion.calls())
-    bar = tqdm(total=calls, desc=title, unit="call", leave=False, disable=not shown)
-    every = -(-calls // 60)
-
-    def callback(done, x, x0):
-        bar.update()
-        if frames is not None and (done % every == 0 or done == calls):
-            frames.append((x[:16].clamp(-1, 1).cpu(), x0[:16].cpu()))
-        if done == calls:
-            bar.close()
-
-    return callback
+    save_image(to_picture(pixels), file, settings)
 
 
-def write_image(image, file: Path, settings: dict) -> None:
-    """(C,H,W) float in [-1, 1] -> an image file; in a PNG, the settings become its text."""
-    from PIL import Image
-
-    from utils.images import save_image, to_uint8
-
-    pixels = to_uint8(image).permute(1, 2, 0).numpy()
-    save_image(Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels), file, settings)
-
-
-def write_grid(images: list, names: list[str], args, folder: Path, settings: dict) -> None:
+def write_grid(
+    pixels: list, labels: list[int] | None, names: list[str], args, folder: Path, settings: dict
+) -> None:
     """The first images in one picture, with class and seed below each."""
     import torch
 
-    from utils.images import image_grid, save_image
+    from utils.pictures import image_grid, save_image
 
-    columns = min(8, max(1, round(len(images) ** 0.5 * 1.2))) if len(images) < 64 else 16
-    captions = [f"{names[i][:12]} {args.seed + i}".strip() for i in range(len(images))]
+    count = len(pixels)
+    columns = 16
+    if count < 64:
+        columns = min(8, max(1, round(count**0.5 * 1.2)))
+    fallbacks = [f"class {label}" for label in labels[:count]] if labels else []
+    seeds = [str(args.seed + i) for i in range(count)]
+    grid = image_grid(
+        torch.stack(pixels),
+        columns,
+        captions=names[:count],
+        fallbacks=fallbacks,
+        caption_ends=seeds,
+    )
     file = folder / f"grid.{args.image_format}"
-    save_image(image_grid(torch.stack(images), columns, captions=captions), file, settings)
-    print(
-        f"the first {len(images)} together in {file}"
-        if len(images) == GRID
-        else f"all of them together in {file}"
-    )
-
-
-def write_animation(frames: list, file: Path) -> None:
-    """Pairs (x_t, estimate of x0), each (N,C,H,W), side by side, as a film."""
-    from PIL import Image
-
-    from utils.images import image_grid
-
-    columns, pictures = min(4, len(frames[0][0])), []
-    for x, x0 in frames:
-        left, right = image_grid(x, columns), image_grid(x0, columns)
-        canvas = Image.new(left.mode, (2 * left.width + 12, left.height), "white")
-        canvas.paste(left, (0, 0))
-        canvas.paste(right, (left.width + 12, 0))
-        pictures.append(canvas)
-    durations = [80] * (len(pictures) - 1) + [2000]  # milliseconds
-    options = {"lossless": True} if file.suffix == ".webp" else {}
-    pictures[0].save(
-        file, save_all=True, append_images=pictures[1:], duration=durations, loop=0, **options
-    )
-    print(f"the denoising, x_t beside the estimate of x0, in {file}")
+    save_image(grid, file, settings)
+    which = f"the first {count}" if count == MOST_IN_GRID else "all of them"
+    opt.say(f"{which} together in {file}")
 
 
 if __name__ == "__main__":

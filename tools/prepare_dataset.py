@@ -14,35 +14,47 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
+from utils.console import progress_over, say
+from utils.options import Option
+
+
+def _train_flag(split: str) -> dict:
+    return {"train": split == "train"}
+
+
+def _split_name(split: str) -> dict:
+    return {"split": split}
+
 
 # Name here: (class in torchvision.datasets, how it is told which split).
 DATASETS = {
-    "cifar10": ("CIFAR10", lambda split: {"train": split == "train"}),
-    "cifar100": ("CIFAR100", lambda split: {"train": split == "train"}),
-    "mnist": ("MNIST", lambda split: {"train": split == "train"}),
-    "fashion_mnist": ("FashionMNIST", lambda split: {"train": split == "train"}),
-    "kmnist": ("KMNIST", lambda split: {"train": split == "train"}),
-    "stl10": ("STL10", lambda split: {"split": split}),
-    "flowers102": ("Flowers102", lambda split: {"split": split}),
-    "food101": ("Food101", lambda split: {"split": split}),
+    "cifar10": ("CIFAR10", _train_flag),
+    "cifar100": ("CIFAR100", _train_flag),
+    "mnist": ("MNIST", _train_flag),
+    "fashion_mnist": ("FashionMNIST", _train_flag),
+    "kmnist": ("KMNIST", _train_flag),
+    "stl10": ("STL10", _split_name),
+    "flowers102": ("Flowers102", _split_name),
+    "food101": ("Food101", _split_name),
 }
+NAMES = opt.Choice(tuple(DATASETS))
+SPLITS = opt.Choice(("train", "test"))
 
 # fmt: off
-OPTIONS = {
-    "options": [
-        ("--out",               None,            opt.path,            "folder to write [datasets/<name>]"),
-        ("--split",             "train",         ("train", "test"),   "which part of the set"),
-        ("--source",            "datasets/.raw", opt.path,            "where the downloaded files lie, or will"),
-        ("--per_class",         None,            opt.positive,        "at most so many images of each class"),
+OPTIONS: opt.Table = {
+    "what": [
+        Option("name",        None,            NAMES,         "the data set"),
+        Option("--out",       None,            opt.path,      "folder to write; not set: datasets/<name>"),
+        Option("--split",     "train",         SPLITS,        "which part of the set"),
+        Option("--source",    "datasets/.raw", opt.path,      "where the downloaded files are, or will be"),
+        Option("--per_class", None,            opt.positive,  "at most this many images of each class"),
     ],
 }
 # fmt: on
 
 
 def build_parser() -> opt.Parser:
-    parser = opt.make_parser(__doc__, OPTIONS)
-    parser.add_argument("name", choices=tuple(DATASETS), help="the data set")
-    return parser
+    return opt.make_parser(__doc__, OPTIONS)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,14 +62,12 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or opt.ROOT / "datasets" / args.name
     if out.exists() and any(out.iterdir()):
         raise opt.UserError(f"--out {out} is not empty; name another folder, or remove it first")
-    from tqdm import tqdm
 
     dataset = load(args)
     counts: dict[str, int] = {}
     try:
-        for i, (image, label) in enumerate(
-            tqdm(dataset, args.name, unit="image", disable=not sys.stderr.isatty())
-        ):
+        progress = progress_over(dataset, len(dataset), args.name, leave=True)
+        for i, (image, label) in enumerate(progress):
             name = folder_name(dataset.classes[label])
             if counts.get(name, 0) == args.per_class:
                 continue
@@ -67,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             image.save(out / name / f"{i:06d}.png")
     except OSError as error:
         raise opt.UserError(f"cannot write to {out}: {error.strerror or error}") from None
-    print(f"{sum(counts.values()):,} images in {len(counts)} classes under {out}")
+    say(f"{sum(counts.values()):,} images in {len(counts)} classes under {out}")
 
 
 def load(args):
@@ -79,7 +89,7 @@ def load(args):
     try:
         return kind(args.source, download=False, **split(args.split))
     except RuntimeError:  # "not found, use download=True"
-        print(f"{args.name} is not in {args.source}: downloading")
+        say(f"{args.name} is not in {args.source}: downloading")
     try:
         return kind(args.source, download=True, **split(args.split))
     except Exception as error:  # whatever the network, the archive or the disk raise

@@ -16,3 +16,15 @@ def name_list(names: Iterable[str], limit: int = 10) -> str:
 
 class ReadError(UserError):
     """A file that could be read at first and cannot any more: a run saves what it has, then ends."""
+
+
+class Stopped(Exception):
+    """A signal asked a run to stop, and it has saved. `status` is the exit status to end with."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number}")
+        self.status = 128 + signal_number
+
+
+class NotSaved(Exception):
+    """A run has come to its end, but its last checkpoint could not be written."""

@@ -12,7 +12,7 @@ from helpers import ROOT
 from model.noise_schedule import NOISE_SCHEDULES, betas
 from model.samplers import DDIM, DDPM, PLMS, SAMPLERS, build_sampler
 from model.samplers.time_grid import time_grid
-from utils.checkpoint import load_for_inference
+from utils.generation import load_for_inference
 
 T = 1000
 SHAPE = (3, 1, 4, 4)

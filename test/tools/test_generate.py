@@ -12,8 +12,8 @@ from helpers import DEMO, ROOT, TINY
 from PIL import Image
 
 from tools.generate import choose_labels
-from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
+from utils.runs.files import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -251,10 +251,18 @@ def test_class_names_come_before_numbers():
     class Args:
         class_name, num_images, weight_path = "1", 2, "w.pt"
 
-    assert choose_labels(Args, ["1", "0"]) == [0, 0]
-    assert choose_labels(Args, ["a", "b"]) == [1, 1]
+    labels, remark = choose_labels(Args, ["1", "0"])
+    assert (
+        labels == [0, 0]
+        and "is the class of that name, number 0; number 1 is the class 0" in remark
+    )
+    assert choose_labels(Args, ["0", "1"]) == ([1, 1], "")
+    assert choose_labels(Args, ["a", "b"]) == ([1, 1], "class number 1 is b")
     Args.class_name = None
-    assert choose_labels(Args, ["a", "b", "c"]) == [0, 1] and choose_labels(Args, []) is None
+    assert choose_labels(Args, ["a", "b", "c"])[0] == [0, 1]
+    assert choose_labels(Args, []) == (None, "")
+    Args.class_name = "e\u0301te\u0301"  # as a Mac stores it
+    assert choose_labels(Args, ["a", "\u00e9t\u00e9"])[0] == [1, 1]
     Args.class_name = "a"
     with pytest.raises(UserError, match="trained without classes"):
         choose_labels(Args, [])

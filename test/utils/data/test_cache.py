@@ -1,0 +1,306 @@
+"""Decoded once per machine, whatever happens to the processes, the disk and the files."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from PIL import Image
+
+from utils.data import cache as cache_module
+from utils.data import load_image_set, locks, reading
+from utils.errors import UserError
+
+SIZE = (8, 8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """The files that are decoded, in a list."""
+    seen = []
+    real = reading.decode
+
+    def decode(path, size):
+        seen.append(os.path.basename(path))
+        return real(path, size)
+
+    monkeypatch.setattr(reading, "decode", decode)
+    return seen
+
+
+def load(images, folder, **options):
+    return load_image_set(images, SIZE, True, cache_folder=folder, **options)
+
+
+def same(one, other):
+    return all(torch.equal(one[i][0], other[i][0]) for i in range(len(one)))
+
+
+# --- What is kept ---
+
+
+def test_the_second_run_decodes_nothing(images, folder, decodes):
+    first = load(images, folder)
+    assert len(decodes) == 13
+    second = load(images, folder)
+    assert len(decodes) == 13 and same(first, second)
+    assert first.fingerprint() == second.fingerprint() and first.left_out == second.left_out
+    assert load(images, folder, cache="none").fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize("cache", ["auto", "disk", "ram", "none"])
+def test_each_choice_gives_the_same_pixels(images, folder, cache):
+    (images / "bag" / "cut.png").write_bytes(b"\x89PNG")
+    for colour_in in ("bag/000.png", "trouser/zzz.png", None):  # coloured at once, late, not at all
+        for file in images.rglob("*.png"):
+            if file.name != "cut.png":
+                Image.open(file).convert("L").save(file)
+        (images / "trouser" / "zzz.png").unlink(missing_ok=True)
+        if colour_in:
+            Image.new("RGB", SIZE, (200, 10, 10)).save(images / colour_in)
+        found = load(images, folder, cache=cache)
+        again = load(images, folder, cache="none")
+        assert same(found, again) and found.fingerprint() == again.fingerprint()
+        assert found.channels == (3 if colour_in else 1)
+        assert list(found.left_out) == ["bag/cut.png"]
+
+
+def test_a_fingerprint_of_earlier_versions(images, folder):
+    """crc32 of the (H,W,3) pixels of each image, as checkpoints made before hold it."""
+    import hashlib
+    import zlib
+
+    found = load(images, folder)
+    sums = []
+    for name in found.files:
+        grey = np.asarray(Image.open(images / name).resize(SIZE, Image.Resampling.BICUBIC))
+        sums.append(zlib.crc32(np.stack([grey] * 3, -1).tobytes()))
+    facts = (["bag", "boot", "trouser"], SIZE, "L", [0] * 5 + [1] * 4 + [2] * 4, sums)
+    assert found.fingerprint() == hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def test_modes(images, folder):
+    Image.new("RGB", SIZE, (200, 10, 100)).save(images / "bag" / "000.png")
+    luma = load(images, folder, mode="L")
+    assert luma.channels == 1 and abs(int(luma[0][0][0, 0, 0]) - 77) <= 1  # 601: .299 .587 .114
+    colour = load(images, folder, mode="RGB")
+    assert colour.channels == 3 and colour[0][0][:, 0, 0].tolist() == [200, 10, 100]
+    (images / "bag" / "000.png").unlink()
+    grey, wide = load(images, folder), load(images, folder, mode="RGB")
+    assert grey.channels == 1 and wide.channels == 3
+    assert torch.equal(wide[0][0], grey[0][0].expand(3, *SIZE))
+    assert load(images, folder, mode="L").fingerprint() == grey.fingerprint()
+    with pytest.raises(UserError, match="--mode CMYK is not known; choose one of auto, L, RGB"):
+        load(images, folder, mode="CMYK")
+
+
+def test_another_listing_size_or_decoder_is_another_set(images, folder, decodes, monkeypatch):
+    load(images, folder)
+    os.utime(images / "bag" / "000.png", ns=(0, 1))
+    load(images, folder)
+    assert len(decodes) == 26
+    load_image_set(images, (8, 12), True, cache_folder=folder)
+    assert len(decodes) == 39
+    monkeypatch.setattr(cache_module, "DECODER_VERSION", "another")
+    load(images, folder)
+    assert len(decodes) == 52
+
+
+@pytest.mark.parametrize("damage", ["cut off", "longer", "facts", "header", "empty", "pixels"])
+def test_a_damaged_cache_file_is_noticed(images, folder, decodes, damage):
+    first = load(images, folder)
+    (file,) = folder.glob("*.images")
+    data = bytearray(file.read_bytes())
+    if damage == "cut off":
+        data = data[:-10]
+    elif damage == "longer":
+        data += b"x"
+    elif damage == "facts":
+        data[-100] ^= 1
+    elif damage == "header":
+        data[20] ^= 1
+    elif damage == "empty":
+        data = b""
+    elif damage == "pixels":
+        data[4096 + 70] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    assert same(load(images, folder), first)
+    assert len(decodes) == (13 if damage == "pixels" else 26)
+
+
+def test_a_file_that_becomes_readable_is_read(images, folder, monkeypatch):
+    real = reading.decode
+
+    def decode(path, size):
+        if path.endswith("boot/000.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, size)
+
+    monkeypatch.setattr(reading, "decode", decode)
+    found = load(images, folder)
+    assert found.left_out == {"boot/000.png": "[Errno 13] Permission denied: '000.png'"}
+    monkeypatch.setattr(reading, "decode", real)
+    assert len(load(images, folder)) == 13
+
+
+# --- The folder ---
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_module.default_cache_folder() == tmp_path / "iddm"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache_module.default_cache_folder() == tmp_path / ".cache" / "iddm"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_module.default_cache_folder() == tmp_path / "Library" / "Caches" / "iddm"
+
+
+def test_the_cache_is_bounded_and_spares_what_is_in_use(images, folder, monkeypatch):
+    oldest = load_image_set(images, (8, 8), True, cache_folder=folder)  # stays open
+    load_image_set(images, (8, 9), True, cache_folder=folder)
+    load_image_set(images, (8, 10), True, cache_folder=folder)
+    files = sorted(folder.glob("*.images"), key=lambda file: file.stat().st_mtime_ns)
+    for age, file in enumerate(files):
+        os.utime(file, (age, age))
+    limit = sum(file.stat().st_size for file in files) + 13 * 3 * 64
+    monkeypatch.setattr(cache_module, "LARGEST_CACHE", limit)
+    load_image_set(images, (8, 11), True, cache_folder=folder)
+    assert files[0].exists() and not files[1].exists() and files[2].exists()
+    assert oldest[0][0].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("why", ["no room", "not a folder", "write fails", "too large"])
+def test_without_a_usable_folder(images, folder, monkeypatch, why):
+    if why == "no room":
+        usage = cache_module.shutil.disk_usage("/")._replace(free=10)
+        monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
+    elif why == "not a folder":
+        folder.write_text("a file")
+    elif why == "write fails":
+
+        def write(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(cache_module.DiskStore, "write", write)
+    elif why == "too large":
+        monkeypatch.setattr(cache_module, "LARGEST_CACHE", 1)
+    found = load(images, folder)
+    assert isinstance(found.pixels, np.ndarray) and len(found) == 13
+    assert len(found.remarks) == 1 and "not kept on the disk" in found.remarks[0]
+    assert not list(folder.glob("*.part")) if folder.is_dir() else True
+    monkeypatch.setattr(cache_module, "LARGEST_IN_RAM", 1)
+    found = load(images, folder)
+    assert found.pixels is None and "decoded again at each use" in found.remarks[0]
+    if why != "too large":
+        with pytest.raises(UserError, match="--cache disk: the folder .* cannot be used, .*; pass"):
+            load(images, folder, cache="disk")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_file_systems_without_locks(images, folder, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    found = load(images, folder)
+    assert len(found) == 13 and len(found.remarks) == 1 and "without locks" in found.remarks[0]
+    assert not isinstance(found.pixels, np.ndarray) and len(list(folder.glob("*.images"))) == 1
+    assert load(images, folder).remarks == []
+
+
+# --- Several processes ---
+
+LOAD = f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from utils.data import load_image_set, reading
+real, log = reading.decode, os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def decode(path, size):
+    os.write(log, b"%d\\n" % os.getpid())
+    time.sleep(float(sys.argv[4]))
+    return real(path, size)
+reading.decode = decode
+found = load_image_set(Path(sys.argv[1]), (8, 8), True, cache_folder=Path(sys.argv[2]))
+print(found.fingerprint(), len(found))
+"""
+
+
+def start(images, folder, log, pause):
+    command = [sys.executable, "-c", LOAD, str(images), str(folder), str(log), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_decode_once(images, folder, tmp_path):
+    log = tmp_path / "log"
+    running = [start(images, folder, log, 0.1) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert said[0] == said[1] and said[0].endswith(" 13\n")
+    assert len(log.read_text().splitlines()) == 13 and len(set(log.read_text().split())) == 1
+
+
+def test_a_killed_builder_is_replaced(images, folder, tmp_path):
+    log = tmp_path / "log"
+    builder = start(images, folder, log, 30)
+    end = time.monotonic() + 30
+    while not log.exists() or not log.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    waiting = start(images, folder, log, 0)
+    time.sleep(1.5)
+    assert waiting.poll() is None  # it waits for as long as the builder lives
+    builder.send_signal(signal.SIGKILL)
+    builder.communicate()
+    said, _ = waiting.communicate(timeout=60)
+    assert said.endswith(" 13\n")
+    assert len(list(folder.glob("*.images"))) == 1 and not list(folder.glob("*.part"))
+
+
+def test_those_who_wait_say_so(images, folder, capsys, monkeypatch):
+    monkeypatch.setattr(cache_module, "WAITING_SHOWN_AFTER", 0.0)
+    folder.mkdir()
+    load(images, folder)
+    (file,) = folder.glob("*.images")
+    file.unlink()
+    holder = locks.FileLock(file.with_suffix(".lock"))
+    assert holder.try_acquire()
+    holder.write_note("7")
+    threading.Timer(0.5, holder.close).start()
+    assert len(load(images, folder)) == 13
+    assert "waiting: another process reads the images of" in capsys.readouterr().err
+
+
+# --- Bounded memory ---
+
+
+def test_decodes_do_not_run_far_ahead_of_their_reader():
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        return item * 2
+
+    results = reading.ahead(work, range(1000), threads=2)
+    assert next(results) == 0
+    time.sleep(0.2)
+    assert len(begun) <= 2 * reading.AHEAD_PER_THREAD + 1
+    assert list(results) == [2 * item for item in range(1, 1000)]
+    results = reading.ahead(work, range(1000), threads=2)
+    next(results)
+    results.close()  # an error of the reader leaves nothing running
+    assert len(begun) < 1100

@@ -1,0 +1,122 @@
+"""Devices, number formats and the checks before processes start. No GPU is needed: its absence is
+played.
+"""
+
+import pytest
+import torch
+
+from utils import launch as launch_module
+from utils.devices import Precision, choose_device, choose_precision
+from utils.errors import NotSaved, Stopped, UserError
+from utils.launch import Processes, launch
+from utils.ranks import Ranks
+
+
+def play_gpus(monkeypatch, count, capability=(9, 0)):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+
+
+def test_device(monkeypatch):
+    assert choose_device(-1, Ranks()).type == "cpu"
+    play_gpus(monkeypatch, 2)
+    assert str(choose_device(1, Ranks())) == "cuda:1" and str(choose_device(-1, Ranks())) == "cpu"
+    assert str(choose_device(0, Ranks(rank=5, world_size=8, local_rank=1))) == "cuda:1"
+    with pytest.raises(UserError, match="GPU 2 is not there: this machine has 2"):
+        choose_device(2, Ranks())
+
+
+def test_precision(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert choose_precision(False, gpu)[0].dtype == torch.float32
+    play_gpus(monkeypatch, 1, (9, 0))
+    assert choose_precision(True, gpu)[0].dtype == torch.bfloat16
+    play_gpus(monkeypatch, 1, (7, 5))
+    assert choose_precision(True, gpu)[0].dtype == torch.float16
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    private = "_is_avx512_bf16_supported"
+    monkeypatch.setattr(torch.cpu, private, lambda: True, raising=False)
+    assert choose_precision(True, cpu)[0].dtype == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, private, lambda: False)
+    precision, remark = choose_precision(True, cpu)
+    assert precision.dtype == torch.float32 and "no effect" in remark
+
+
+@pytest.mark.parametrize(
+    ("machine", "line", "native"),
+    [
+        ("x86_64", "flags\t\t: fpu avx512f avx512_bf16 sha_ni", True),
+        ("x86_64", "flags\t\t: fpu avx512f", False),
+        ("aarch64", "Features\t: fp asimd bf16 i8mm", True),
+        ("aarch64", "Features\t: fp asimd", False),
+        ("arm64", None, False),  # Apple has no /proc/cpuinfo
+    ],
+)
+def test_bf16_without_torch_s_private_function(monkeypatch, tmp_path, machine, line, native):
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    file = tmp_path / "cpuinfo"
+    if line is not None:
+        file.write_text(f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr("utils.devices.CPU_INFO", file)
+    precision, remark = choose_precision(True, torch.device("cpu"))
+    assert (precision.dtype == torch.bfloat16) == native == (remark == "")
+
+
+def test_memory_layout():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    last, kept = torch.channels_last, torch.preserve_format
+    assert Precision(torch.float32, cpu).memory_format() == last
+    assert Precision(torch.bfloat16, cpu).memory_format() == kept
+    assert Precision(torch.float32, gpu).memory_format() == kept
+    assert Precision(torch.bfloat16, gpu).memory_format() == last
+
+
+def test_only_fp16_scales_the_loss():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert Precision(dtype, torch.device("cpu")).scaler().is_enabled() == (
+            dtype == torch.float16
+        )
+
+
+def processes(world_size, main_rank=0, on_gpu=True, distributed=True):
+    return Processes(distributed, world_size, main_rank, timeout=10, on_gpu=on_gpu)
+
+
+def test_wrong_numbers_of_processes(monkeypatch):
+    for main_rank in (2, 5):
+        with pytest.raises(UserError, match="outside the 2 processes 0..1"):
+            launch(None, processes(2, main_rank))
+    play_gpus(monkeypatch, 2)
+    with pytest.raises(UserError, match="4 processes on this machine need as many GPUs, it has 2"):
+        launch(None, processes(4))
+    launch_module._check(processes(4, on_gpu=False), 4)  # on the CPU there may be any number
+
+
+def end_with(error):
+    def worker(ranks):
+        if error is not None:
+            raise error
+
+    return worker
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, 0), (Stopped(15), 143), (NotSaved("no room"), 1)]
+)
+def test_one_process_needs_no_group(error, status, capsys):
+    with pytest.raises(SystemExit) as stop:
+        launch(end_with(error), processes(2, 1, distributed=False))
+    assert stop.value.code == status
+    assert ("no room" in capsys.readouterr().err) == (status == 1)
+    tensor = torch.ones(2)
+    ranks = Ranks()
+    assert ranks.sum(tensor) is tensor and ranks.any(True) is True and ranks.gather(3) == [3]
+
+
+def test_errors_of_one_process_go_through():
+    for error in (UserError("a"), OSError("b"), RuntimeError("c")):
+        with pytest.raises(type(error)):
+            launch(end_with(error), processes(2, 1, distributed=False))

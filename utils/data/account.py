@@ -1,0 +1,57 @@
+"""The account of a folder: files seen = images used + files left out, each with a reason."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from utils.data.flat import readable
+from utils.data.formats import ending
+from utils.errors import name_list
+
+EXAMPLES = 3  # names kept for each reason
+
+
+@dataclass
+class LeftOutFiles:
+    """The files that are left out for one reason."""
+
+    endings: Counter[str] = field(default_factory=Counter)  # files per ending, in lower case
+    examples: list[str] = field(default_factory=list)  # the first few names, relative to the root
+
+    @property
+    def count(self) -> int:
+        return self.endings.total()
+
+    def per_ending(self) -> str:
+        """ "30 .png, 2 without an ending"."""
+        parts = []
+        for name, count in sorted(self.endings.items(), key=lambda item: (-item[1], item[0])):
+            parts.append(f"{count:,} {name or 'without an ending'}")
+        return name_list(parts)
+
+
+@dataclass
+class Account:
+    """What became of each file. `seen` counts all of them, those in skipped folders too."""
+
+    seen: int = 0
+    reasons: dict[str, LeftOutFiles] = field(default_factory=dict)
+    skipped_folders: dict[str, list[str]] = field(default_factory=dict)  # reason: folder names
+
+    def leave_out(self, name: bytes | str, reason: str) -> None:
+        """Count one file that is not used. It must have been counted as seen."""
+        files = self.reasons.setdefault(reason, LeftOutFiles())
+        shown = readable(name)
+        files.endings[readable(ending(shown))] += 1
+        if len(files.examples) < EXAMPLES:
+            files.examples.append(shown)
+
+    def skip_folder(self, name: bytes | str, reason: str) -> None:
+        self.skipped_folders.setdefault(reason, []).append(readable(name))
+
+    @property
+    def left_out(self) -> int:
+        return sum(files.count for files in self.reasons.values())
+
+    @property
+    def used(self) -> int:
+        return self.seen - self.left_out

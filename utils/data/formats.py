@@ -1,0 +1,88 @@
+"""Which files are images: by their ending, or by their content where the ending is unknown."""
+
+import os
+from functools import cache
+
+from PIL import Image
+
+from utils.data.silence import quiet_pillow
+
+# What Pillow lists but does not decode to pixels by itself. PostScript would start Ghostscript, a
+# program that runs what the file says, so it is never opened.
+POSTSCRIPT = "EPS"
+NOT_DECODED = frozenset({POSTSCRIPT, "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+
+REFUSED_ENDINGS = {
+    ".eps": "PostScript is not read, since that would start Ghostscript; save it as PNG",
+    ".ps": "PostScript is not read, since that would start Ghostscript; save it as PNG",
+    ".wmf": "a Windows metafile is a drawing, not pixels; save it as PNG",
+    ".emf": "a Windows metafile is a drawing, not pixels; save it as PNG",
+}
+SIGNATURE_BYTES = 64
+# Their first bytes are long enough that no other file has them by chance.
+CLEAR_SIGNATURES = frozenset(
+    {"AVIF", "BLP", "DDS", "GIF", "ICNS", "JPEG", "JPEG2000", "PNG", "PSD", "QOI", "TIFF", "WEBP"}
+)
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Names of the formats that the installed Pillow decodes without the help of a program."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in NOT_DECODED)
+
+
+@cache
+def image_endings() -> frozenset[str]:
+    """The endings of these formats, in lower case with the dot."""
+    formats = set(readable_formats()) | {"MPO"}
+    endings = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in endings if name in formats)
+
+
+def ending(name: str) -> str:
+    """The ending of a file name in lower case with its dot, or ""."""
+    return os.path.splitext(name)[1].lower()
+
+
+def is_postscript(start: bytes) -> bool:
+    return start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6"))
+
+
+def content_is_image(path: str) -> bool:
+    """Whether the first bytes are those of a format that Pillow decodes.
+
+    Formats without a signature (TGA, PhotoCD and a few more) are known by their ending only. An
+    unreadable file counts as an image: reading it later says why it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(SIGNATURE_BYTES)
+    except OSError:
+        return True
+    if is_postscript(start):
+        return False
+    for name in readable_formats():
+        accept = Image.OPEN[name][1]
+        if accept is None or not _accepts(accept, start):
+            continue
+        if name in CLEAR_SIGNATURES or _opens(path, name):
+            return True
+    return False
+
+
+def _opens(path: str, name: str) -> bool:
+    """Whether the header makes sense: a text can begin with the letter and digit of a PGM file."""
+    try:
+        with quiet_pillow(), Image.open(path, formats=[name]):
+            return True
+    except Exception:  # Pillow's plugins raise what they like
+        return False
+
+
+def _accepts(accept, start: bytes) -> bool:
+    try:
+        answer = accept(start)
+    except Exception:  # the tests of some formats fail on very short files
+        return False
+    return bool(answer) and not isinstance(answer, str)  # a string says why it cannot be decoded

@@ -1,0 +1,219 @@
+"""A folder of images as a data set."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils.data.account import Account
+from utils.data.cache import CacheRequest, ReadSet, default_cache_folder, read_set
+from utils.data.cache_file import MappedPixels
+from utils.data.decode import read_image
+from utils.data.flat import FlatNames, FlatNumbers, readable
+from utils.data.index import FolderIndex, scan_folder
+from utils.data.reading import ReadFacts, checksum, in_mode
+from utils.errors import ReadError, UserError
+
+MODES = ("auto", "L", "RGB")
+BROKEN = "damaged or unreadable"
+DARK = 0.25  # of the range: 16-bit images below it are likely to hold 10 or 12 bits
+
+
+@dataclass
+class ImageSet(Dataset):
+    """A folder of images at one size. Item i is (pixels (C,H,W) uint8, label, i).
+
+    Where a file that was read at first cannot be read any more, or has changed, the item is a
+    `ReadError` instead: as a value, so that it crosses from a data-loading worker without a
+    traceback.
+    """
+
+    root: Path
+    image_size: tuple[int, int]  # height, width
+    mode: str  # "L": one channel; "RGB": three
+    files: FlatNames  # relative to root
+    labels: FlatNumbers
+    class_names: list[str]  # empty for an unconditional set
+    checksums: np.ndarray  # (N,) uint32, of the pixels of each image
+    left_out: dict[str, str] = field(default_factory=dict)  # broken image or empty class: why
+    account: Account = field(default_factory=Account)  # of all files: used, left out and why
+    remarks: list[str] = field(default_factory=list)  # for the plan
+    pixels: np.ndarray | MappedPixels | None = None  # (N,C,H,W) uint8; None: decode at each use
+    retry_pauses: Sequence[float] = (0.5, 1.0, 2.0, 4.0)  # seconds before reading once more
+
+    def __post_init__(self) -> None:
+        self._is_verified = np.zeros(len(self.files), bool)
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.mode == "L" else 3
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int] | ReadError:
+        try:
+            image = self._kept(i)
+            if image is None:
+                image = self._read_again(i)
+        except ReadError as error:
+            return error
+        return torch.from_numpy(image), self.labels[i], i
+
+    def _kept(self, i: int) -> np.ndarray | None:
+        """A copy of image i from memory or the cache; None where it is not there or damaged."""
+        if self.pixels is None:
+            return None
+        image = np.array(self.pixels[i])
+        if not self._is_verified[i]:
+            rows = np.broadcast_to(image, (3, *self.image_size)).transpose(1, 2, 0)
+            if checksum(rows) != self.checksums[i]:
+                return None
+            self._is_verified[i] = True
+        return image
+
+    def _read_again(self, i: int) -> np.ndarray:
+        """Image i from its file, (C,H,W); tried several times. ReadError where that fails."""
+        path = self.root / self.files[i]
+        name = readable(self.files[i])
+        for pause in (*self.retry_pauses, None):
+            try:
+                pixels = in_mode(read_image(path, self.image_size), self.mode)
+                break
+            except OSError as error:
+                if pause is None:
+                    raise ReadError(
+                        f"{name} could be read when the run began and cannot be read any more: "
+                        f"{error.strerror or error}; bring the file back and resume"
+                    ) from None
+                time.sleep(pause)
+            except Exception as error:
+                raise ReadError(
+                    f"{name} has changed since the run began and cannot be decoded any more: "
+                    f"{error}; bring the file back and resume"
+                ) from None
+        if checksum(pixels) != self.checksums[i]:
+            raise ReadError(
+                f"{name} has changed since the run began; bring the former file back and resume, "
+                f"or start a new run"
+            )
+        return np.ascontiguousarray(pixels[..., : self.channels].transpose(2, 0, 1))
+
+    def metadata(self) -> dict:
+        """What a checkpoint keeps of the set."""
+        return {
+            "image_size": list(self.image_size),
+            "mode": self.mode,
+            "class_names": self.class_names,
+            "images": len(self),
+            "fingerprint": self.fingerprint(),
+        }
+
+    def fingerprint(self) -> str:
+        """A digest of labels and pixels: tells whether a resumed run sees the same data.
+
+        A set that is forced into a mode has the digest of a set whose files hold these pixels.
+        """
+        everything = (
+            self.class_names,
+            self.image_size,
+            self.mode,
+            self.labels.tolist(),
+            self.checksums.tolist(),
+        )
+        return hashlib.sha256(repr(everything).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def load_image_set(
+    root: Path,
+    image_size: tuple[int, int],
+    conditional: bool,
+    mode: str = "auto",
+    cache: str = "auto",
+    quiet: bool = False,
+    cache_folder: Path | None = None,
+) -> ImageSet:
+    """Index and read every image below `root`; name and leave out the broken ones.
+
+    Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise
+    everything below root is one set. `mode` is "auto" (one channel if all images are grey), "L"
+    (colours become luma) or "RGB". `cache` is one of `CACHE_CHOICES`, see `cache.read_set`; its
+    files lie in `cache_folder`, by default this user's. UserError without any readable image.
+    """
+    if mode not in MODES:
+        raise UserError(f"--mode {mode} is not known; choose one of {', '.join(MODES)}")
+    image_size = (int(image_size[0]), int(image_size[1]))
+    index = scan_folder(Path(root), conditional)
+    if len(index) == 0:
+        raise UserError(_nothing_found(index))
+    folder = cache_folder or default_cache_folder()
+    found = read_set(CacheRequest(index, image_size, mode, quiet, Path(folder)), cache)
+    return _assemble(index, found, image_size, conditional)
+
+
+def _nothing_found(index: FolderIndex) -> str:
+    text = f"dataset_path {index.root} holds no images"
+    reasons = index.account.reasons.items()
+    if not reasons:
+        return f"{text}: no files were found in it; name a folder with images below it"
+    parts = [f"{files.per_ending()} ({reason})" for reason, files in reasons]
+    return f"{text}: {index.account.seen:,} files were seen, {'; '.join(parts)}"
+
+
+def _assemble(
+    index: FolderIndex, found: ReadSet, image_size: tuple[int, int], conditional: bool
+) -> ImageSet:
+    """The set of the readable images; the others go into the account."""
+    facts = found.facts
+    left_out = {f"{name}/": "no images in it" for name in _empty_classes(index)}
+    for place, why in facts.broken.items():
+        name = index.names[place]
+        left_out[readable(name)] = why
+        index.account.leave_out(name, BROKEN)
+    if len(facts.places) == 0:
+        place, why = next(iter(facts.broken.items()))
+        raise UserError(
+            f"none of the {len(index):,} images in {index.root} can be read; the first is "
+            f"{readable(index.names[place])}: {why}"
+        )
+    labels = index.labels[facts.places]
+    class_names: list[str] = []
+    if conditional:
+        used = np.unique(labels)  # classes whose images are all broken are none
+        class_names = [index.class_names[label] for label in used]
+        labels = np.searchsorted(used, labels).astype(np.int32)
+    is_complete = len(facts.places) == len(index)
+    return ImageSet(
+        root=index.root,
+        image_size=image_size,
+        mode=facts.mode,
+        files=index.names if is_complete else index.names.take(facts.places),
+        labels=FlatNumbers(labels),
+        class_names=class_names,
+        checksums=facts.checksums,
+        left_out=left_out,
+        account=index.account,
+        remarks=[*index.remarks, *_remarks_on_range(facts), *found.remarks],
+        pixels=found.pixels,
+    )
+
+
+def _empty_classes(index: FolderIndex) -> list[str]:
+    filled = set(np.unique(index.labels).tolist())
+    return [name for label, name in enumerate(index.class_names) if label not in filled]
+
+
+def _remarks_on_range(facts: ReadFacts) -> list[str]:
+    if facts.images_16_bits == 0 or facts.brightest_16_bits >= DARK:
+        return []
+    return [
+        f"the {facts.images_16_bits:,} images with 16 bits are dark: their brightest pixel is at "
+        f"{facts.brightest_16_bits:.1%} of the range; data of 10 or 12 bits has to be scaled to 16 "
+        f"bits first"
+    ]

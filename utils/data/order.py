@@ -1,0 +1,67 @@
+"""Which images each training step sees."""
+
+import itertools
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import Sampler
+
+from utils.training.randomness import mix
+
+
+class StepSampler(Sampler[int]):
+    """The images of this process for the training steps start_step..total_steps-1.
+
+    The global order of an epoch is a permutation that depends on a mix of (seed, epoch), so that
+    different seeds share no order; it is filled up from its own beginning to whole global batches,
+    and the processes take turns in it. So step k holds the same images whatever the number of
+    processes, workers and restarts, and no position needs to be saved. A global batch is what one
+    optimizer step sees.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        global_batch: int,
+        seed: int,
+        start_step: int,
+        total_steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.images = len(dataset)
+        self.batch_size = global_batch // world_size  # of this process
+        self.seed = seed
+        self.start_step = start_step
+        self.steps = total_steps - start_step
+        self.rank = rank
+        self.world_size = world_size
+        self.steps_per_epoch = steps_per_epoch(self.images, global_batch)
+
+    def __len__(self) -> int:
+        return self.steps * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._all(), len(self))
+
+    def _all(self) -> Iterator[int]:
+        """This process's images from `start_step` on, without end."""
+        first_epoch, step = divmod(self.start_step, self.steps_per_epoch)
+        skipped = step * self.batch_size
+        for epoch in itertools.count(first_epoch):
+            yield from self.epoch(epoch)[skipped:]
+            skipped = 0
+
+    def epoch(self, epoch: int) -> list[int]:
+        """This process's images of a whole epoch, in order."""
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        order = torch.randperm(self.images, generator=generator)
+        needed = self.steps_per_epoch * self.batch_size * self.world_size
+        repeats = -(-needed // self.images)
+        filled = order.repeat(repeats)[:needed]
+        return filled[self.rank :: self.world_size].tolist()
+
+
+def steps_per_epoch(images: int, global_batch: int) -> int:
+    """Steps in which each image is seen once; the last one is filled up from the beginning."""
+    return -(-images // global_batch)

@@ -1,0 +1,136 @@
+"""Which device, and which number format and memory layout suit it."""
+
+import contextlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.ranks import Ranks
+
+# From this compute capability on (Ampere), CUDA devices compute in bf16.
+BF16_CAPABILITY = (8, 0)
+CPU_INFO = Path("/proc/cpuinfo")  # Linux
+
+
+def choose_device(use_gpu: int, ranks: Ranks) -> torch.device:
+    """The GPU numbered `use_gpu`, in a run of several processes that of the process, else the CPU.
+
+    use_gpu -1 is the CPU. Raises UserError for a GPU that is not there.
+    """
+    if use_gpu < 0:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        index = use_gpu if ranks.world_size == 1 else ranks.local_rank
+        count = torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"GPU {index} is not there: this machine has {count} (numbered from 0)")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if ranks.world_size == 1 and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@dataclass
+class Precision:
+    """The number format of the network's calls, and the memory layout that suits it."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context of a network call."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss where fp16 would lose small gradients; else passes everything through."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def memory_format(self) -> torch.memory_format:
+        """Channels last where convolutions gain from it: fp32 on a CPU (bf16 there loses), and 16
+        bits on a GPU, whose tensor cores want it.
+        """
+        full = self.dtype == torch.float32
+        if (self.device.type == "cpu" and full) or (self.device.type == "cuda" and not full):
+            return torch.channels_last
+        return torch.preserve_format
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """The network on the device, in its memory layout."""
+        return network.to(self.device).to(memory_format=self.memory_format())
+
+
+def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
+    """The format that --amp gives on this device, and a remark where it is not the expected one.
+
+    bf16 where the hardware computes in it, fp16 on older GPUs, and fp32 where a smaller format
+    would only slow things down.
+    """
+    if not amp:
+        return Precision(torch.float32, device), ""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+        return Precision(torch.bfloat16 if native else torch.float16, device), ""
+    if device.type == "cpu" and cpu_computes_in_bf16():
+        return Precision(torch.bfloat16, device), ""
+    remark = f"--amp has no effect: this {device.type} does not compute in bf16"
+    return Precision(torch.float32, device), remark
+
+
+def cpu_computes_in_bf16() -> bool:
+    """Whether the CPU has instructions for bf16: AVX-512 or AMX on x86, the bf16 feature of ARM.
+
+    Apple's CPUs are left out: torch has no fast bf16 path on them, and their GPU is the device.
+    """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "bf16" in _cpu_flags()
+    # Private, so it may be gone one day; what it asks the CPU stands in Linux's list too.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if supported is not None:
+        return bool(supported())
+    return "avx512_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> set[str]:
+    """The features of the first CPU, in Linux's names; none elsewhere."""
+    try:
+        lines = CPU_INFO.read_text(errors="replace").splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            return set(value.split())
+    return set()
+
+
+def prepare_for_training(device: torch.device) -> None:
+    """Settings of CUDA that speed training up: TF32 in fp32 matrix products and convolutions, and
+    a search for the fastest convolutions, as image and batch size do not change.
+    """
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+
+
+def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+    """What the loss calls: the network itself, compiled on demand, with its gradients averaged over
+    the processes.
+    """
+    if compiled:
+        network.compile(dynamic=False)  # sizes do not change
+    if ranks.world_size > 1:
+        # Gradients as views of the buckets: one copy of them less.
+        return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+    return network

@@ -1,0 +1,212 @@
+"""From a checkpoint to images: what generate.py, previews and later evaluation and a server share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from model.codecs import PixelCodec, build_codec
+from model.guidance import NO_LABEL, null_label
+from model.networks import build_network, check_image_size
+from model.samplers import BaseDiffusion, Trajectory, build_sampler
+from model.samplers.base import DEFAULT_SAMPLE_STEPS, check_labels, evaluation_mode
+from utils.devices import Precision
+from utils.errors import UserError
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.weights import load_weights
+
+# A first time step further from T-1 than this share of T leaves a visible step of noise out.
+LARGEST_GAP = 0.05
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are made: what is free to choose after training."""
+
+    sampler: str = "ddim"
+    sample_steps: int | None = None  # None: 50, for ddpm all of training
+    timestep_spacing: str = "trailing"
+    eta: float = 0.0  # ddim's
+    clip_sample: bool = True
+    cfg_scale: float = 1.0
+
+    def steps(self, noise_steps: int) -> int:
+        """The number of sampling steps for a network trained with so many."""
+        if self.sample_steps is not None:
+            return self.sample_steps
+        if self.sampler == "ddpm":
+            return noise_steps
+        return min(DEFAULT_SAMPLE_STEPS, noise_steps)
+
+    def build(self, process: dict, device: torch.device | str) -> BaseDiffusion:
+        """The sampler, for a network trained under a process (a diffusion's config).
+
+        Raises ValueError or TypeError for values that do not fit.
+        """
+        return build_sampler(
+            self.sampler,
+            process,
+            eta=self.eta,
+            sample_steps=self.steps(process["noise_steps"]),
+            timestep_spacing=self.timestep_spacing,
+            clip_sample=self.clip_sample,
+            device=device,
+        )
+
+
+@dataclass
+class Denoised:
+    """Images after one network call of their sampling."""
+
+    calls_done: int
+    calls: int  # in all
+    trajectory: Trajectory
+    x0: Tensor  # (B,C,H,W): the current estimate
+
+    @property
+    def is_last(self) -> bool:
+        return self.calls_done == self.calls
+
+
+class ImageGenerator:
+    """Turns seeds and labels into images, with one network and one sampler.
+
+    An image is a function of its own seed and label, whatever batch it is in.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,  # on the sampler's device
+        sampler: BaseDiffusion,
+        codec: PixelCodec,
+        image_size: tuple[int, int],
+        channels: int,
+        precision: Precision,
+        cfg_scale: float = 1.0,
+    ):
+        self.network = network
+        self.sampler = sampler
+        self.codec = codec
+        self.image_size = image_size
+        self.channels = channels
+        self.precision = precision
+        self.cfg_scale = cfg_scale
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        sampling: Sampling,
+        precision: Precision,
+        image_size: tuple[int, int] | None = None,  # None: that of training
+        use_ema: bool = True,
+    ) -> "ImageGenerator":
+        """The generator that a checkpoint describes. Raises UserError for what does not fit."""
+        network = inference_network(checkpoint, use_ema)
+        size = image_size or checkpoint.image_size
+        try:
+            check_image_size(size[0], size[1], cast(int, network.downsample_factor))
+            sampler = sampling.build(checkpoint.config["diffusion"], precision.device)
+            codec = build_codec(checkpoint.config.get("codec", {}))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{checkpoint.source}: {error}") from None
+        return cls(
+            precision.place(network),
+            sampler,
+            codec,
+            size,
+            checkpoint.channels,
+            precision,
+            sampling.cfg_scale,
+        )
+
+    @property
+    def calls(self) -> int:
+        """Network calls that a batch of images takes."""
+        return len(self.sampler.calls())
+
+    def denoise(self, seeds: Sequence[int], labels: Sequence[int] | None) -> Iterator[Denoised]:
+        """The images of these seeds after each network call; labels: one an image, or None.
+
+        Raises ValueError for seeds or labels out of range.
+        """
+        null = NO_LABEL if labels is None else null_label(self.network)
+        if labels is not None:
+            check_labels(labels, null)
+        channels, *size = self.codec.shape(self.image_size, self.channels)
+        start = self.sampler.start(
+            len(seeds),
+            (size[0], size[1]),
+            channels,
+            labels,
+            self.cfg_scale,
+            seeds,
+            null_label=null,
+        )
+        with evaluation_mode(self.network):
+            steps = self.sampler.denoise(self._network_call, start)
+            for done, (trajectory, x0) in enumerate(steps, start=1):
+                yield Denoised(done, self.calls, trajectory, x0)
+
+    def images(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None,
+        after_call: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call."""
+        for denoised in self.denoise(seeds, labels):
+            after_call()
+            last = denoised
+        return self.finished(last)
+
+    def finished(self, last: Denoised) -> Tensor:
+        """The pixels of finished images, (B,C,H,W) uint8, on the CPU."""
+        return self.pixels(self.sampler.finished_images(last.trajectory))
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """What the diffusion sees -> (B,C,H,W) uint8, on the CPU."""
+        return self.codec.decode(x).cpu()
+
+    def _network_call(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        with self.precision.autocast():
+            return self.network(x, t, labels)
+
+
+def inference_network(checkpoint: Checkpoint, use_ema: bool = True) -> nn.Module:
+    """The network that a checkpoint's metadata describes, with its EMA or its raw weights, in
+    evaluation mode, on the CPU. Raises UserError for what cannot be built or does not fit.
+    """
+    weights = checkpoint.weights(use_ema)
+    try:
+        # No memory for what a hostile file describes, before its tensors are seen to fit.
+        with torch.device("meta"):
+            network = build_network(checkpoint.config["network"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint.source} describes no network that can be built: {error}"
+        ) from None
+    load_weights(network, weights, checkpoint.source, assign=True)
+    return network.to(torch.get_default_dtype()).eval().requires_grad_(False)
+
+
+def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Module, dict, list[str]]:
+    """Path of a checkpoint -> the network, the diffusion's config and the class names."""
+    checkpoint = Checkpoint.read(Path(path))
+    network = inference_network(checkpoint, use_ema)
+    return network, checkpoint.config["diffusion"], checkpoint.class_names
+
+
+def sampling_remarks(sampler: BaseDiffusion) -> list[str]:
+    """Remarks on legal choices that cannot give good images."""
+    first = sampler.grid[0]
+    last = sampler.noise_steps - 1
+    if last - first <= LARGEST_GAP * sampler.noise_steps:
+        return []
+    return [
+        f"the sampler begins at time step {first}, but images begin as the noise of time step "
+        f"{last}: they will stay noisy; --timestep_spacing trailing begins at the last one"
+    ]

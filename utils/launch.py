@@ -1,0 +1,271 @@
+"""The processes of a run: this one alone, those that torchrun started, or new ones."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from multiprocessing import parent_process
+from multiprocessing.connection import wait as wait_for_any
+from types import FrameType
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from utils.console import make_output_robust, say
+from utils.errors import NotSaved, Stopped, UserError
+from utils.ranks import Ranks, is_lost_connection
+
+Worker = Callable[[Ranks], None]
+
+GRACE = 10.0  # seconds that the other processes have to end by themselves after one has failed
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+# Signals that ask a run to save and end: Ctrl-C, kill, a dropped terminal, a scheduler's warning.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+USER_ERROR_STATUS = 2
+FAILURE_STATUS = 1
+INTERRUPTED_STATUS = 128 + signal.SIGINT
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes a run has, and how they find each other."""
+
+    distributed: bool
+    world_size: int
+    main_rank: int  # which of them saves, draws and prints
+    timeout: float  # seconds that a process waits for the others in a step
+    on_gpu: bool
+
+
+def launch(worker: Worker, processes: Processes) -> NoReturn:
+    """Call worker(ranks) in the run's processes (this one, torchrun's, new ones), and exit.
+
+    The exit status is 0, 2 after a UserError, 1 after another failure, and 128 + the signal's
+    number after a signal. `worker` must be picklable.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun(worker, processes)
+    if not processes.distributed:
+        sys.exit(_status_alone(worker))
+    _check(processes, processes.world_size)
+    _spawn_all(worker, processes)
+
+
+def _status_alone(worker: Worker) -> int:
+    """Run the worker in this process alone. Errors other than the end of a run go through."""
+    try:
+        worker(Ranks())
+    except Stopped as stop:
+        return stop.status
+    except NotSaved as error:
+        say(f"error: {error}", error=True)
+        return FAILURE_STATUS
+    return 0
+
+
+def _check(processes: Processes, local_world_size: int) -> None:
+    """Raise UserError for numbers of processes that cannot be."""
+    world_size = processes.world_size
+    if not 0 <= processes.main_rank < world_size:
+        raise UserError(
+            f"--main_gpu {processes.main_rank} is outside the {world_size} processes "
+            f"0..{world_size - 1}"
+        )
+    gpus = torch.cuda.device_count()
+    if processes.on_gpu and 0 < gpus < local_world_size:
+        raise UserError(
+            f"{local_world_size} processes on this machine need as many GPUs, it has {gpus}"
+        )
+
+
+# --- torchrun's processes ---
+
+
+def _join_torchrun(worker: Worker, processes: Processes) -> NoReturn:
+    rank, world_size, local_rank = (
+        int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    )
+    processes = replace(processes, world_size=world_size)
+    _check(processes, int(os.environ["LOCAL_WORLD_SIZE"]))
+    _end_with_launcher()
+    timeout = timedelta(seconds=processes.timeout)
+    store = next(dist.rendezvous("env://", timeout=timeout))[0]
+    ranks = Ranks(rank, world_size, local_rank, processes.main_rank, store)
+    _run_rank(worker, processes, ranks)
+
+
+# --- New processes on this machine ---
+
+
+def _spawn_all(worker: Worker, processes: Processes) -> NoReturn:
+    """Start the processes, hand signals on to them, and exit as they ended."""
+    # This process holds the store, so its port is free until the last process has gone.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers, until they are ready for it
+    started = torch.multiprocessing.spawn(
+        _spawned, (worker, processes, store.port), nprocs=processes.world_size, join=False
+    ).processes
+    received: list[int] = []
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        """The workers save and end; those that are still starting just end."""
+        received.append(number)
+        for process in started:
+            process.terminate()
+
+    for number in STOP_SIGNALS:
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, hand_on)
+    sys.exit(_wait_for(started, received))
+
+
+def _spawned(rank: int, worker: Worker, processes: Processes, port: int) -> NoReturn:
+    """What a new process does first."""
+    make_output_robust()
+    _end_with_launcher()
+    if not processes.on_gpu or not torch.cuda.is_available():
+        # The processes share this machine's cores.
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes.world_size))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    timeout = timedelta(seconds=processes.timeout)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
+    ranks = Ranks(rank, processes.world_size, rank, processes.main_rank, store)
+    _run_rank(worker, processes, ranks)
+
+
+def _wait_for(processes: list, received: list[int]) -> int:
+    """Wait until all have ended, GRACE seconds at most after one has failed; the run's status."""
+    deadline: float | None = None
+    alive = [process for process in processes if process.is_alive()]
+    while alive:
+        wait_for_any([process.sentinel for process in alive], timeout=1)
+        if deadline is None and any(process.exitcode for process in processes):
+            deadline = time.monotonic() + GRACE
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+        process.join()
+    if received:
+        return 128 + received[0]
+    codes = [process.exitcode for process in processes]
+    # These have been explained by the process itself.
+    stop_codes = [128 + number for number in STOP_SIGNALS]
+    explained = [code for code in codes if code == USER_ERROR_STATUS or code in stop_codes]
+    if explained:
+        return explained[0]
+    _name_the_culprits(processes, alive, codes)
+    return FAILURE_STATUS if any(codes) else 0
+
+
+def _name_the_culprits(processes: list, unanswering: list, codes: list[int]) -> None:
+    """Say which processes were killed; where none was, which did not answer."""
+    # Not SIGABRT: so NCCL ends a healthy process that waits for another.
+    killed = [
+        rank
+        for rank, code in enumerate(codes)
+        if code < 0 and code != -signal.SIGABRT and processes[rank] not in unanswering
+    ]
+    ending = "the run has ended, what was saved is whole"
+    for rank in killed:
+        name = signal.Signals(-codes[rank]).name
+        say(f"error: rank {rank} was killed by {name}; {ending}", error=True)
+    if killed:
+        return
+    for process in unanswering:
+        rank = processes.index(process)
+        say(f"error: rank {rank} did not answer; {ending}", error=True)
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel send SIGTERM when the launcher is killed: this process then saves and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it was killed before that
+        os._exit(FAILURE_STATUS)
+
+
+# --- One process of several ---
+
+
+def _run_rank(worker: Worker, processes: Processes, ranks: Ranks) -> NoReturn:
+    """Call the worker in this process of several, and exit with its status.
+
+    After an error by os._exit: the others may be gone, and leaving the process group would wait
+    for them. Only the main process prints.
+    """
+    status = 0
+    try:
+        _init_group(processes, ranks)
+        with _quiet_unless(ranks.is_main):
+            try:
+                worker(ranks)
+            except Stopped as stop:
+                status = stop.status
+        _leave(ranks)
+    except BaseException as error:
+        os._exit(_explain(error, processes, ranks))
+    sys.exit(status)
+
+
+def _leave(ranks: Ranks) -> None:
+    """Leave the group when the main process has saved, however long that takes."""
+    with contextlib.suppress(dist.DistError):  # the process that holds the store has left already
+        ranks.wait_for_all()
+    dist.destroy_process_group()
+
+
+def _init_group(processes: Processes, ranks: Ranks) -> None:
+    gpus = processes.on_gpu and torch.cuda.is_available()
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo",
+        timeout=timedelta(seconds=processes.timeout),
+        store=ranks.store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+@contextlib.contextmanager
+def _quiet_unless(printing: bool):
+    if printing:
+        yield
+        return
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        yield
+
+
+def _explain(error: BaseException, processes: Processes, ranks: Ranks) -> int:
+    """Say what ended this process, once where several say the same; its exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED_STATUS
+    if isinstance(error, UserError | OSError | NotSaved):
+        if _is_first_to_say(str(error), ranks):
+            say(f"error: {error}", error=True)
+        return USER_ERROR_STATUS if isinstance(error, UserError) else FAILURE_STATUS
+    if not is_lost_connection(error):
+        traceback.print_exception(error)
+    elif "timed out" in str(error).lower():  # else a process has ended, and has said why
+        say(
+            f"rank {ranks.rank} ended: the others did not answer for {processes.timeout:g} s",
+            error=True,
+        )
+    return FAILURE_STATUS
+
+
+def _is_first_to_say(sentence: str, ranks: Ranks) -> bool:
+    try:
+        return ranks.store is None or ranks.store.add(sentence, 1) == 1
+    except RuntimeError:  # the store has gone with its process
+        return True

@@ -1,0 +1,47 @@
+"""Rows that several scripts have in common: one definition, each script with its own default.
+
+train.py has its whole table in its file, since people edit it there; a test holds its types equal
+to these.
+"""
+
+from typing import Any
+
+from utils.options import types as t
+from utils.options.table import Option
+
+_ROWS: dict[str, tuple[t.OptionType, str]] = {
+    # What is read
+    "--weight_path": (t.path, "checkpoint: a run's ckpt_*.pt or ema_last.pt, or bare weights"),
+    "--use_ema": (t.switch, "use the averaged (EMA) weights; False: those of the last step"),
+    # How images are made
+    "--num_images": (t.positive, "number of images"),
+    "--class_name": (t.text, "class name or number; -1: one image of each; not set: in turn"),
+    "--image_size": (t.image_size, "64, or height,width such as 64,96; not set: as in training"),
+    "--seed": (t.seed, "random seed; image i has the seed --seed + i"),
+    "--sample": (t.SAMPLERS, "sampler; not set: the one chosen in training"),
+    "--sample_steps": (t.positive, "sampling steps; not set: 50, for ddpm all of training"),
+    "--timestep_spacing": (t.TIMESTEP_SPACINGS, "which time steps the sampler visits"),
+    "--eta": (t.probability, "ddim: 0 is deterministic, 1 adds as much noise as ddpm"),
+    "--clip_sample": (t.switch, "keep estimates of the image within [-1, 1]"),
+    "--cfg_scale": (t.not_negative, "guidance scale; 1: none, more: clearer but less varied"),
+    "--batch_size": (t.positive, "images per network call"),
+    # What is written
+    "--result_path": (t.path, "folder that holds the results"),
+    "--image_format": (t.IMAGE_FORMATS, "file format of images"),
+    # The machine
+    "--use_gpu": (t.minus_one_up, "GPU number; -1, or where there is none: the CPU"),
+    "--amp --fp16": (t.switch, "16-bit arithmetic where the hardware gains from it"),
+    "--distributed": (t.switch, "run several processes"),
+    "--world_size": (t.positive, "number of processes with --distributed"),
+}
+
+
+def shared(flag: str, default: Any, help: str | None = None) -> Option:
+    """The common row of that flag, with a script's own default and, if need be, help."""
+    kind, common_help = _ROWS[flag]
+    return Option(flag, default, kind, help or common_help)
+
+
+def shared_flags() -> dict[str, t.OptionType]:
+    """The type of each common flag."""
+    return {flag: kind for flag, (kind, _) in _ROWS.items()}

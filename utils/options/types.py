@@ -1,0 +1,205 @@
+"""What an option's value may be. Bounds are data, so that a form or a table can show them.
+
+Each type is called with the text of the command line, and returns the value or raises
+argparse.ArgumentTypeError with the rest of a sentence ("takes a whole number from 1, not '0'").
+Standard library only, so that `--help` answers at once.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LONGEST_FILE_NAME = 200  # bytes; file systems take 255, and endings come behind it
+SMALLEST_SIDE = 4  # of an image, in pixels
+LARGEST_SIDE = 4096
+
+OptionType = Callable[[str], Any]
+
+
+def _refuse(what: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"takes {what}, not {text!r}")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A whole number or a number from `low` to `high`; `open_low` leaves `low` itself out."""
+
+    kind: type
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+
+    def __str__(self) -> str:
+        what = "a whole number" if self.kind is int else "a number"
+        start = "above" if self.open_low else "from"
+        end = "" if self.high == math.inf else f" to {self.high}"
+        return f"{what} {start} {self.low}{end}"
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise _refuse(str(self), text) from None
+        if not self._contains(value):
+            raise _refuse(str(self), text)
+        return value
+
+    def _contains(self, value: float) -> bool:
+        if self.open_low and value == self.low:
+            return False
+        return self.low <= value <= self.high and value != math.inf
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    values: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.values)}"
+
+    def __call__(self, text: str) -> str:
+        if text not in self.values:
+            raise _refuse(str(self), text)
+        return text
+
+
+@dataclass(frozen=True)
+class Switch:
+    """True or False, so that editing a default and passing the flag both work."""
+
+    words = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
+
+    def __str__(self) -> str:
+        return "True or False"
+
+    def __call__(self, text: str) -> bool:
+        if text.lower() not in self.words:
+            raise _refuse(str(self), text)
+        return self.words[text.lower()]
+
+
+@dataclass(frozen=True)
+class WholeNumbers:
+    """Whole numbers separated by commas; an empty text is none."""
+
+    def __str__(self) -> str:
+        return "whole numbers separated by commas"
+
+    def __call__(self, text: str) -> tuple[int, ...]:
+        if not text:
+            return ()
+        try:
+            return tuple(int(part) for part in text.split(","))
+        except ValueError:
+            raise _refuse(str(self), text) from None
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """ "64" -> (64, 64); "64,96" -> (64, 96), height first."""
+
+    low: int = SMALLEST_SIDE
+    high: int = LARGEST_SIDE
+
+    def __str__(self) -> str:
+        return f"a size such as 64, or height,width such as 64,96 (each {self.low} to {self.high})"
+
+    def __call__(self, text: str) -> tuple[int, int]:
+        try:
+            sides = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise _refuse(str(self), text) from None
+        if len(sides) not in (1, 2) or not all(self.low <= side <= self.high for side in sides):
+            raise _refuse(str(self), text)
+        return (sides[0], sides[-1])
+
+
+@dataclass(frozen=True)
+class PathType:
+    """A path; ~ is the home folder."""
+
+    def __str__(self) -> str:
+        return "a path"
+
+    def __call__(self, text: str) -> Path:
+        if "\0" in text or not text.strip():
+            raise _refuse(str(self), text)
+        return Path(text).expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class FileName:
+    """A name for a file or folder, without separators, so that it cannot lead elsewhere."""
+
+    forbidden = "/\\\0\n"
+
+    def __str__(self) -> str:
+        return "a plain name without slashes"
+
+    def __call__(self, text: str) -> str:
+        too_long = len(text.encode(errors="surrogateescape")) > LONGEST_FILE_NAME
+        odd = any(character in self.forbidden for character in text)
+        if not text.strip() or too_long or odd or text in (".", ".."):
+            raise _refuse(str(self), text[:40])
+        return text
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text."""
+
+    def __str__(self) -> str:
+        return "a text"
+
+    def __call__(self, text: str) -> str:
+        return text
+
+
+# --- The types by the names that the tables use ---
+
+switch = Switch()
+positive = Number(int, 1)
+natural = Number(int, 0)
+minus_one_up = Number(int, -1)
+seed = Number(int, 0, 2**32 - 1)  # torch's CPU generator takes no more
+seconds = Number(float, 0, 1e7, open_low=True)
+noise_steps = Number(int, 1, 1_000_000)
+probability = Number(float, 0, 1)
+below_one = Number(float, 0, 0.999999)
+not_negative = Number(float, 0)
+rate = Number(float, 0, open_low=True)
+whole_numbers = WholeNumbers()
+image_size = ImageSize()
+path = PathType()
+file_name = FileName()
+text = Text()
+
+# A test holds these equal to the keys of the registries in model/.
+SAMPLERS = Choice(("ddpm", "ddim", "plms"))
+NETWORKS = Choice(("unet", "cspdarkunet"))
+ACTIVATIONS = Choice(("gelu", "silu", "relu", "relu6", "lrelu"))
+NOISE_SCHEDULES = Choice(("linear", "cosine", "sqrt_linear", "sqrt"))
+TIMESTEP_SPACINGS = Choice(("leading", "linspace", "trailing"))
+PREDICTIONS = Choice(("eps", "x0", "v"))
+LOSSES = Choice(("mse", "l1", "huber", "smooth_l1"))
+OPTIMIZERS = Choice(("adam", "adamw", "sgd"))
+LR_SCHEDULES = Choice(("linear", "cosine", "warmup_cosine", "constant"))
+TIME_EMBEDDINGS = Choice(("additive", "scale_shift"))
+IMAGE_FORMATS = Choice(("png", "jpg", "jpeg", "webp"))
+IMAGE_MODES = Choice(("auto", "L", "RGB"))
+CACHES = Choice(("auto", "disk", "ram", "none"))
+ANIMATIONS = Choice(("webp", "gif"))

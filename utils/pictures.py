@@ -1,0 +1,238 @@
+"""Pictures for people: grids with names, animations, and how they are written.
+
+All pixels here are uint8; `model.codecs` makes them from what a network puts out.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor, uint8
+
+from utils.errors import UserError
+from utils.fonts import readable
+from utils.text import printable
+from utils.text_drawing import draw_text, shorten, text_width
+
+TEXT_SIZE = 12  # pixels
+GAP = 2  # pixels between two images
+CAPTION_HEIGHT = 16  # pixels below each image
+LEAST_IMAGE = 64  # smaller images are enlarged towards this many pixels
+LEAST_IMAGE_WITH_CAPTION = 96
+LEAST_CAPTION = 64  # pixels of width that a caption has, even where the images are narrow
+WIDEST_ROW_NAME = 240  # pixels
+
+FRAME_MILLISECONDS = 80
+LAST_FRAME_MILLISECONDS = 2000
+GAP_BETWEEN_GRIDS = 12  # pixels, in an animation
+
+
+# --- From pixels to pictures ---
+
+
+def to_picture(pixels: Tensor) -> Image.Image:
+    """(C,H,W) uint8, C 1 (grey) or 3 (RGB) -> a picture. ValueError for anything else."""
+    _check_pixels(pixels, dimensions=3)
+    channels_last = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+    if len(pixels) == 1:
+        return Image.fromarray(channels_last[..., 0])
+    return Image.fromarray(channels_last)
+
+
+def image_grid(
+    pixels: Tensor,
+    columns: int,
+    row_names: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    *,
+    fallbacks: Sequence[str] = (),
+    caption_ends: Sequence[str] = (),
+) -> Image.Image:
+    """(N,C,H,W) uint8 -> one picture of N images, row by row.
+
+    Small images are enlarged by a whole factor, pixel for pixel. row_names stand to the left of the
+    rows, captions below the images; what does not fit is shortened with an ellipsis.
+    caption_ends follow the captions and are not shortened, such as the seed after a class name.
+    fallbacks, such as "class 3", stand in for those names or captions (whichever are given) for
+    which no font on this machine has the characters.
+
+    Raises ValueError where the pixels are not of this kind, or the numbers of texts do not fit.
+    """
+    _check_pixels(pixels, dimensions=4)
+    count = len(pixels)
+    rows = -(-count // columns)
+    has_captions = bool(captions or caption_ends)
+    _check_texts(count, rows, row_names, captions, fallbacks, caption_ends)
+
+    names = _readable_or(row_names, fallbacks if row_names else ())
+    names = [shorten(name, WIDEST_ROW_NAME, TEXT_SIZE) for name in names]
+    below = _readable_or(captions, () if row_names else fallbacks) or [""] * count
+    ends = list(caption_ends) or [""] * count
+
+    grid = _plan_grid(pixels, columns, names, has_captions)
+    mode = "L" if pixels.shape[1] == 1 else "RGB"
+    size = (grid.margin + columns * grid.step_x, rows * grid.step_y)
+    canvas = Image.new(mode, size, "white")
+    for place, image in enumerate(pixels):
+        row, column = divmod(place, columns)
+        x = grid.margin + column * grid.step_x
+        y = row * grid.step_y
+        picture = to_picture(image).resize((grid.width, grid.height), Image.Resampling.NEAREST)
+        room = grid.step_x - GAP
+        canvas.paste(picture, (x + (room - grid.width) // 2, y))
+        if has_captions:
+            text = shorten(below[place], room, TEXT_SIZE, ends[place])
+            middle = y + grid.height + CAPTION_HEIGHT // 2
+            draw_text(canvas, (x + room // 2, middle), text, TEXT_SIZE, anchor="mm")
+    for row, name in enumerate(names):
+        middle = row * grid.step_y + grid.height // 2
+        draw_text(canvas, (4, middle), name, TEXT_SIZE, anchor="lm")
+    return canvas
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Sizes in pixels: of an image, of the column of names, and from an image to the next."""
+
+    width: int
+    height: int
+    margin: int
+    step_x: int
+    step_y: int
+
+
+def _plan_grid(pixels: Tensor, columns: int, names: Sequence[str], has_captions: bool) -> _Grid:
+    height, width = pixels.shape[-2:]
+    wanted = LEAST_IMAGE_WITH_CAPTION if has_captions else LEAST_IMAGE
+    scale = max(1, wanted // max(height, width))
+    width, height = width * scale, height * scale
+    margin = max((int(text_width(name, TEXT_SIZE)) + 10 for name in names), default=0)
+    step_x, step_y = width + GAP, height + GAP
+    if has_captions:
+        step_x = max(step_x, LEAST_CAPTION + GAP)
+        step_y += CAPTION_HEIGHT
+    if names:
+        step_y = max(step_y, CAPTION_HEIGHT)
+    return _Grid(width, height, margin, step_x, step_y)
+
+
+def _readable_or(texts: Sequence[str], fallbacks: Sequence[str]) -> list[str]:
+    """The texts, and the fallback of each that no font can draw."""
+    if not fallbacks:
+        return list(texts)
+    return [
+        text if readable(text) else fallback
+        for text, fallback in zip(texts, fallbacks, strict=True)
+    ]
+
+
+def _check_pixels(pixels: Tensor, dimensions: int) -> None:
+    channels = pixels.shape[-3] if pixels.ndim == dimensions else 0
+    if pixels.dtype != uint8 or channels not in (1, 3):
+        shape = "(N,C,H,W)" if dimensions == 4 else "(C,H,W)"
+        raise ValueError(
+            f"pixels are {shape} uint8 with 1 or 3 channels, not {tuple(pixels.shape)} "
+            f"{str(pixels.dtype).removeprefix('torch.')}"
+        )
+
+
+def _check_texts(
+    count: int,
+    rows: int,
+    row_names: Sequence[str],
+    captions: Sequence[str],
+    fallbacks: Sequence[str],
+    caption_ends: Sequence[str],
+) -> None:
+    """ValueError unless there is a name for each row, a caption for each image, and so on."""
+    if fallbacks and row_names and captions:
+        raise ValueError("fallbacks stand for row_names or for captions, not for both")
+    expected = {
+        "row_names": (row_names, rows),
+        "captions": (captions, count),
+        "caption_ends": (caption_ends, count),
+        "fallbacks": (fallbacks, rows if row_names else count),
+    }
+    for name, (texts, number) in expected.items():
+        if texts and len(texts) != number:
+            raise ValueError(f"{len(texts)} {name} for {number} places")
+
+
+# --- From pictures to files ---
+
+
+def save_image(
+    image: Image.Image, path: Path, settings: Mapping[str, object] | None = None
+) -> None:
+    """Write in the format of the path's ending. In a PNG, `settings` become text entries.
+
+    UserError where the disk refuses it, or the image is too large for the format.
+    """
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {}
+    if suffix == ".png" and settings:
+        options["pnginfo"] = _text_entries(settings)
+    elif suffix in (".jpg", ".jpeg"):
+        options = {"quality": 95, "subsampling": 0}
+    elif suffix == ".webp":
+        options = {"lossless": True}
+    _write(image, path, options)
+
+
+def save_animation(frames: Sequence[tuple[Tensor, Tensor]], file: Path) -> None:
+    """Pairs (x_t, estimate of x0), each (N,C,H,W) uint8, side by side, as a film: a WebP or GIF.
+
+    The last pair stays for two seconds. UserError where it cannot be written; ValueError where
+    there are no frames.
+    """
+    if not frames:
+        raise ValueError("an animation needs at least one frame")
+    columns = min(4, len(frames[0][0]))
+    pictures = [_side_by_side(image_grid(x, columns), image_grid(x0, columns)) for x, x0 in frames]
+    durations = [FRAME_MILLISECONDS] * (len(pictures) - 1) + [LAST_FRAME_MILLISECONDS]
+    options = {
+        "save_all": True,
+        "append_images": pictures[1:],
+        "duration": durations,
+        "loop": 0,
+    }
+    if file.suffix.lower() == ".webp":
+        options["lossless"] = True
+    _write(pictures[0], file, options)
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    width = left.width + GAP_BETWEEN_GRIDS + right.width
+    canvas = Image.new(left.mode, (width, left.height), "white")
+    canvas.paste(left, (0, 0))
+    canvas.paste(right, (left.width + GAP_BETWEEN_GRIDS, 0))
+    return canvas
+
+
+def _text_entries(settings: Mapping[str, object]) -> PngInfo:
+    entries = PngInfo()
+    for key, value in settings.items():
+        entries.add_itxt(printable(key), printable(str(value)))
+    return entries
+
+
+def _write(image: Image.Image, path: Path, options: Mapping[str, Any]) -> None:
+    """In memory first, then under another name: whoever sees the file sees all of it."""
+    formats = Image.registered_extensions()
+    suffix = path.suffix.lower()
+    if suffix not in formats:
+        raise UserError(f"cannot write {path}: no image format has the ending {suffix!r}")
+    try:
+        buffer = io.BytesIO()
+        image.save(buffer, formats[suffix], **options)
+        half = path.with_name(f".{path.name}.tmp")
+        half.write_bytes(buffer.getvalue())
+        os.replace(half, path)
+    except (OSError, ValueError) as error:  # ValueError: too large for the format
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}") from None

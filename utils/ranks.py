@@ -1,0 +1,130 @@
+"""This process among those of a run, and what they tell each other."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.errors import UserError, name_list
+
+POLL_SECONDS = 0.2  # between two looks at whether the others are ready
+
+
+@dataclass
+class Ranks:
+    """This process among those of the run. All methods but `is_main` are called by all of them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # on this machine: the number of its GPU
+    main_rank: int = 0
+    store: dist.Store | None = None  # that all processes reach
+    _asked: tuple[Tensor, Any] | None = None  # by the last call of `any`
+    _meetings: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process saves, draws and prints."""
+        return self.rank == self.main_rank
+
+    def wait_for_all(self) -> None:
+        """Until every process has come here, however long that takes.
+
+        For work that differs from process to process, such as decoding images: it does not count
+        against --timeout, which is for the steps of training. A process that dies is noticed by
+        the launcher.
+        """
+        if self.store is None or self.world_size == 1:
+            return
+        self._meetings += 1
+        key = f"meeting {self._meetings}"
+        self.store.add(key, 1)
+        while self.store.add(key, 0) < self.world_size:
+            time.sleep(POLL_SECONDS)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, on each of them."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, mine: object) -> list:
+        """What each process has, in their order, on all of them."""
+        everyones: list = [mine] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(everyones, mine)
+        return everyones
+
+    def check_equal(self, parameters: Sequence[Tensor]) -> None:
+        """Raise RuntimeError unless all processes hold the same weights, to the bit."""
+        if self.world_size == 1:
+            return
+        digest = torch.stack([_digest(parameter) for parameter in parameters])
+        low, high = digest.clone(), digest.clone()
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if not torch.equal(low, high):
+            raise RuntimeError(
+                "the processes hold different weights: a bug, or machines that round differently"
+            )
+
+    def check_agreement(self, facts: dict) -> None:
+        """Raise UserError unless all processes have the same facts: other machines may have been
+        given other options or images.
+        """
+        everyones = self.gather(facts)
+        values = {key: [each.get(key) for each in everyones] for key in facts}
+        differ = [
+            f"{key} {found}" for key, found in values.items() if found.count(found[0]) < len(found)
+        ]
+        if differ:
+            raise UserError(f"the processes do not agree: {name_list(differ)}")
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag was set on a process in the call before this one.
+
+        Nobody waits, and all get the same answer.
+        """
+        if self.world_size == 1:
+            return flag
+        before = self._asked
+        flags = torch.tensor(float(flag))
+        self._asked = (flags, dist.all_reduce(flags, async_op=True))
+        if before is None:
+            return False
+        answer, work = before
+        work.wait()
+        return answer.item() > 0
+
+    def main_is_busy(self, busy: bool) -> bool:
+        """A sign of life while the main process works alone, so that the others' patience
+        (--timeout) begins anew.
+
+        The main process calls it now and then, at the end with False; the others, until it returns
+        False.
+        """
+        if self.world_size == 1:
+            return busy
+        flag = torch.tensor(float(busy))
+        dist.broadcast(flag, self.main_rank)
+        return busy if self.is_main else bool(flag.item())
+
+
+def _digest(parameter: Tensor) -> Tensor:
+    """A sum over the bits of a tensor, exact in any order."""
+    return parameter.detach().contiguous().view(-1).view(torch.int32).sum()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says that another process has gone or does not answer.
+
+    nccl's and the store's have a type; gloo raises a plain RuntimeError, which only its source
+    files' name tells apart.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and "gloo" in str(error)

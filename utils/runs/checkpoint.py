@@ -1,0 +1,253 @@
+"""What a checkpoint says, as a type: parsed once, with errors that name the field."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.runs.files import FORMAT_VERSION, read_checkpoint
+
+KINDS = ("diffusion", "upscaler", "autoencoder")
+
+# Modes of images: the number of channels.
+MODES = {"L": 1, "RGB": 3}
+LARGEST_SIDE = 4096  # of an image, in pixels
+
+Weights = Mapping[str, Tensor]
+
+# Options of version 1 that decided a result; it kept them among its args alone.
+_VERSION_1_FACTS = (
+    "conditional",
+    "flip",
+    "loss",
+    "label_drop",
+    "global_batch",
+    "optim",
+    "lr",
+    "lr_func",
+    "warmup_steps",
+    "weight_decay",
+    "grad_clip",
+    "ema_decay",
+    "amp",
+)
+
+
+@dataclass
+class Checkpoint:
+    """One checkpoint, in memory.
+
+    `config` rebuilds what was trained and says how to use it: network, diffusion, codec, data
+    (image_size, mode, class_names, images, fingerprint), sampling (sampler, guidance), training
+    (what decides a result) and length (epochs, total_steps). `state` is where training stands: epoch, step, seed. The slim file for
+    generation has no network, optimizer and scaler. `args` is a record of the command line; nothing
+    is decided by it.
+    """
+
+    config: dict
+    kind: str = "diffusion"
+    state: dict = field(default_factory=dict)
+    network: dict | None = None
+    ema: dict | None = None
+    optimizer: dict | None = None
+    scaler: dict | None = None
+    args: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+    source: Path | str = "the checkpoint"
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict:
+        """What is written."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "config": self.config,
+            "state": self.state,
+            "network": self.network,
+            "ema": self.ema,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+            "args": self.args,
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """The checkpoint in a file. Raises UserError where it is damaged or something else."""
+        contents = read_checkpoint(path)
+        if "config" not in contents:
+            raise UserError(
+                f"{path} holds bare weights: it does not say which network, schedule and classes "
+                "they are for"
+            )
+        return cls.parse(contents, path)
+
+    @classmethod
+    def parse(cls, contents: dict, source: Path | str) -> "Checkpoint":
+        """The contents of a file, checked. Raises UserError that names the field."""
+        fields = _Fields(contents, source)
+        version = fields.value("format_version", _is_whole, "a whole number")
+        config = dict(fields.value("config", _is_dict, "a dict"))
+        args = fields.value("args", _is_dict, "a dict", default={})
+        if version == 1:
+            config = _upgraded(config, fields.value("args", _is_dict, "a dict"))
+        _check_config(_Fields(config, source, "config."))
+        return cls(
+            config=config,
+            kind=fields.value("kind", lambda kind: kind in KINDS, f"one of {KINDS}", "diffusion"),
+            state=fields.value("state", _is_dict, "a dict", default={}),
+            network=fields.value("network", _is_dict, "a dict of tensors", default=None),
+            ema=fields.value("ema", _is_dict, "a dict of tensors", default=None),
+            optimizer=fields.value("optimizer", _is_dict, "a dict", default=None),
+            scaler=fields.value("scaler", _is_dict, "a dict", default=None),
+            args=args,
+            versions=fields.value("versions", _is_dict, "a dict", default={}),
+            source=source,
+            format_version=version,
+        )
+
+    def check_resumable(self) -> None:
+        """Raise UserError, naming the field, where something is missing to resume training."""
+        fields = _Fields(self.__dict__, self.source)
+        for name in ("network", "ema", "optimizer", "scaler"):
+            fields.value(name, _is_dict, "a dict, as the checkpoints of train.py have it")
+        state = _Fields(self.state, self.source, "state.")
+        for name in ("epoch", "step", "seed"):
+            state.value(name, _is_count, "a whole number from 0")
+
+    # --- What the metadata says ---
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of training."""
+        height, width = self.config["data"]["image_size"]
+        return height, width
+
+    @property
+    def channels(self) -> int:
+        return MODES[self.config["data"]["mode"]]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Empty for an unconditional network."""
+        return self.config["data"]["class_names"]
+
+    @property
+    def sampler(self) -> str:
+        """The sampler chosen in training."""
+        return self.config["sampling"]["sampler"]
+
+    @property
+    def guidance_was_trained(self) -> bool:
+        """Whether labels were dropped in training, so that there is something to guide with."""
+        return self.config["sampling"]["guidance"]
+
+    def weights(self, use_ema: bool = True) -> dict:
+        """The EMA or the raw weights. Raises UserError where the file does not hold them."""
+        found = self.ema if use_ema else self.network
+        if found is None:
+            kind = "EMA" if use_ema else "raw"
+            raise UserError(f"{self.source} holds no {kind} weights; try --use_ema {not use_ema}")
+        return found
+
+
+# --- Parsing ---
+
+_REQUIRED = object()
+
+
+class _Fields:
+    """The entries of a dict that came from a file, each asked for by name."""
+
+    def __init__(self, values: Mapping, source: Path | str, prefix: str = ""):
+        self.values = values
+        self.source = source
+        self.prefix = prefix
+
+    def value(
+        self,
+        name: str,
+        is_right: Callable[[Any], bool],
+        expected: str,
+        default: Any = _REQUIRED,
+    ) -> Any:
+        """The entry. Raises UserError where it is missing (without a default) or of another kind."""
+        if name not in self.values or (self.values[name] is None and default is None):
+            if default is not _REQUIRED:
+                return default
+            raise self.unusable(f"{self.prefix}{name} is missing")
+        value = self.values[name]
+        if not is_right(value):
+            shown = repr(value)
+            if len(shown) > 60:
+                shown = f"{shown[:60]}..."
+            raise self.unusable(f"{self.prefix}{name} is {shown}, {expected} is needed")
+        return value
+
+    def part(self, name: str) -> "_Fields":
+        """A dict within."""
+        values = self.value(name, _is_dict, "a dict")
+        return _Fields(values, self.source, f"{self.prefix}{name}.")
+
+    def unusable(self, what: str) -> UserError:
+        return UserError(f"the metadata of {self.source} is not usable: {what}")
+
+
+def _check_config(config: _Fields) -> None:
+    """Raise UserError for metadata that makes no sense, or does not fit together."""
+    network = config.part("network")
+    diffusion = config.part("diffusion")
+    data = config.part("data")
+    sampling = config.part("sampling")
+    for name in ("noise_steps", "noise_schedule", "prediction"):
+        diffusion.value(name, lambda value: value is not None, "a value")
+    data.value("image_size", _is_image_size, f"two sides from 1 to {LARGEST_SIDE}")
+    mode = data.value("mode", lambda value: value in tuple(MODES), f"one of {', '.join(MODES)}")
+    names = data.value("class_names", _is_list_of_text, "a list of texts")
+    sampling.value("sampler", _is_text, "a name")
+    sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
+    classes = network.value("num_classes", _is_count, "a whole number", default=None)
+    if len(names) != (classes or 0):
+        raise config.unusable(f"it has {len(names)} class names for {classes or 0} classes")
+    channels = network.value("in_channels", _is_count, "a whole number")
+    if channels != MODES[mode]:
+        raise config.unusable(f"the network takes {channels} channels, images of mode {mode} have "
+                              f"{MODES[mode]}")  # fmt: skip
+
+
+def _upgraded(config: dict, args: dict) -> dict:
+    """The config of a version-1 file: what it kept among its args goes to where it belongs."""
+    sampling = {"sampler": args.get("sample"), "guidance": args.get("label_drop") != 0}
+    training = {name: args.get(name) for name in _VERSION_1_FACTS}
+    upgraded = {"codec": {"name": "pixels"}, "sampling": sampling, "training": training} | config
+    upgraded.setdefault("length", {"epochs": args.get("epochs")})
+    return upgraded
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int  # True is an int too
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 0
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_image_size(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(_is_whole(side) and 1 <= side <= LARGEST_SIDE for side in value)

@@ -1,0 +1,226 @@
+"""results/<run_name>/: everything that a run writes, and the lock that keeps others out."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from utils.console import say
+from utils.errors import UserError
+from utils.pictures import save_image
+from utils.runs.failures import Failures
+from utils.runs.files import (
+    LAST,
+    PREVIOUS,
+    SLIM,
+    read_checkpoint,
+    save_checkpoint,
+    snapshot,
+)
+from utils.runs.metrics_log import METRICS, MetricsLog
+from utils.runs.safeguards import FolderLock, reason, warn_once
+from utils.text import printable
+
+LOG = "log.txt"
+CONFIG = "config.json"
+SAMPLES = "samples"
+ONLY_TO_RESUME = ("network", "optimizer", "scaler")  # what the file for generation leaves out
+
+
+class RunFolder:
+    """The folder of one run, opened for writing by one process.
+
+    UserError where the folder cannot be written, is in use by another process, or holds an earlier
+    run while `resume` is False.
+    """
+
+    def __init__(self, path: Path, resume: bool):
+        self.path = path
+        if resume and not path.is_dir():
+            raise UserError(f"--resume: there is no run {path}; leave --resume out to start it")
+        try:
+            (path / SAMPLES).mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(path)
+            if not resume and holds_a_run(path):
+                self._lock.close()
+                raise UserError(
+                    f"{path} holds an earlier run: resume it with --resume, or choose another "
+                    "--run_name"
+                )
+            self._lock.claim()
+        except OSError as error:
+            raise cannot_be_written(path, error) from None
+        self._failures = Failures(path)
+        self._metrics = MetricsLog(path, self._failures)
+        self._saving: threading.Thread | None = None
+        self._save_error: Exception | None = None
+        self._last_is_whole = True
+
+    def start(self, config: dict, step: int, source: Path | None = None) -> None:
+        """Write config.json, and cut the metrics back to `step`, where the run begins or resumes.
+
+        Where it resumes from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not
+        take that one's place. UserError where the folder cannot be written.
+        """
+        self._last_is_whole = source is None or source.name != PREVIOUS
+        try:
+            for half in self.path.glob("*.tmp"):  # of a save that a kill cut short
+                half.unlink(missing_ok=True)
+            text = json.dumps(config, indent=2) + "\n"
+            (self.path / CONFIG).write_text(text, encoding="utf-8")
+            self._metrics.cut_back(step)
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from None
+
+    def log(self, text: str) -> None:
+        """Print the text above the progress bar, and add it to log.txt with the time."""
+        text = printable(text)
+        say(text)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        with self._failures.tolerated(LOG):
+            with open(self.path / LOG, "a", encoding="utf-8") as file:
+                file.write(f"{now} {text}\n")
+
+    def write_metrics(self, rows: Sequence[dict[str, float]]) -> None:
+        """Add one row per step to metrics.csv and to TensorBoard; NaN is left empty."""
+        self._metrics.append(rows)
+
+    def write_preview(self, picture: Image.Image, epoch: int, step: int, image_format: str) -> Path:
+        """Save a grid of samples as samples/epoch_<n>.<format>, and show it in TensorBoard."""
+        file = self.path / SAMPLES / f"{preview_name(epoch)}.{image_format}"
+        with self._failures.tolerated(SAMPLES):
+            save_image(picture, file)
+        self._metrics.add_image("samples", picture, step)
+        return file
+
+    def has_preview(self, epoch: int) -> bool:
+        """Whether a preview of this epoch has been written, in whatever format."""
+        return any((self.path / SAMPLES).glob(f"{preview_name(epoch)}.*"))
+
+    def write_checkpoint(self, contents: dict, epoch: int | None, keep: int) -> None:
+        """Write ckpt_last.pt, ema_last.pt, and for an epoch ckpt_<epoch>.pt, of which the newest
+        `keep` stay (0: all).
+
+        The files are written in the background from a copy, while training continues. A failure is
+        reported by the next `check_saving`.
+        """
+        self.finish_saving()
+        self._saving = threading.Thread(
+            target=self._save_in_background, args=(snapshot(contents), epoch, keep)
+        )
+        self._saving.start()
+
+    def check_saving(self) -> bool:
+        """Whether the last checkpoint is safe, as far as is known.
+
+        A full or failing disk is reported, once a save; any other error of a save is raised here.
+        """
+        error, self._save_error = self._save_error, None
+        if error is None:
+            return True
+        if not isinstance(error, OSError):
+            raise error
+        self.log(
+            f"warning: the checkpoint could not be written ({reason(error)}); the one before is "
+            "whole, training continues"
+        )
+        return False
+
+    def finish_saving(self) -> bool:
+        """Wait for the checkpoint that is being written; whether it is safe."""
+        if self._saving is not None:
+            self._saving.join()
+        return self.check_saving()
+
+    def close(self) -> None:
+        """Let other processes write into the folder. The last save must have finished."""
+        self._metrics.close()
+        self._lock.close()
+
+    def _save_in_background(self, contents: dict, epoch: int | None, keep: int) -> None:
+        """What the thread does: errors are kept for `check_saving`."""
+        try:
+            self._save(contents, epoch, keep)
+        except Exception as error:
+            self._save_error = error
+
+    def _save(self, contents: dict, epoch: int | None, keep: int) -> None:
+        self._lock.check()
+        save_checkpoint(contents, self.path / LAST, keep_previous=self._last_is_whole)
+        self._last_is_whole = True
+        slim = {key: value for key, value in contents.items() if key not in ONLY_TO_RESUME}
+        save_checkpoint(slim, self.path / SLIM)
+        if epoch is not None:
+            save_checkpoint(contents, self.path / numbered_name(epoch))
+            if keep:
+                self._remove_older(epoch, keep)
+        self._metrics.try_again()
+
+    def _remove_older(self, epoch: int, keep: int) -> None:
+        """Remove numbered checkpoints up to this epoch, but for the newest `keep`."""
+        earlier = [number for number in numbered_epochs(self.path) if number <= epoch]
+        for old in earlier[:-keep]:
+            file = self.path / numbered_name(old)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                warn_once("remove", f"{file} could not be removed: {reason(error)}")
+
+
+def cannot_be_written(path: Path, error: OSError) -> UserError:
+    return UserError(f"the results folder {path} cannot be written: {reason(error)}")
+
+
+def holds_a_run(path: Path) -> bool:
+    """Whether an earlier run has left a checkpoint or metrics in the folder."""
+    return any((path / name).exists() for name in (LAST, PREVIOUS, METRICS))
+
+
+def preview_name(epoch: int) -> str:
+    """The file name of a preview, without its ending."""
+    return f"epoch_{epoch:04d}"
+
+
+def numbered_name(epoch: int) -> str:
+    """The file name of a checkpoint that is kept under its epoch's number."""
+    return f"ckpt_{epoch}.pt"
+
+
+def numbered_epochs(path: Path) -> list[int]:
+    """The epochs whose checkpoints are kept under their number, ascending."""
+    names = [file.name for file in path.glob("ckpt_*.pt")]
+    matches = [re.fullmatch(r"ckpt_(0|[1-9][0-9]*)\.pt", name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def find_checkpoint(path: Path, start_epoch: int) -> tuple[dict, Path]:
+    """The contents and the file of the checkpoint that --resume continues: that of an epoch, or
+    (start_epoch -1) the last one that is whole. UserError where there is none.
+    """
+    if start_epoch >= 0:
+        return find_numbered(path, start_epoch)
+    last, previous = path / LAST, path / PREVIOUS
+    if not last.exists() and not previous.exists():
+        raise UserError(
+            f"--resume: there is no checkpoint in {path}; leave --resume out to start the run"
+        )
+    try:
+        return read_checkpoint(last), last
+    except UserError as error:
+        if not previous.exists():
+            raise
+        say(f"warning: {error}; the run resumes from {previous} instead")
+    return read_checkpoint(previous), previous
+
+
+def find_numbered(path: Path, epoch: int) -> tuple[dict, Path]:
+    """The contents and the file of an epoch's checkpoint."""
+    file = path / numbered_name(epoch)
+    if not file.exists():
+        saved = ", ".join(str(number) for number in numbered_epochs(path)) or "none"
+        raise UserError(f"--start_epoch {epoch}: there is no {file}; saved epochs: {saved}")
+    return read_checkpoint(file), file

@@ -1,0 +1,275 @@
+"""Weights and the network that they are for: loaded strictly, or adapted for fine-tuning."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError, name_list
+from utils.runs.foreign import shown
+
+LABEL_TABLE = "condition.label.weight"  # (num_classes + 1, E); the last row is the null label
+TIME_BIAS = "condition.time_mlp.2.bias"  # (E,): what the label's row is added to
+CONV_IN = "conv_in.weight"  # (C, channels of the image, k, k)
+CONV_OUT = "conv_out.weight"  # (channels of the image, C, k, k)
+CONV_OUT_BIAS = "conv_out.bias"  # (channels of the image,)
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping, source: Path | str, assign: bool = False
+) -> None:
+    """Copy weights into the network, or (`assign`) put them there themselves. UserError names all
+    that do not fit.
+    """
+    check_tensors(weights, source)
+    check_fit(network, weights, source)
+    network.load_state_dict(weights, assign=assign)
+
+
+def check_tensors(weights: object, source: Path | str) -> None:
+    """UserError unless this is a dict of tensors that hold their numbers themselves."""
+    if not isinstance(weights, Mapping) or not all(is_plain(item) for item in weights.values()):
+        raise UserError(f"the weights in {source} are not all tensors of plain numbers")
+
+
+def is_plain(value: object) -> bool:
+    """Whether this is a dense tensor with numbers: not sparse, not quantised, not on "meta"."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """UserError that names every tensor that is missing, unexpected, or of another shape or kind of
+    number than the network's.
+    """
+    own = network.state_dict()
+    both = [key for key in own if key in weights]
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in both
+        if weights[key].shape != own[key].shape
+    ]
+    kinds = [
+        f"{key} {kind_of(weights[key])} instead of {kind_of(own[key])}"
+        for key in both
+        if kind_of(weights[key]) != kind_of(own[key])
+    ]
+    problems = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [shown(str(key)) for key in weights if key not in own],
+        "other shapes:": shapes,
+        "other kinds of numbers:": kinds,
+    }
+    said = [f"{what} {name_list(names, 5)}" for what, names in problems.items() if names]
+    if said:
+        name = getattr(network, "config", {}).get("name", type(network).__name__)
+        raise UserError(f"the weights in {source} do not fit the network {name}: {'; '.join(said)}")
+
+
+def kind_of(tensor: Tensor) -> str:
+    """The kind of number: between floats of any width, or whole numbers, values are converted."""
+    if tensor.dtype == torch.bool:
+        return "true or false"
+    if tensor.is_complex():
+        return "complex"
+    return "floating-point" if tensor.is_floating_point() else "whole"
+
+
+def match_weights(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    previous_class_names: Sequence[str] | None,
+    source: Path | str = "the given file",
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What a network that is to be trained on other classes keeps of weights: all that does not
+    depend on the set of images.
+
+    class_names: of the new set, none for an unconditional network. previous_class_names: of the set
+    that the weights were trained on; None where the file does not say.
+
+    Returns weights that load strictly, and sentences that say what is new or adapted, none where
+    everything fits as it is. The weights given stay as they are. UserError names all that cannot be
+    made to fit: other widths, other blocks, another kind of network.
+    """
+    check_tensors(weights, source)
+    own: dict[str, Tensor] = network.state_dict()
+    matched = dict(weights)
+    said = adapt_channels(matched, own)
+    said += adapt_labels(matched, own, class_names, previous_class_names, source)
+    check_fit(network, matched, source)
+    return matched, said
+
+
+# --- Grey and colour ---
+
+
+def adapt_channels(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Change the first and the last convolution, in place, where the weights are for grey pictures
+    and the network for colour ones, or the reverse. On grey pictures the network does what it did.
+    """
+    if not differ_in_channels_only(weights, own):
+        return []
+    before, now = channels_of(weights), channels_of(own)
+    if (before, now) == ((1, 1), (3, 3)):
+        grey_to_colour(weights)
+        return [
+            "the weights are for grey pictures, this network is for colour: its first and last "
+            "convolution are adapted, so that grey pictures give what they gave"
+        ]
+    if (before, now) == ((3, 3), (1, 1)):
+        colour_to_grey(weights)
+        return [
+            "the weights are for colour pictures, this network is for grey: its first and last "
+            "convolution are adapted, so that grey pictures give the mean of the three colours"
+        ]
+    return []
+
+
+def channels_of(weights: Mapping[str, Tensor]) -> tuple[int, int]:
+    """The channels of the images that go in and come out."""
+    return weights[CONV_IN].shape[1], weights[CONV_OUT].shape[0]
+
+
+def differ_in_channels_only(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether both have the two convolutions, and these are alike but for the images' channels.
+
+    So nothing larger than the network is made: a small file can describe a huge tensor.
+    """
+    for key, channel_dim in ((CONV_IN, 1), (CONV_OUT, 0), (CONV_OUT_BIAS, 0)):
+        if key not in weights or key not in own or not weights[key].is_floating_point():
+            return False
+        before, now = list(weights[key].shape), list(own[key].shape)
+        if len(before) != len(now):
+            return False
+        del before[channel_dim], now[channel_dim]
+        if before != now:
+            return False
+    return weights[CONV_OUT_BIAS].shape[0] == weights[CONV_OUT].shape[0]
+
+
+def grey_to_colour(weights: dict[str, Tensor]) -> None:
+    """Three equal channels in, a third of the weight for each; three equal channels out."""
+    weights[CONV_IN] = weights[CONV_IN].repeat(1, 3, 1, 1) / 3
+    weights[CONV_OUT] = weights[CONV_OUT].repeat(3, 1, 1, 1)
+    weights[CONV_OUT_BIAS] = weights[CONV_OUT_BIAS].repeat(3)
+
+
+def colour_to_grey(weights: dict[str, Tensor]) -> None:
+    """The grey channel stands for three equal ones; what comes out is the mean of three."""
+    weights[CONV_IN] = weights[CONV_IN].sum(1, keepdim=True)
+    weights[CONV_OUT] = weights[CONV_OUT].mean(0, keepdim=True)
+    weights[CONV_OUT_BIAS] = weights[CONV_OUT_BIAS].mean(0, keepdim=True)
+
+
+# --- Classes ---
+
+
+def adapt_labels(
+    weights: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    class_names: Sequence[str],
+    previous: Sequence[str] | None,
+    source: Path | str,
+) -> list[str]:
+    """Change the table of labels, in place, from the classes of the weights to those of the
+    network.
+    """
+    before, now = weights.get(LABEL_TABLE), own.get(LABEL_TABLE)
+    if before is None and now is None:
+        return []
+    if before is None:
+        return add_label_table(weights, own)
+    if before.ndim != 2 or len(before) < 2:
+        return []  # no table of labels: what does not fit is named afterwards
+    if now is None:
+        return drop_label_table(weights)
+    if before.shape[1] != now.shape[1]:
+        return []  # another width: named afterwards
+    if not previous or not class_names:
+        return match_rows_by_number(weights, len(now) - 1)
+    if len(previous) != len(before) - 1:
+        raise UserError(
+            f"{source} names {len(previous)} classes, but its weights are for {len(before) - 1}"
+        )
+    return match_rows_by_name(weights, class_names, previous)
+
+
+def add_label_table(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Weights without classes, for a network with them. The rows start at zero: so each class
+    starts as what the weights have learned, and random rows would disturb that.
+    """
+    weights[LABEL_TABLE] = torch.zeros_like(own[LABEL_TABLE])
+    return ["the weights know no classes: the table of labels is new, and starts at zero"]
+
+
+def drop_label_table(weights: dict[str, Tensor]) -> list[str]:
+    """Weights with classes, for a network without. The row of the null label is added to the bias
+    before it, so that the network starts as what the weights do without a label.
+    """
+    null = weights.pop(LABEL_TABLE)[-1]
+    bias = weights.get(TIME_BIAS)
+    if bias is not None and bias.shape == null.shape:
+        weights[TIME_BIAS] = bias + null.to(bias)
+    return [
+        "this network has no classes: the table of labels is dropped, and the network starts as "
+        "what the weights do without a label"
+    ]
+
+
+def match_rows_by_number(weights: dict[str, Tensor], count: int) -> list[str]:
+    """Weights that name no classes: the rows stay where there are as many classes, else only that
+    of the null label does.
+    """
+    before = weights[LABEL_TABLE]
+    if len(before) == count + 1:
+        return []
+    weights[LABEL_TABLE] = label_rows(before, [None] * count)
+    return [
+        f"the weights are for {len(before) - 1} classes without names, this set has {count}: all "
+        "rows of the table of labels are new, and start as the null label"
+    ]
+
+
+def match_rows_by_name(
+    weights: dict[str, Tensor], class_names: Sequence[str], previous: Sequence[str]
+) -> list[str]:
+    """A class keeps its row where the weights know one of the same name, at whichever place."""
+    places = {composed(name): place for place, name in enumerate(previous)}
+    names = [composed(name) for name in class_names]
+    rows = [places.get(name) for name in names]
+    if rows == list(range(len(previous))):
+        return []
+    weights[LABEL_TABLE] = label_rows(weights[LABEL_TABLE], rows)
+    kept = [name for name in names if name in places]
+    new = [name for name in names if name not in places]
+    gone = [name for name in places if name not in names]
+    said = [f"labels are matched by name: {len(kept)} of {len(names)} classes keep their row"]
+    if new:
+        said.append(f"classes that are new, and start as the null label: {listed(new)}")
+    if gone:
+        said.append(f"classes of the weights that this set does not have: {listed(gone)}")
+    return said
+
+
+def label_rows(table: Tensor, rows: Sequence[int | None]) -> Tensor:
+    """A table of labels for other classes: the rows of these numbers, and the null row last.
+
+    A class without a row (None) starts as the null row. That is what the network does where it is
+    told nothing, so it knows how to draw an image from there; random rows would mean nothing to it.
+    """
+    null = len(table) - 1
+    chosen = [null if row is None else row for row in rows]
+    return table[[*chosen, null]]
+
+
+def composed(name: str) -> str:
+    """The name in Unicode NFC: a Mac stores an accented letter as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def listed(names: Sequence[str]) -> str:
+    return name_list([shown(name, 40) for name in names])

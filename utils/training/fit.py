@@ -1,0 +1,247 @@
+"""The training loop. One for every task: what is trained is a function that returns a loss."""
+
+import contextlib
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from utils.devices import Precision
+from utils.errors import ReadError, Stopped, UserError, name_list
+from utils.ranks import Ranks, is_lost_connection
+from utils.training.meter import Meter
+from utils.training.prefetch import Batch, Draws, Prepared
+from utils.training.randomness import seed_dropout
+from utils.training.recorder import Recorder
+from utils.training.schedule import Schedule
+from utils.training.signals import stop_signals
+from utils.training.state import TrainState
+
+# (network, batch, its random numbers) -> {"loss": scalar to minimise, name: (sum, count), ...}; the
+# pairs are logged as means over the images of the step.
+LossFunction = Callable[[nn.Module, Batch, Draws], dict[str, Tensor]]
+
+# Below this scale of the loss, fp16 has skipped many steps in a row.
+SMALLEST_SCALE = 1.0
+MOST_NAMES = 1000  # of images, in the message about a non-finite loss
+
+
+@dataclass
+class Update:
+    """How a step changes the weights."""
+
+    precision: Precision
+    ranks: Ranks
+    accumulate: int = 1  # micro-batches a step
+    grad_clip: float = 0.0  # largest norm of the gradient; 0: no limit
+
+
+def fit(
+    network: nn.Module,  # what loss_fn calls: state.network, or a wrapper of it
+    loader: Iterator[Prepared],  # micro-batches from state.step on, on the device
+    loss_fn: LossFunction,
+    state: TrainState,
+    schedule: Schedule,
+    recorder: Recorder,
+    update: Update,
+    names_of: Callable[[int], list[str]] = lambda step: [],  # the images of a step, for messages
+) -> None:
+    """Train until the schedule's last step, or a signal.
+
+    Raises Stopped after a signal, when all is saved, and UserError where the loss or the weights
+    are no longer finite, or no checkpoint can be written. An error from outside (an unreadable
+    image, a lost process, a failing disk) saves what is done before it goes through.
+    """
+    loop = TrainingLoop(network, loader, loss_fn, state, schedule, recorder, update, names_of)
+    with stop_signals() as received:
+        try:
+            loop.run(received)
+        except (Stopped, UserError, OSError, MemoryError, RuntimeError) as error:
+            loop.save_after(error)
+            raise
+    recorder.finished(state.step)
+
+
+class TrainingLoop:
+    """The loop's parts, and what they share."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loader: Iterator[Prepared],
+        loss_fn: LossFunction,
+        state: TrainState,
+        schedule: Schedule,
+        recorder: Recorder,
+        update: Update,
+        names_of: Callable[[int], list[str]],
+    ):
+        self.network = network
+        self.loader = loader
+        self.loss_fn = loss_fn
+        self.state = state
+        self.schedule = schedule
+        self.recorder = recorder
+        self.update = update
+        self.ranks = update.ranks
+        self.names_of = names_of
+        self.meter = Meter(self.ranks)
+        self.parameters = [p for p in state.network.parameters() if p.requires_grad]
+        self.first_step = state.step
+        self.saved_step: int | None = None
+
+    def run(self, received: list[int]) -> None:
+        """Rounds of: look, and leave or take a step. So the first and last look need no copy."""
+        while True:
+            stop = self.ranks.any(bool(received))
+            self.look(stop)
+            if stop:
+                raise Stopped(received[0] if received else signal.SIGTERM)
+            if self.schedule.is_finished(self.state.step):
+                return
+            self.take_step()
+
+    # --- Between two steps ---
+
+    def look(self, stop: bool) -> None:
+        """Read what was measured, save, and draw a preview, as far as they are due."""
+        state, schedule = self.state, self.schedule
+        # At the start too: a kill may have left a save half done, and a full disk is found out.
+        save_is_due = stop or self.saved_step is None or schedule.save_is_due(state.step)
+        self.recorder.check_saving()
+        if not save_is_due and not schedule.log_is_due(state.step):
+            return
+        self.report()
+        if save_is_due and state.step != self.saved_step:
+            self.save()
+        if schedule.preview_is_due(state.step) and not stop:
+            resumed = state.step == self.first_step
+            self.recorder.preview(state, schedule.epoch(state.step), resumed)
+        self.meter.restart_clock()  # none of this counts as training
+
+    def report(self) -> None:
+        """Write what was measured since the last time; refuse what is not finite."""
+        rows = self.meter.flush(self.schedule.steps_per_epoch)
+        problem = non_finite(rows, self.state.scaler, self.names_of)
+        if problem:
+            self.fail(problem)
+        self.recorder.metrics(rows)
+
+    def save(self) -> None:
+        """Save the state, the same on all processes and finite."""
+        state, schedule = self.state, self.schedule
+        self.ranks.check_equal(self.parameters)
+        if not state.weights_are_finite():
+            self.fail(f"step {state.step}: the weights are no longer finite; {HOW_TO_RECOVER}")
+        self.recorder.save(
+            state,
+            schedule.epoch(state.step),
+            schedule.number(state.step),
+            wait=self.saved_step is None,
+        )
+        self.saved_step = state.step
+
+    def fail(self, problem: str) -> None:
+        self.recorder.error(problem)
+        raise UserError(problem)
+
+    def save_after(self, error: BaseException) -> None:
+        """Save what is done, where an error from outside ends the run between two saves."""
+        if isinstance(error, Stopped):
+            self.recorder.stopped(self.state.step)
+            return
+        if not is_from_outside(error) or not self.state.is_whole or self.saved_step is None:
+            return
+        if self.ranks.world_size == 1:  # the rows of several processes need all of them
+            self.report()
+        if self.state.step != self.saved_step and self.state.weights_are_finite():
+            self.recorder.save(self.state, self.schedule.epoch(self.state.step), None, wait=False)
+            self.recorder.error(f"{error}; saved at step {self.state.step:,}")
+
+    # --- A step ---
+
+    def take_step(self) -> None:
+        """One optimizer step on `accumulate` micro-batches. Nothing in it waits for the device."""
+        state, update = self.state, self.update
+        lr = self.schedule.learning_rate(state.step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        seed_dropout(state.seed, state.step, self.ranks)
+        images, sums = self.add_gradients()
+
+        state.is_whole = False
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, update.grad_clip or math.inf)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.ema.update(state.network, state.step)
+        self.meter.add(state.step, lr, norm, sums, images * self.ranks.world_size)
+        state.step += 1
+        state.is_whole = True
+        self.recorder.step_done()
+
+    def add_gradients(self) -> tuple[int, dict[str, Tensor]]:
+        """Forward and backward passes of a step: images seen, and (sum, count) of each scalar."""
+        update = self.update
+        images = 0
+        sums: dict[str, Tensor] = {}
+        for micro in range(update.accumulate):
+            prepared = next(self.loader)
+            is_last = micro == update.accumulate - 1
+            with self.gradients_meet(is_last):
+                with update.precision.autocast():
+                    out = self.loss_fn(self.network, prepared.batch, prepared.draws)
+                self.state.scaler.scale(out["loss"] / update.accumulate).backward()
+            images += len(prepared)
+            out["loss"] = mean_as_pair(out["loss"].detach(), len(prepared))
+            for name, pair in out.items():
+                sums[name] = pair if micro == 0 else sums[name] + pair
+        return images, sums
+
+    def gradients_meet(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """The processes average their gradients once a step: with its last micro-batch."""
+        if is_last or self.ranks.world_size == 1:
+            return contextlib.nullcontext()
+        return self.network.no_sync()  # type: ignore[operator]
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Whether an error is the machine's, not the run's: disk, memory, another process."""
+    if isinstance(error, ReadError | OSError | MemoryError | torch.OutOfMemoryError):
+        return True
+    return is_lost_connection(error)
+
+
+def mean_as_pair(mean: Tensor, count: int) -> Tensor:
+    """A mean over `count` images as (sum, count), (2,), without asking the host for memory."""
+    return torch.stack([mean * count, torch.full_like(mean, count)])
+
+
+HOW_TO_RECOVER = (
+    "what is saved is from before. Resume with --allow_changes and a lower --lr, --grad_clip 1 "
+    "or --amp False"
+)
+
+
+def non_finite(
+    rows: list[dict], scaler: torch.amp.GradScaler, names_of: Callable[[int], list[str]]
+) -> str | None:
+    """What to say where a loss or gradient is not finite. Under fp16 the scaler skips single such
+    steps, so there it is an error only after many in a row.
+    """
+    bad = [
+        row for row in rows if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]))
+    ]
+    if not bad:
+        return None
+    if scaler.is_enabled() and scaler.get_scale() >= SMALLEST_SCALE:
+        return None
+    step = int(bad[0]["step"])
+    return (
+        f"step {step}: the loss is {bad[0]['loss']} and the gradient norm {bad[0]['grad_norm']}; "
+        f"{HOW_TO_RECOVER}. The images: {name_list(names_of(step - 1), MOST_NAMES)}"
+    )

@@ -1,0 +1,27 @@
+"""The learning rate: a pure function of the step, so that nothing needs to be saved."""
+
+import math
+
+LONGEST_WARMUP = 0.1  # of the run
+
+
+def learning_rate(
+    step: int, total_steps: int, lr: float, schedule: str, warmup_steps: int
+) -> float:
+    """The rate of step 0..total_steps-1. Never zero.
+
+    `schedule` is linear, cosine, warmup_cosine or constant.
+    """
+    if schedule == "constant":
+        return lr
+    if schedule == "linear":
+        return lr * (1 - step / total_steps)
+    warmup = 1.0
+    if schedule == "warmup_cosine":
+        warmup = min(1.0, (step + 1) / max(1, warmup_steps))
+    return warmup * lr * (1 + math.cos(math.pi * step / total_steps)) / 2
+
+
+def allowed_warmup(warmup_steps: int, total_steps: int) -> int:
+    """At most a tenth of the run: a longer warm-up would leave its highest rate unused."""
+    return min(warmup_steps, int(total_steps * LONGEST_WARMUP))

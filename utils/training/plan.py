@@ -1,0 +1,153 @@
+"""What a run will do and what it will cost, before it begins."""
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+from torch import nn
+from torch.utils.data import default_collate
+
+from model.guidance import needs_null
+from utils.data import ImageSet
+from utils.devices import Precision
+from utils.errors import ReadError
+from utils.ranks import Ranks
+from utils.training.fit import LossFunction
+from utils.training.optimizer import STATE_NAMES
+from utils.training.prefetch import Batch, DrawFunction, draw_batch
+from utils.training.previews import PreviewGrid
+from utils.training.state import TrainState
+
+WARM_UP_STEPS = 2  # that are not counted when a step is timed
+TIMED_STEPS = 3
+FORWARD_SHARE = 1 / 3  # of a training step
+FEW_STEPS = 300
+BYTES_PER_WEIGHT = 4
+MEGABYTE = 1e6
+
+
+def time_step(
+    network: nn.Module,
+    loss_fn: LossFunction,
+    draw_fn: DrawFunction,
+    batch: Batch,
+    precision: Precision,
+    ranks: Ranks,
+) -> float:
+    """Seconds of one forward and backward pass on a batch: the median after a warm-up.
+
+    Leaves no gradients behind.
+    """
+    seconds = []
+    for i in range(WARM_UP_STEPS + TIMED_STEPS):
+        prepared = draw_batch(batch, draw_fn, 0, i, 0, ranks).on(precision.device)
+        start = time.perf_counter()
+        with precision.autocast():
+            loss = loss_fn(network, prepared.batch, prepared.draws)["loss"]
+        loss.backward()
+        loss.item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    network.zero_grad(set_to_none=True)
+    return sorted(seconds[WARM_UP_STEPS:])[TIMED_STEPS // 2]
+
+
+@dataclass
+class PreviewCost:
+    """What previews cost."""
+
+    count: int = 0  # of the whole run
+    images: int = 0  # in each
+    rows: int = 0  # of network calls, for each image
+
+    @classmethod
+    def of(cls, previews: PreviewGrid | None, count: int) -> "PreviewCost":
+        if previews is None:
+            return cls()
+        generator = previews.generator
+        guided = bool(previews.rows) and needs_null(generator.cfg_scale)
+        return cls(count, previews.images, generator.calls * (2 if guided else 1))
+
+
+@dataclass
+class Cost:
+    """What a run costs."""
+
+    seconds_per_step: float
+    images_per_step: int  # of this process
+    steps_left: int
+    previews: PreviewCost
+    checkpoints_kept: int
+
+    @property
+    def seconds_left(self) -> float:
+        per_row = self.seconds_per_step * FORWARD_SHARE / self.images_per_step
+        rows = self.previews.count * self.previews.images * self.previews.rows
+        return self.steps_left * self.seconds_per_step + rows * per_row
+
+
+def size_of_checkpoints(state: TrainState, kept: int) -> float:
+    """Bytes of ckpt_last, ckpt_prev, the numbered checkpoints that are kept, and ema_last."""
+    weights = count_weights(state.network)
+    moments = len(STATE_NAMES[type(state.optimizer)] - {"step"})
+    full = BYTES_PER_WEIGHT * weights * (2 + moments)  # network, EMA, the optimizer's moments
+    return (2 + kept) * full + BYTES_PER_WEIGHT * weights
+
+
+def count_weights(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def plan_lines(
+    state: TrainState,
+    precision: Precision,
+    ranks: Ranks,
+    cost: Cost,
+    epochs: int,
+    steps_per_epoch: int,
+    global_batch: int,
+    results: object,
+) -> list[str]:
+    """Network, steps, time and disk, in lines for people."""
+    total = epochs * steps_per_epoch
+    millions = count_weights(state.network) / 1e6
+    plural = "es" if ranks.world_size > 1 else ""
+    finish = time.strftime("%a %H:%M", time.localtime(time.time() + cost.seconds_left))
+    left = timedelta(seconds=round(cost.seconds_left))
+    disk = size_of_checkpoints(state, cost.checkpoints_kept) / MEGABYTE
+    return [
+        f"network     {state.config['network']['name']}, {millions:.2f} M parameters, {precision}",
+        f"steps       {total:,} = {epochs} epochs x {steps_per_epoch}, {state.step:,} done; "
+        f"{global_batch} images per step on {ranks.world_size} process{plural}",
+        f"time        {cost.seconds_per_step:.3f} s per step, about {left} left: until {finish}",
+        f"disk        {disk:,.0f} MB of checkpoints below {results}",
+    ]
+
+
+def remark_lines(remarks: list[str]) -> list[str]:
+    """Remarks, as lines of the plan."""
+    return [f"warning:    {remark}" for remark in remarks if remark]
+
+
+def length_remarks(total_steps: int, warmup_asked: int, warmup_used: int) -> list[str]:
+    """Remarks on a run that is too short for a good result, or for its warm-up."""
+    remarks = []
+    if total_steps < FEW_STEPS:
+        remarks.append(
+            f"{total_steps:,} steps are few: recognisable images need hundreds to thousands; "
+            "raise --epochs"
+        )
+    if warmup_used < warmup_asked:
+        remarks.append(
+            f"--warmup_steps {warmup_asked} is more than a tenth of the run and is shortened to "
+            f"{warmup_used}"
+        )
+    return remarks
+
+
+def sample_batch(dataset: ImageSet, size: int) -> Batch:
+    """A batch of `size` images, to measure with. Raises ReadError where one cannot be read."""
+    items = [dataset[i % len(dataset)] for i in range(size)]
+    for item in items:
+        if isinstance(item, ReadError):
+            raise item
+    return tuple(default_collate(items))

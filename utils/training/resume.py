@@ -1,0 +1,139 @@
+"""Going on from what was saved: an interrupted run, or other weights to fine-tune."""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import read_checkpoint
+from utils.runs.folder import find_checkpoint
+from utils.runs.weights import match_weights
+from utils.training.state import TrainState
+
+
+@dataclass
+class Resumed:
+    """What a run continues from."""
+
+    file: Path
+    length: dict  # of the run until now: epochs, total_steps
+    remarks: list[str]  # on what differs without changing the result
+
+
+def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) -> Resumed:
+    """Restore the state from a checkpoint of the run: of an epoch, or (-1) the last one.
+
+    Raises UserError where there is none, or where it was made with other settings or images (which
+    `allow_changes` permits), each named with both values.
+    """
+    contents, file = find_checkpoint(run, start_epoch)
+    if "config" not in contents:
+        raise UserError(f"{file} holds bare weights, no run to resume; --pretrain starts from them")
+    checkpoint = Checkpoint.parse(contents, file)
+    if checkpoint.kind != state.kind:
+        raise UserError(f"{file} is of kind {checkpoint.kind}, this run is of kind {state.kind}")
+    checkpoint.check_resumable()
+    changed = changes(checkpoint, state)
+    if changed and not allow_changes:
+        raise UserError(
+            f"{file} was made with other settings: {'; '.join(changed)}; "
+            "--allow_changes resumes all the same"
+        )
+    remarks = []
+    if checkpoint.versions != state.versions:
+        remarks.append(
+            f"the checkpoint was made with {checkpoint.versions}, this is {state.versions}: "
+            "the result will be equal to rounding, apart from dropout"
+        )
+    if checkpoint.format_version == 1:
+        remarks.append(
+            "the checkpoint is from an earlier version, which ordered the images of an epoch "
+            "differently: what follows is as good, but not the same to the bit"
+        )
+    try:
+        state.restore(checkpoint)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} cannot be resumed from: {error!r}") from None
+    return Resumed(file, checkpoint.config.get("length", {}), remarks)
+
+
+def changes(checkpoint: Checkpoint, state: TrainState) -> list[str]:
+    """How the facts that decide this run's result differ from those of the checkpoint."""
+    before = deciding_facts(checkpoint.config, checkpoint.state["seed"])
+    now = deciding_facts(state.config, state.seed)
+    return [
+        f"{name} {before.get(name)} before, {value} now"
+        for name, value in now.items()
+        if value != before.get(name)
+    ]
+
+
+def deciding_facts(config: dict, seed: int) -> dict:
+    """What decides a result, by the names that people know; taken from a checkpoint's config."""
+    facts = {
+        **config["training"],
+        "seed": seed,
+        **config["network"],
+        **config["diffusion"],
+        **config["data"],
+    }
+    facts["the images"] = facts.pop("fingerprint", None)
+    names = facts.get("class_names", [])
+    facts["class_names"] = [unicodedata.normalize("NFC", name) for name in names]
+    return facts
+
+
+def learning_rate_remark(
+    checkpoint_steps: int | None, total_steps: int, step: int, rate_of: Callable[[int, int], float]
+) -> str | None:
+    """What to say where a resumed run has another length, and its learning rate changes with it.
+
+    `rate_of(step, total_steps)` is the learning rate.
+    """
+    if checkpoint_steps is None or checkpoint_steps == total_steps or step >= total_steps:
+        return None
+    now = rate_of(step, total_steps)
+    before = rate_of(step, checkpoint_steps) if step < checkpoint_steps else 0.0
+    if now == before:
+        return None
+    return (
+        f"the run is now {total_steps:,} steps long, {checkpoint_steps:,} before: the learning "
+        f"rate at step {step:,} is {now:.3g} instead of {before:.3g}"
+    )
+
+
+def pretrain(state: TrainState, file: Path) -> list[str]:
+    """Start the network and its average from the weights in a file.
+
+    Parts that depend on the set (label rows, image channels) are matched; the remarks say which
+    are new or adapted, and how the file's process differs. Raises UserError for what does not fit.
+    """
+    contents = read_checkpoint(file)
+    remarks: list[str] = []
+    previous_names: list[str] | None = None
+    if "config" in contents:
+        checkpoint = Checkpoint.parse(contents, file)
+        previous_names = checkpoint.class_names
+        remarks += process_differences(checkpoint.config["diffusion"], state.config["diffusion"])
+        weights = checkpoint.ema or checkpoint.network
+    else:
+        weights = contents.get("network")
+    if not weights:
+        raise UserError(f"{file} holds no weights to start from")
+    names = state.config["data"]["class_names"]
+    matched, said = match_weights(state.network, weights, names, previous_names, file)
+    for network in (state.network, state.ema.network):
+        network.load_state_dict(matched)
+    return remarks + said
+
+
+def process_differences(theirs: dict, ours: dict) -> list[str]:
+    """A remark on a network that was trained for another diffusion process, if it was."""
+    names = [name for name in ours if theirs.get(name) != ours[name]]
+    if not names:
+        return []
+    before = {name: theirs.get(name) for name in names}
+    now = {name: ours[name] for name in names}
+    return [f"the weights were trained with {before}, this run uses {now}"]

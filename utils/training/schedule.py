@@ -1,0 +1,53 @@
+"""What is due at which step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a run, its learning rate, and when it logs, saves and draws previews."""
+
+    total_steps: int
+    steps_per_epoch: int
+    learning_rate: Callable[[int], float]  # of a step
+    log_interval: int = 10  # steps
+    save_steps: int = 0  # a checkpoint every so many steps, beside those at ends of epochs; 0: none
+    preview_epochs: int = 1
+    numbered_epochs: int = 0  # a numbered checkpoint every so many epochs; 0: none
+    first_numbered_epoch: int = 0
+
+    def epoch(self, step: int) -> int:
+        """Epochs that are done after so many steps."""
+        return step // self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch ends, or the run begins, after so many steps."""
+        return step % self.steps_per_epoch == 0
+
+    def is_finished(self, step: int) -> bool:
+        return step >= self.total_steps
+
+    def log_is_due(self, step: int) -> bool:
+        return step % self.log_interval == 0
+
+    def save_is_due(self, step: int) -> bool:
+        if self.is_finished(step) or self.ends_epoch(step):
+            return True
+        return self.save_steps > 0 and step % self.save_steps == 0
+
+    def preview_is_due(self, step: int) -> bool:
+        if step == 0:
+            return False
+        if self.is_finished(step):
+            return True
+        return self.ends_epoch(step) and self.epoch(step) % self.preview_epochs == 0
+
+    def number(self, step: int) -> int | None:
+        """The epoch under whose number the checkpoint at this step is kept, or None."""
+        epoch = self.epoch(step)
+        if self.numbered_epochs == 0 or epoch == 0 or not self.ends_epoch(step):
+            return None
+        if epoch % self.numbered_epochs or epoch < self.first_numbered_epoch:
+            return None
+        return epoch

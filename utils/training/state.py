@@ -1,0 +1,88 @@
+"""All that changes during training, and goes into a checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.ema import EMA
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.weights import load_weights
+from utils.training.optimizer import restore_optimizer
+
+
+def _restore_network(network: nn.Module, saved: dict, source: Path | str) -> None:
+    load_weights(network, saved, source)
+
+
+def _restore_ema(ema: EMA, saved: dict, source: Path | str) -> None:
+    load_weights(ema.network, saved, source)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, source: Path | str) -> None:
+    restore_optimizer(optimizer, saved)
+
+
+def _restore_scaler(scaler: torch.amp.GradScaler, saved: dict, source: Path | str) -> None:
+    if scaler.is_enabled() and saved:  # a run without it has saved nothing
+        scaler.load_state_dict(saved)
+
+
+# The objects that a checkpoint holds, and how each takes back what its state_dict gave. Saving and
+# restoring walk this list.
+OBJECTS: dict[str, Callable[[Any, dict, Path | str], None]] = {
+    "network": _restore_network,
+    "ema": _restore_ema,
+    "optimizer": _restore_optimizer,
+    "scaler": _restore_scaler,
+}
+
+
+@dataclass
+class TrainState:
+    """The state of a run, at the end of optimizer step `step`."""
+
+    network: nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    seed: int
+    kind: str  # of the checkpoint
+    config: dict  # of the checkpoint: what rebuilds and uses the network
+    args: dict  # a record of the command line
+    versions: dict  # what exact repetition depends on beside the config
+    step: int = 0
+    is_whole: bool = True  # False within an update, when the objects are of different steps
+
+    def checkpoint(self, epoch: int) -> Checkpoint:
+        """What is saved after `epoch` whole epochs."""
+        objects = {name: getattr(self, name).state_dict() for name in OBJECTS}
+        return Checkpoint(
+            config=self.config,
+            kind=self.kind,
+            state={"epoch": epoch, "step": self.step, "seed": self.seed},
+            args=self.args,
+            versions=self.versions,
+            **objects,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take back what was saved. Raises UserError or ValueError for what does not fit."""
+        checkpoint.check_resumable()
+        for name, restore in OBJECTS.items():
+            restore(getattr(self, name), getattr(checkpoint, name), checkpoint.source)
+        self.step = checkpoint.state["step"]
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight, raw or averaged, is infinite or NaN. Waits for the device."""
+        weights = [*self.network.parameters(), *self.ema.network.parameters()]
+        finite = torch.stack([weight.detach().isfinite().all() for weight in weights])
+        return bool(finite.all())
+
+
+def plain_args(args: dict) -> dict:
+    """Options as plain values, for the record."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in args.items()}

@@ -1,5 +1,6 @@
 """Test data: small sets of real images, made from the demo set."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,21 +33,52 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+class ScriptServer:
+    """Runs scripts in forks of one warm process: see script_server.py."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "test" / "script_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, command: list[str], folder: Path, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        outputs = {name: str(self.folder / name) for name in ("stdout", "stderr")}
+        request = {"script": command[0], "args": command[1:], "folder": str(folder)}
+        self.process.stdin.write(json.dumps({**request, **outputs, "timeout": timeout}) + "\n")
+        self.process.stdin.flush()
+        status = int(self.process.stdout.readline())
+        texts = [Path(file).read_text(errors="backslashreplace") for file in outputs.values()]
+        return subprocess.CompletedProcess(command, status, *texts)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def script_server(tmp_path_factory):
+    server = ScriptServer(tmp_path_factory.mktemp("script_server"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def script(tmp_path: Path):
+def script(tmp_path: Path, script_server: ScriptServer):
     """script("train", "--epochs", 1, ...) runs tools/train.py as a user would; results go below
     tmp_path.
     """
 
-    def run(
-        name: str, *args: object, status: int = 0, timeout: float = 120
-    ) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
+    def run(name: str, *args: object, status: int = 0, timeout: float = 120):
+        command = [str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
         if name in ("train", "generate"):
             command += ["--result_path", str(tmp_path / "results"), "--use_gpu", "-1"]
-        done = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout
-        )
+        done = script_server.run(command, tmp_path, timeout)
         assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         if status == 2:
             assert "Traceback" not in done.stderr

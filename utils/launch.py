@@ -215,6 +215,7 @@ def _run_rank(worker: Worker, processes: Processes, ranks: Ranks) -> NoReturn:
                 status = stop.status
         _leave(ranks)
     except BaseException as error:
+        ranks.tell_of_failure()
         os._exit(_explain(error, processes, ranks))
     sys.exit(status)
 

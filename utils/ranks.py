@@ -1,5 +1,6 @@
 """This process among those of a run, and what they tell each other."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from torch import Tensor
 from utils.errors import UserError, name_list
 
 POLL_SECONDS = 0.2  # between two looks at whether the others are ready
+FAILED = "failed"  # the store's count of processes that ended with an error
+
+
+class OtherRankFailed(RuntimeError):
+    """Another process has ended with an error, which it has told of."""
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Ranks:
 
         For work that differs from process to process, such as decoding images: it does not count
         against --timeout, which is for the steps of training. A process that dies is noticed by
-        the launcher.
+        the launcher. Raises OtherRankFailed where another process has ended with an error.
         """
         if self.store is None or self.world_size == 1:
             return
@@ -44,7 +50,15 @@ class Ranks:
         key = f"meeting {self._meetings}"
         self.store.add(key, 1)
         while self.store.add(key, 0) < self.world_size:
+            if self.store.add(FAILED, 0) > 0:
+                raise OtherRankFailed("another process has failed")
             time.sleep(POLL_SECONDS)
+
+    def tell_of_failure(self) -> None:
+        """Let those that wait for all know that this process ends with an error."""
+        with contextlib.suppress(RuntimeError):  # the store has gone with its process
+            if self.store is not None:
+                self.store.add(FAILED, 1)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, on each of them."""
@@ -125,6 +139,6 @@ def is_lost_connection(error: BaseException) -> bool:
     nccl's and the store's have a type; gloo raises a plain RuntimeError, which only its source
     files' name tells apart.
     """
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistError | OtherRankFailed):
         return True
     return type(error) is RuntimeError and "gloo" in str(error)

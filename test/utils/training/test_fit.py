@@ -1,0 +1,259 @@
+"""The loop: what it saves, when, and how it ends."""
+
+import errno
+import signal
+
+import pytest
+import torch
+
+from model.ema import EMA
+from utils.devices import Precision
+from utils.errors import NotSaved, ReadError, Stopped, UserError
+from utils.ranks import Ranks
+from utils.training.fit import Update, fit, mean_as_pair
+from utils.training.optimizer import build_optimizer
+from utils.training.prefetch import Prepared
+from utils.training.schedule import Schedule
+from utils.training.state import TrainState
+
+STEPS = 12
+
+
+class FakeRecorder:
+    """Remembers what it is told, in order."""
+
+    def __init__(self):
+        self.saved: list[int] = []
+        self.numbers: list[int | None] = []
+        self.rows: list[dict] = []
+        self.previews: list[int] = []
+        self.errors: list[str] = []
+        self.ended: list[str] = []
+        self.weights: list[torch.Tensor] = []
+
+    def step_done(self):
+        pass
+
+    def check_saving(self):
+        pass
+
+    def metrics(self, rows):
+        self.rows += rows
+
+    def save(self, state, epoch, number, wait):
+        assert state.is_whole
+        self.saved.append(state.step)
+        self.numbers.append(number)
+        self.weights.append(next(state.network.parameters()).detach().clone())
+
+    def preview(self, state, epoch, resumed):
+        self.previews.append(state.step)
+
+    def error(self, text):
+        self.errors.append(text)
+
+    def finished(self, step):
+        self.ended.append(f"finished {step}")
+
+    def stopped(self, step):
+        self.ended.append(f"stopped {step}")
+
+
+def new_state(scaler_enabled: bool = False) -> TrainState:
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 1)
+    return TrainState(
+        network=network,
+        ema=EMA(network, 0.9),
+        optimizer=build_optimizer("sgd", network, 0.1, 0.0),
+        scaler=torch.amp.GradScaler("cpu", enabled=scaler_enabled),
+        seed=0,
+        kind="diffusion",
+        config={},
+        args={},
+        versions={},
+    )
+
+
+def batches(error_at: int | None = None, error: Exception | None = None):
+    for step in range(STEPS):
+        if step == error_at:
+            raise error
+        generator = torch.Generator().manual_seed(step)
+        yield Prepared((torch.randn(4, 3, generator=generator),), {})
+
+
+def squares(network, batch, draws):
+    return {"loss": (network(batch[0]) ** 2).mean()}
+
+
+def run(loader, loss_fn=squares, state=None, **schedule):
+    """fit on a tiny network: the recorder, the state, and the error that ended it."""
+    state, recorder = state or new_state(), FakeRecorder()
+    options = {"log_interval": 2, "save_steps": 0, "preview_epochs": 2} | schedule
+    plan = Schedule(STEPS, 4, lambda step: 0.1, **options)
+    update = Update(Precision(torch.float32, torch.device("cpu")), Ranks())
+    try:
+        fit(state.network, loader, loss_fn, state, plan, recorder, update, lambda step: ["a.png"])
+    except (Exception, KeyboardInterrupt) as error:
+        return recorder, state, error
+    return recorder, state, None
+
+
+def test_what_a_run_saves_and_reports():
+    recorder, state, error = run(batches(), numbered_epochs=2)
+    assert error is None and state.step == STEPS
+    assert recorder.saved == [0, 4, 8, 12]  # at the start too: a full disk is found out
+    assert recorder.numbers == [None, None, 2, None]
+    assert recorder.previews == [8, 12]
+    assert [row["step"] for row in recorder.rows] == list(range(1, STEPS + 1))
+    assert recorder.ended == ["finished 12"]
+
+
+def test_saves_inside_an_epoch():
+    assert run(batches(), save_steps=3)[0].saved == [0, 3, 4, 6, 8, 9, 12]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ReadError("a.png cannot be read any more"),
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        torch.OutOfMemoryError("no memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_from_outside_saves_first(error):
+    """One file moved away at step 7: what the steps before it gave is saved, then the run ends."""
+    recorder, state, raised = run(batches(7, error))
+    assert raised is error
+    assert recorder.saved == [0, 4, 7] and state.step == 7
+    assert [row["step"] for row in recorder.rows] == list(range(1, 8))
+    assert len(recorder.errors) == 1 and "saved at step 7" in recorder.errors[0]
+    undisturbed = run(batches(), save_steps=7)[0]
+    assert torch.equal(recorder.weights[-1], undisturbed.weights[undisturbed.saved.index(7)])
+
+
+def test_a_bug_saves_nothing():
+    recorder, _, raised = run(batches(7, ValueError("a bug")))
+    assert isinstance(raised, ValueError) and recorder.saved == [0, 4]
+
+
+def test_an_error_within_an_update_saves_nothing(monkeypatch):
+    """The weights are a step ahead of their average then."""
+    state = new_state()
+    update = state.ema.update
+
+    def fails(network, step):
+        if step == 5:
+            raise OSError(errno.EIO, "Input/output error")
+        update(network, step)
+
+    monkeypatch.setattr(state.ema, "update", fails)
+    recorder, state, raised = run(batches(), state=state)
+    assert isinstance(raised, OSError) and recorder.saved == [0, 4]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name
+)
+def test_a_signal_saves_and_ends(number):
+    def loss_fn(network, batch, draws):
+        calls.append(1)
+        if len(calls) == 6:
+            signal.raise_signal(number)
+        return squares(network, batch, draws)
+
+    calls: list[int] = []
+    before = signal.getsignal(number)
+    recorder, state, raised = run(batches(), loss_fn)
+    assert isinstance(raised, Stopped) and raised.status == 128 + number
+    assert recorder.saved == [0, 4, 6] and recorder.ended == ["stopped 6"]
+    assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def loss_fn(network, batch, draws):
+            signal.raise_signal(signal.SIGHUP)
+            return squares(network, batch, draws)
+
+        recorder, state, error = run(batches(), loss_fn)
+        assert error is None and state.step == STEPS
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    def loss_fn(network, batch, draws):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return squares(network, batch, draws)
+
+    recorder, _, error = run(batches(), loss_fn)
+    assert isinstance(error, KeyboardInterrupt) and recorder.saved == [0]
+
+
+def nan_from(step):
+    calls = [0]
+
+    def loss_fn(network, batch, draws):
+        calls[0] += 1
+        out = squares(network, batch, draws)
+        return {"loss": out["loss"] * (float("nan") if calls[0] > step else 1)}
+
+    return loss_fn
+
+
+def test_a_non_finite_loss_ends_the_run_unsaved():
+    recorder, _, raised = run(batches(), nan_from(5))
+    assert isinstance(raised, UserError) and "step 6: the loss is nan" in str(raised)
+    assert "The images: a.png" in str(raised)
+    assert recorder.saved == [0, 4] and len(recorder.errors) == 1
+
+
+def test_non_finite_weights_are_never_saved(monkeypatch):
+    """Under fp16 the scaler skips steps whose loss is not finite, so that the loss does not tell."""
+    state = new_state(scaler_enabled=True)
+    monkeypatch.setattr("utils.training.fit.non_finite", lambda *_: None)
+    update = state.ema.update
+
+    def spoils(network, step):
+        update(network, step)
+        if step == 5:
+            with torch.no_grad():
+                network.weight[0, 0] = float("inf")
+
+    monkeypatch.setattr(state.ema, "update", spoils)
+    recorder, _, raised = run(batches(), state=state)
+    assert isinstance(raised, UserError) and "step 8: the weights are no longer finite" in str(
+        raised
+    )
+    assert recorder.saved == [0, 4] and all(w.isfinite().all() for w in recorder.weights)
+
+
+def test_a_last_checkpoint_that_cannot_be_written():
+    class Failing(FakeRecorder):
+        def finished(self, step):
+            raise NotSaved("no room")
+
+    state = new_state()
+    update = Update(Precision(torch.float32, torch.device("cpu")), Ranks())
+    with pytest.raises(NotSaved):
+        fit(
+            state.network,
+            batches(),
+            squares,
+            state,
+            Schedule(12, 4, lambda s: 0.1),
+            Failing(),
+            update,
+        )
+
+
+def test_a_mean_becomes_a_sum_and_a_count():
+    assert mean_as_pair(torch.tensor(0.5), 8).tolist() == [4.0, 8.0]

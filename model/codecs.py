@@ -24,7 +24,7 @@ class PixelCodec:
         return pixels.to(torch.get_default_dtype()) / HALF_RANGE - 1
 
     def decode(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) float -> (B,C,H,W) uint8: clamped, then rounded, so that nothing wraps around."""
+        """(B,C,H,W) float -> (B,C,H,W) uint8: clamped first, so that nothing wraps."""
         return ((x.clamp(-1, 1) + 1) * HALF_RANGE).round().to(torch.uint8)
 
 
@@ -32,7 +32,7 @@ CODECS = {"pixels": PixelCodec}
 
 
 def build_codec(config: dict) -> PixelCodec:
-    """A codec from a plain dict; "name" chooses the class. Raises ValueError for an unknown name."""
+    """A codec from a plain dict; "name" chooses the class. ValueError for an unknown name."""
     arguments = dict(config)
     name = arguments.pop("name", "pixels")
     if name not in CODECS:

@@ -14,6 +14,20 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 LARGEST_SEED = 2**32 - 1  # torch's CPU generator takes no more: s and s + 2^32 draw the same
 
+_64_BITS = 2**64 - 1
+_63_BITS = 2**63 - 1  # what torch takes as a seed
+
+
+def mix(*numbers: int) -> int:
+    """Whole numbers -> a well-scattered seed: the finaliser of splitmix64, once a number."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & _64_BITS
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _64_BITS
+        state ^= state >> 31
+    return state & _63_BITS
+
 
 def draw_normal(n: int, shape: Sequence[int], generator: Generators) -> Tensor:
     """(n, *shape) standard normal numbers."""

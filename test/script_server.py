@@ -4,8 +4,8 @@ A script is run as a user runs it (as __main__, with its own arguments, folder a
 seconds that Python and torch take to start are saved. Nothing here computes gradients: torch cannot
 do so in a fork of a process that has.
 
-Reads one JSON request a line from stdin, {"script", "args", "folder", "stdout", "stderr", "timeout"}
-(the outputs are paths), and answers each with the exit status in a line; -9 is a timeout.
+Reads one JSON request per line from stdin, with the keys script, args, folder, stdout and stderr
+(paths) and timeout (seconds), and answers each with a line: the exit status; -9 is a timeout.
 """
 
 import json

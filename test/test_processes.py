@@ -362,8 +362,18 @@ def test_a_killed_rank_ends_the_run_and_is_named(images, tmp_path):
     assert launcher.returncode == 1 and not any(map(alive, ranks))
     assert error.count("error: ") == 1 and "error: rank 1 was killed by SIGKILL" in error
     done = read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["epoch"]
-    resume = command(images, tmp_path, "a", "--epochs", done + 1, "--batch_size", 4, "--resume", "--allow_changes",
-                     script=ROOT / "tools/train.py")  # fmt: skip
+    resume = command(
+        images,
+        tmp_path,
+        "a",
+        "--epochs",
+        done + 1,
+        "--batch_size",
+        4,
+        "--resume",
+        "--allow_changes",
+        script=ROOT / "tools/train.py",
+    )
     subprocess.run(
         resume, check=True, timeout=60, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

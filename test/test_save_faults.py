@@ -26,7 +26,8 @@ import torch
 from utils.runs.files import save_checkpoint
 file = Path(sys.argv[1])
 print("saving", flush=True)
-save_checkpoint({{"format_version": 1, "network": {{"w": torch.full((1000,), float(sys.argv[2]))}}}}, file, True)
+weights = {{"w": torch.full((1000,), float(sys.argv[2]))}}
+save_checkpoint({{"format_version": 1, "network": weights}}, file, True)
 print("saved", flush=True)
 """
 CALLS = ("openat", "write", "fsync", "rename", "link", "unlink")
@@ -62,9 +63,12 @@ def test_the_order_of_a_save(tmp_path):
     done = save(file, 3, *traced(tmp_path, "-y", "-e", calls))
     log = done.stderr
     kinds = re.findall(r"(fsync|rename)\w*\((.*)", log)
-    steps = ["folder" if kind == "fsync" and f"{tmp_path}>)" in rest else
-             "data" if kind == "fsync" else
-             "last" if 'ckpt_last.pt")' in rest else "previous" for kind, rest in kinds]  # fmt: skip
+    steps = []
+    for kind, rest in kinds:
+        if kind == "fsync":
+            steps.append("folder" if f"{tmp_path}>)" in rest else "data")
+        else:
+            steps.append("last" if 'ckpt_last.pt")' in rest else "previous")
     assert steps == ["data", "previous", "last", "folder"], log
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user's: one sentence that says what is wrong, what was found and what would work."""
+    """A user's mistake, in one sentence: what is wrong, what was found, what would work."""
 
 
 def name_list(names: Iterable[str], limit: int = 10) -> str:
@@ -15,7 +15,7 @@ def name_list(names: Iterable[str], limit: int = 10) -> str:
 
 
 class ReadError(UserError):
-    """A file that could be read at first and cannot any more: a run saves what it has, then ends."""
+    """A file that was readable and no longer is: a run saves what it has, then ends."""
 
 
 class Stopped(Exception):

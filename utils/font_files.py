@@ -22,8 +22,17 @@ SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 FONTS_OF_BOXES = ("lastresort", "bmp-fallback", "bmpfallback", "adobeblank")
 # Words in file names of fonts that suit small captions less than others of their family.
 LESS_SUITED = (
-    "bold", "italic", "oblique", "black", "heavy", "thin", "light", "condensed", "mono", "serif",
-)  # fmt: skip  # one word a line would hide that this is a list
+    "bold",
+    "italic",
+    "oblique",
+    "black",
+    "heavy",
+    "thin",
+    "light",
+    "condensed",
+    "mono",
+    "serif",
+)
 
 MOST_FACES = 256  # in one file; more is a damaged file
 MOST_TABLE_BYTES = 16 * 2**20

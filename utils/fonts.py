@@ -29,7 +29,7 @@ def readable(text: str) -> bool:
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | None:
     """One font, `size` pixels high, that has all characters of the text; None where there is none.
 
-    Pillow's own font where it has them. A readable text that mixes scripts may need more than one font,
+    Pillow's own font where it has them. A readable text that mixes scripts may need several fonts,
     and fonts of coloured pictures do not come in any size: `draw_text` can draw these as well.
     """
     clusters = clusters_of(as_drawn(text))

@@ -1,4 +1,4 @@
-"""From a checkpoint to images: what generate.py, previews and later evaluation and a server share."""
+"""From a checkpoint to images: shared by generate.py and previews."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -188,7 +188,7 @@ def _name_the_culprits(processes: list, unanswering: list, codes: list[int]) -> 
 
 
 def _end_with_launcher() -> None:
-    """Have the kernel send SIGTERM when the launcher is killed: this process then saves and ends."""
+    """Have the kernel send SIGTERM when the launcher is killed, so that this process saves."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     parent = parent_process()

@@ -1,4 +1,4 @@
-"""Small choices that every block shares: activation, normalisation, and a layer that starts at zero."""
+"""Parts that every block shares: activations, normalisation, layers that start at zero."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Module:
-    """Zero a layer's weight and bias, so that the branch it ends adds nothing when training begins."""
+    """Zero a layer's weight and bias, so that its branch adds nothing when training begins."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The networks, one registry a kind. `build_network(network.config)` makes the same network again."""
+"""The networks, one registry per kind. `build_network(network.config)` rebuilds a network."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""A U-Net of CSP-Darknet stages (Wang et al. 1911.11929): cheaper an image than the residual U-Net."""
+"""A U-Net of CSP-Darknet stages (Wang et al. 1911.11929), cheaper than the residual U-Net."""
 
 from collections.abc import Sequence
 

@@ -96,7 +96,7 @@ class PLMS(BaseDiffusion):
         return x_prev, x0, history
 
     def _transfer(self, x: Tensor, slope: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
-        """x at t -> t_prev along a slope: equation 11, as an estimate of x0 that is noised again."""
+        """x at t -> x at t_prev along a slope: equation 11, as a re-noised estimate of x0."""
         alpha = self.levels.alpha(t).clamp(min=SMALLEST_ALPHA_BAR**0.5).to(x)
         sigma = self.levels.sigma(t).to(x)
         x0 = (x - sigma * slope) / alpha

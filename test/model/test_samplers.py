@@ -217,7 +217,7 @@ MEAN, STD = 0.3, 0.4
 
 
 def exact_network(diffusion):
-    """The best prediction for pixels from N(MEAN, STD^2), in the diffusion's own parametrisation."""
+    """The best prediction for pixels from N(MEAN, STD^2), in the diffusion's parametrisation."""
 
     def network(x, t, labels=None):
         abar = diffusion.alpha_bar(t).to(x)

@@ -164,8 +164,25 @@ def test_two_processes_draw_the_same_numbers_as_one(weights, tmp_path, sampler, 
 
 
 def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_path):
-    script("generate", "--weight_path", weights, "--class_name", -1, "--image_size", "12,16", "--animate", "webp",
-           "--sample_steps", 6, "--sample", "ddim", "--eta", 1, "--image_format", "jpg")  # fmt: skip
+    script(
+        "generate",
+        "--weight_path",
+        weights,
+        "--class_name",
+        -1,
+        "--image_size",
+        "12,16",
+        "--animate",
+        "webp",
+        "--sample_steps",
+        6,
+        "--sample",
+        "ddim",
+        "--eta",
+        1,
+        "--image_format",
+        "jpg",
+    )
     folder = tmp_path / "results" / "generated"
     images = sorted(folder.glob("0*.jpg"))
     assert len(images) == 3 and all(Image.open(file).size == (16, 12) for file in images)

@@ -1,4 +1,4 @@
-"""What happens to runs in the world: lost files and terminals, other classes, odd but legal options."""
+"""Runs in the world: lost files and terminals, other classes, odd but legal options."""
 
 import os
 import signal

@@ -143,8 +143,15 @@ def test_a_full_disk_under_a_log_is_still_an_error():
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
     with open("/dev/full", "wb") as full:
-        assert python("print('x'); sys.stdout.flush()", capture_output=False, stdout=full,
-                      stderr=subprocess.PIPE).returncode != 0  # fmt: skip
+        assert (
+            python(
+                "print('x'); sys.stdout.flush()",
+                capture_output=False,
+                stdout=full,
+                stderr=subprocess.PIPE,
+            ).returncode
+            != 0
+        )
     with open("/dev/full", "wb") as full:  # but a line of progress ends no training
         code = "say('x', error=True); Progress(1).close()"
         assert python(code, capture_output=False, stderr=full, stdout=full).returncode == 0

@@ -185,8 +185,15 @@ def test_damaged_fonts_are_value_errors():
 
 def test_ranges():
     assert [n in CodePoints([(5, 6), (1, 2)]) for n in range(8)] == [
-        False, True, True, False, False, True, True, False,
-    ]  # fmt: skip
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert 0 not in CodePoints([])
 
 

@@ -35,21 +35,53 @@ SECOND_FOLDER = "second path to a folder of the set"
 # What operating systems, file managers and NAS boxes keep beside the user's files; in lower case.
 SYSTEM_FOLDERS = frozenset(
     {
-        b"@eadir", b"@tmp", b"@sharebin", b"@recycle", b"@recently-snapshot", b"#recycle",
-        b"#snapshot", b".snapshot", b".snapshots", b"$recycle.bin", b"recycler", b"recycled",
-        b"system volume information", b"lost+found", b"lost.dir", b"found.000", b"__macosx",
-        b".thumbnails", b".thumb", b".@__thumb", b".trash", b".trashes", b".spotlight-v100",
-        b".fseventsd", b".temporaryitems", b".documentrevisions-v100", b".appledouble",
-        b"network trash folder", b"temporary items",
+        b"@eadir",
+        b"@tmp",
+        b"@sharebin",
+        b"@recycle",
+        b"@recently-snapshot",
+        b"#recycle",
+        b"#snapshot",
+        b".snapshot",
+        b".snapshots",
+        b"$recycle.bin",
+        b"recycler",
+        b"recycled",
+        b"system volume information",
+        b"lost+found",
+        b"lost.dir",
+        b"found.000",
+        b"__macosx",
+        b".thumbnails",
+        b".thumb",
+        b".@__thumb",
+        b".trash",
+        b".trashes",
+        b".spotlight-v100",
+        b".fseventsd",
+        b".temporaryitems",
+        b".documentrevisions-v100",
+        b".appledouble",
+        b"network trash folder",
+        b"temporary items",
     }
-)  # fmt: skip
+)
 SYSTEM_FOLDER_PREFIXES = (b".trash-", b".sync.ffs")
 SYSTEM_FILES = frozenset(
     {
-        b"thumbs.db", b"ehthumbs.db", b"ehthumbs_vista.db", b"desktop.ini", b".ds_store",
-        b"icon\r", b".directory", b".picasa.ini", b"picasa.ini", b".localized", b".nomedia",
+        b"thumbs.db",
+        b"ehthumbs.db",
+        b"ehthumbs_vista.db",
+        b"desktop.ini",
+        b".ds_store",
+        b"icon\r",
+        b".directory",
+        b".picasa.ini",
+        b"picasa.ini",
+        b".localized",
+        b".nomedia",
     }
-)  # fmt: skip
+)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sized
 import torch
 from torch.utils.data import Sampler
 
-from utils.training.randomness import mix
+from model.randomness import mix
 
 
 class StepSampler(Sampler[int]):

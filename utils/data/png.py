@@ -42,6 +42,8 @@ CICP_LINEAR, CICP_GAMMA_22, CICP_GAMMA_28, CICP_PQ, CICP_HLG = 8, 4, 5, 16, 18
 
 Curve = Callable[[np.ndarray], np.ndarray]  # encoded values 0..1 -> light 0..1
 
+CHUNK_HEAD_BYTES = 8  # length and kind
+
 
 @dataclass
 class PngFacts:
@@ -97,7 +99,10 @@ def _chunks(source: BinaryIO) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
 
     A file that breaks off inside a chunk hands on what is there: Pillow then says what is missing.
     """
-    while len(head := source.read(8)) == 8:
+    while True:
+        head = source.read(CHUNK_HEAD_BYTES)
+        if len(head) < CHUNK_HEAD_BYTES:
+            return
         length, kind = struct.unpack(">I4s", head)
         if kind in PIXEL_CHUNKS or kind in SMALL_CHUNKS or kind in TEXT_CHUNKS:
             data = source.read(length)

@@ -42,9 +42,9 @@ class Checkpoint:
 
     `config` rebuilds what was trained and says how to use it: network, diffusion, codec, data
     (image_size, mode, class_names, images, fingerprint), sampling (sampler, guidance), training
-    (what decides a result) and length (epochs, total_steps). `state` is where training stands: epoch, step, seed. The slim file for
-    generation has no network, optimizer and scaler. `args` is a record of the command line; nothing
-    is decided by it.
+    (what decides a result) and length (epochs, total_steps). `state` is where training stands:
+    epoch, step and seed. The slim file for generation has no network, optimizer or scaler. `args`
+    is a record of the command line; nothing is decided by it.
     """
 
     config: dict
@@ -174,7 +174,7 @@ class _Fields:
         expected: str,
         default: Any = _REQUIRED,
     ) -> Any:
-        """The entry. Raises UserError where it is missing (without a default) or of another kind."""
+        """The entry. Raises UserError where it is missing without a default, or wrong."""
         if name not in self.values or (self.values[name] is None and default is None):
             if default is not _REQUIRED:
                 return default
@@ -214,8 +214,9 @@ def _check_config(config: _Fields) -> None:
         raise config.unusable(f"it has {len(names)} class names for {classes or 0} classes")
     channels = network.value("in_channels", _is_count, "a whole number")
     if channels != MODES[mode]:
-        raise config.unusable(f"the network takes {channels} channels, images of mode {mode} have "
-                              f"{MODES[mode]}")  # fmt: skip
+        raise config.unusable(
+            f"the network takes {channels} channels, images of mode {mode} have {MODES[mode]}"
+        )
 
 
 def _upgraded(config: dict, args: dict) -> dict:

@@ -111,7 +111,8 @@ def read_checkpoint(path: Path) -> dict:
     if type(version) is not int or version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise UserError(
-            f"{path} has checkpoint format {foreign.shown(str(version))}, this code reads {readable}"
+            f"{path} has checkpoint format {foreign.shown(str(version))}, "
+            f"this code reads {readable}"
         )
     return contents
 

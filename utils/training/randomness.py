@@ -1,22 +1,9 @@
-"""Whence every random number of a training run comes: (seed, step, place in the global batch)."""
+"""Where the random numbers of training come from: (seed, step, place in the global batch)."""
 
 import torch
 
+from model.randomness import mix
 from utils.ranks import Ranks
-
-_64_BITS = 2**64 - 1
-_63_BITS = 2**63 - 1  # what torch takes as a seed
-
-
-def mix(*numbers: int) -> int:
-    """Whole numbers -> a well-scattered seed: the finaliser of splitmix64, once a number."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & _64_BITS
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _64_BITS
-        state ^= state >> 31
-    return state & _63_BITS
 
 
 def image_generators(

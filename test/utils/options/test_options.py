@@ -45,14 +45,18 @@ def test_choices_are_what_the_code_knows():
 
 
 def test_the_article_s_options_are_there():
-    train = """--seed --conditional --sample --network --run_name --epochs --batch_size --num_workers --image_size
-    --dataset_path --amp --fp16 --optim --loss --act --lr --lr_func --result_path --save_model_interval
-    --save_model_interval_epochs --start_model_interval --vis --num_vis --image_format --noise_schedule --resume
-    --start_epoch --pretrain --pretrain_path --use_gpu --distributed --main_gpu --world_size --num_classes
-    --cfg_scale"""
-    generate = """--generate_name --image_size --image_format --num_images --weight_path --result_path --sample
-    --class_name --cfg_scale --seed --sample_steps --eta --batch_size --use_ema --use_gpu --conditional --network --act
-    --num_classes --animate"""
+    train = """
+    --seed --conditional --sample --network --run_name --epochs --batch_size --num_workers
+    --image_size --dataset_path --amp --fp16 --optim --loss --act --lr --lr_func --result_path
+    --save_model_interval --save_model_interval_epochs --start_model_interval --vis --num_vis
+    --image_format --noise_schedule --resume --start_epoch --pretrain --pretrain_path --use_gpu
+    --distributed --main_gpu --world_size --num_classes --cfg_scale
+    """
+    generate = """
+    --generate_name --image_size --image_format --num_images --weight_path --result_path
+    --sample --class_name --cfg_scale --seed --sample_steps --eta --batch_size --use_ema
+    --use_gpu --conditional --network --act --num_classes --animate
+    """
     for script, flags in (("train", train), ("generate", generate)):
         assert set(flags.split()) <= set(load(script).build_parser()._option_string_actions)
 

@@ -217,7 +217,7 @@ def test_a_non_finite_loss_ends_the_run_unsaved():
 
 
 def test_non_finite_weights_are_never_saved(monkeypatch):
-    """Under fp16 the scaler skips steps whose loss is not finite, so that the loss does not tell."""
+    """Under fp16 the scaler skips steps whose loss is not finite, so the loss does not tell."""
     state = new_state(scaler_enabled=True)
     monkeypatch.setattr("utils.training.fit.non_finite", lambda *_: None)
     update = state.ema.update

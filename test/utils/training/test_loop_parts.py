@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from model.randomness import mix
 from utils.ranks import Ranks
 from utils.training.fit import non_finite
 from utils.training.learning_rate import learning_rate
 from utils.training.meter import Meter
-from utils.training.randomness import image_generators, mix
+from utils.training.randomness import image_generators
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_cosine", "constant"])

@@ -170,9 +170,7 @@ def test_a_step_copies_what_is_new_and_no_table():
 
 @pytest.mark.parametrize(("name", "noise"), [("ddpm", 1), ("ddim", 1), ("plms", 0)])
 def test_a_sampling_step_copies_numbers_and_noise(name, noise):
-    """The places of the rows, t, labels; the scales, the places that are guided, (t, t_prev, stage),
-    and fresh noise.
-    """
+    """Places of the rows, t, labels; scales, guided places, (t, t_prev, stage), and fresh noise."""
     device = torch.device("meta")
     network = build_network(NETWORK).to(device).eval()
     sampler = build_sampler(name, {}, eta=1.0, sample_steps=6, device=device)

@@ -2,8 +2,8 @@
 
     prediction = null + s (label - null)
 
-s = 1 is plain conditional and s = 0 unconditional, and both cost one row an image; any other s
-costs two. s is one number or one an image. (Ho & Salimans' w is s - 1.)
+s = 1 is plain conditional and s = 0 unconditional, and both cost one row per image; any other s
+costs two. s is one number or one per image. (Ho & Salimans' w is s - 1.)
 """
 
 from collections.abc import Callable, Sequence

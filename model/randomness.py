@@ -1,6 +1,6 @@
-"""Random numbers from one generator for a whole batch, or from one an image.
+"""Random numbers from one generator for a whole batch, or from one per image.
 
-With a generator an image, what is drawn for it does not depend on the batch, process or position
+With a generator per image, what is drawn for it does not depend on the batch, process or position
 that it is in. Everything is drawn on the generator's device, the CPU by default, so that a seed
 means the same everywhere.
 """
@@ -15,11 +15,11 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 LARGEST_SEED = 2**32 - 1  # torch's CPU generator takes no more: s and s + 2^32 draw the same
 
 _64_BITS = 2**64 - 1
-_63_BITS = 2**63 - 1  # what torch takes as a seed
+_63_BITS = 2**63 - 1  # of which torch's CPU generator uses the low 32
 
 
 def mix(*numbers: int) -> int:
-    """Whole numbers -> a well-scattered seed: the finaliser of splitmix64, once a number."""
+    """Whole numbers -> a well-scattered seed: the finaliser of splitmix64, once per number."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & _64_BITS

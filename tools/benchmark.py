@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Time training steps and sampling side by side: the variants take turns, so that the machine's moods
-hit all alike.
+"""Time training steps and sampling side by side: the variants take turns, so that fluctuations of
+the machine affect all of them alike.
 
     python tools/benchmark.py train               # networks and number formats
     python tools/benchmark.py train --peers       # and diffusers' network with the same layers
@@ -56,12 +56,16 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     import torch
 
-    from utils.devices import choose_device
+    from utils.devices import choose_device, prepare_for_training
     from utils.ranks import Ranks
 
     device = choose_device(args.use_gpu, Ranks())
+    prepare_for_training(device)  # as train.py does
     makers = {"train": train_variants, "sample": sample_variants, "save": save_variants}
-    variants, between_turns = makers[args.what](args, device)
+    try:
+        variants, between_turns = makers[args.what](args, device)
+    except ValueError as error:  # such as widths that do not fit together
+        raise opt.UserError(str(error)) from None
     seconds = take_turns(variants, between_turns, args.rounds, device)
     threads = torch.get_num_threads()
     opt.say(f"torch {torch.__version__}, {device}, {threads} threads, batch {args.batch_size}")

@@ -4,7 +4,7 @@
     python tools/generate.py                                                       # the weights that ship
     python tools/generate.py --weight_path results/mine/ckpt_last.pt --num_images 64 --sample ddim --sample_steps 50
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name ship --cfg_scale 3 --num_images 8
-    python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate     # one of each class
+    python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate webp
 
 Image i has the random seed --seed + i, and comes out the same in any batch.
 """
@@ -138,7 +138,10 @@ def generate(args, ranks) -> None:
     everyones = [pair for part in ranks.gather(shown) for pair in part]
     if not ranks.is_main:
         return
-    opt.say(f"{count} images of {generator.image_size[0]}x{generator.image_size[1]} in {folder}")
+    plural = "" if count == 1 else "s"
+    opt.say(
+        f"{count} image{plural} of {generator.image_size[0]}x{generator.image_size[1]} in {folder}"
+    )
     pixels = [pixels for _, pixels in sorted(everyones, key=lambda pair: pair[0])]
     write_grid(pixels, labels, names, args, folder, settings)
     if frames:
@@ -169,7 +172,7 @@ def open_checkpoint(args):
             noise_schedule=args.noise_schedule,
             prediction=args.prediction,
         )
-        return describe_bare_weights(contents["network"], told, args.weight_path)
+        return describe_bare_weights(contents, told, args.weight_path)
     checkpoint = Checkpoint.parse(contents, args.weight_path)
     network = checkpoint.config["network"]
     diffusion = checkpoint.config["diffusion"]

@@ -138,8 +138,8 @@ def check(args) -> None:
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
     if not args.dataset_path.is_dir():
-        found = "a file" if args.dataset_path.exists() else "not there"
-        raise opt.UserError(f"--dataset_path {args.dataset_path} is {found}; name a folder")
+        found = "is a file" if args.dataset_path.exists() else "does not exist"
+        raise opt.UserError(f"--dataset_path {args.dataset_path} {found}; name a folder")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -238,7 +238,7 @@ def train(args, ranks) -> None:
             names_of=lambda step: [dataset.files[i] for i in order(step, step + 1)],
         )
     finally:
-        batches.close()  # else an error would wait for the workers for ever
+        batches.close()  # otherwise an error would wait for the workers forever
         prepared.close()
 
 
@@ -447,16 +447,14 @@ def describe_plan(
 
     batch = sample_batch(dataset, args.batch_size)
     seconds = time_step(network, task.loss, task.draw, batch, precision, ranks)
-    kept = schedule.epoch(schedule.total_steps) // args.save_model_interval_epochs
-    if not args.save_model_interval:
-        kept = 0
-    elif args.keep:
+    kept = schedule.numbered_checkpoints()
+    if args.keep:
         kept = min(kept, args.keep)
     cost = Cost(
         seconds_per_step=seconds * args.grad_accum,
         images_per_step=args.batch_size * args.grad_accum,
         steps_left=schedule.total_steps - state.step,
-        previews=PreviewCost.of(previews, args.epochs // args.vis_interval_epochs + 1),
+        previews=PreviewCost.of(previews, schedule.previews_left(state.step)),
         checkpoints_kept=kept,
     )
     lines = plan_lines(

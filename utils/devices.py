@@ -82,7 +82,7 @@ def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
         return Precision(torch.bfloat16 if native else torch.float16, device), ""
     if device.type == "cpu" and cpu_computes_in_bf16():
         return Precision(torch.bfloat16, device), ""
-    remark = f"--amp has no effect: this {device.type} does not compute in bf16"
+    remark = f"--amp has no effect: this {device.type.upper()} has no fast bf16"
     return Precision(torch.float32, device), remark
 
 

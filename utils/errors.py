@@ -18,6 +18,14 @@ class ReadError(UserError):
     """A file that was readable and no longer is: a run saves what it has, then ends."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the host or of a GPU, has run out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True  # torch's class by its name: torch need not be imported
+    # torch's allocator for the host has no class of its own.
+    return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+
+
 class Stopped(Exception):
     """A signal asked a run to stop, and it has saved. `status` is the exit status to end with."""
 

@@ -12,7 +12,7 @@ from model.codecs import PixelCodec, build_codec
 from model.guidance import NO_LABEL, null_label
 from model.networks import build_network, check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler
-from model.samplers.base import DEFAULT_SAMPLE_STEPS, check_labels, evaluation_mode
+from model.samplers.base import DEFAULT_SAMPLE_STEPS, evaluation_mode
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
@@ -129,13 +129,11 @@ class ImageGenerator:
         return len(self.sampler.calls())
 
     def denoise(self, seeds: Sequence[int], labels: Sequence[int] | None) -> Iterator[Denoised]:
-        """The images of these seeds after each network call; labels: one an image, or None.
+        """The images of these seeds after each network call; labels: one per image, or None.
 
         Raises ValueError for seeds or labels out of range.
         """
         null = NO_LABEL if labels is None else null_label(self.network)
-        if labels is not None:
-            check_labels(labels, null)
         channels, *size = self.codec.shape(self.image_size, self.channels)
         start = self.sampler.start(
             len(seeds),
@@ -207,6 +205,6 @@ def sampling_remarks(sampler: BaseDiffusion) -> list[str]:
     if last - first <= LARGEST_GAP * sampler.noise_steps:
         return []
     return [
-        f"the sampler begins at time step {first}, but images begin as the noise of time step "
-        f"{last}: they will stay noisy; --timestep_spacing trailing begins at the last one"
+        f"the sampler begins at time step {first}, but sampling starts from pure noise, that "
+        f"of time step {last}: the images will stay noisy; --timestep_spacing trailing starts there"
     ]

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from utils.console import make_output_robust, say
 from utils.errors import NotSaved, Stopped, UserError
-from utils.ranks import Ranks, is_lost_connection
+from utils.ranks import SAVING, Ranks, is_lost_connection
 
 Worker = Callable[[Ranks], None]
 
@@ -125,7 +125,7 @@ def _spawn_all(worker: Worker, processes: Processes) -> NoReturn:
     for number in STOP_SIGNALS:
         if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, hand_on)
-    sys.exit(_wait_for(started, received))
+    sys.exit(_wait_for(started, received, store))
 
 
 def _spawned(rank: int, worker: Worker, processes: Processes, port: int) -> NoReturn:
@@ -142,15 +142,18 @@ def _spawned(rank: int, worker: Worker, processes: Processes, port: int) -> NoRe
     _run_rank(worker, processes, ranks)
 
 
-def _wait_for(processes: list, received: list[int]) -> int:
-    """Wait until all have ended, GRACE seconds at most after one has failed; the run's status."""
+def _wait_for(processes: list, received: list[int], store: dist.Store) -> int:
+    """Wait until all have ended: after one has failed, GRACE seconds at most, and as long as
+    another one saves. Returns the run's exit status.
+    """
     deadline: float | None = None
     alive = [process for process in processes if process.is_alive()]
     while alive:
         wait_for_any([process.sentinel for process in alive], timeout=1)
         if deadline is None and any(process.exitcode for process in processes):
             deadline = time.monotonic() + GRACE
-        if deadline is not None and time.monotonic() > deadline:
+        is_late = deadline is not None and time.monotonic() > deadline
+        if is_late and store.add(SAVING, 0) == 0:
             break
         alive = [process for process in processes if process.is_alive()]
     for process in alive:
@@ -176,7 +179,7 @@ def _name_the_culprits(processes: list, unanswering: list, codes: list[int]) -> 
         for rank, code in enumerate(codes)
         if code < 0 and code != -signal.SIGABRT and processes[rank] not in unanswering
     ]
-    ending = "the run has ended, what was saved is whole"
+    ending = "the run has ended; the last checkpoint is intact"
     for rank in killed:
         name = signal.Signals(-codes[rank]).name
         say(f"error: rank {rank} was killed by {name}; {ending}", error=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from utils.errors import UserError, name_list
 
 POLL_SECONDS = 0.2  # between two looks at whether the others are ready
+SAVING = "saving"  # the store's count of processes that save before they end
 FAILED = "failed"  # the store's count of processes that ended with an error
 
 
@@ -53,6 +54,20 @@ class Ranks:
             if self.store.add(FAILED, 0) > 0:
                 raise OtherRankFailed("another process has failed")
             time.sleep(POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While this process saves after an error: the launcher does not end it meanwhile."""
+        if self.store is None:
+            yield
+            return
+        with contextlib.suppress(RuntimeError):  # the store has gone with its process
+            self.store.add(SAVING, 1)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(RuntimeError):
+                self.store.add(SAVING, -1)
 
     def tell_of_failure(self) -> None:
         """Let those that wait for all know that this process ends with an error."""

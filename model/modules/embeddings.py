@@ -25,7 +25,7 @@ def sinusoidal_embedding(
 
 
 class ConditionEmbedding(nn.Module):
-    """Time steps (B,) and labels (B,) -> one vector an image (B, out_dim) for the residual blocks.
+    """Time steps (B,) and labels (B,) -> one vector per image (B, out_dim) for the residual blocks.
 
     The label table has num_classes + 1 rows. The last one is the null label, which stands for
     "no label"; a negative label means it too, so that a caller need not know num_classes.

@@ -54,6 +54,10 @@ class BaseDiffusion(GaussianDiffusion):
         self.grid = time_grid(timestep_spacing, noise_steps, sample_steps)
         self.device = torch.device(device)
 
+    def settings(self) -> dict:
+        """What trajectories must have in common to be updated together; steps may differ."""
+        return {"sampler": type(self).__name__, **self.config, "clip_sample": self.clip_sample}
+
     # --- The plan of a whole image ---
 
     def time_pairs(self) -> list[tuple[int, int]]:
@@ -126,15 +130,17 @@ class BaseDiffusion(GaussianDiffusion):
         generators = tuple(image_generator(int(seed)) for seed in seeds)
         if not 0 <= first_call < len(self.calls()):
             raise ValueError(f"first_call must lie in 0..{len(self.calls()) - 1}, not {first_call}")
+        if labels is not None and null_label != NO_LABEL:
+            check_labels(labels, null_label)
         shape = (n, channels, *image_size)
         if x_T is None:
             x_T = draw_normal(n, shape[1:], generators)
         if tuple(x_T.shape) != shape:
-            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, {shape} is needed")
+            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but must have {shape}")
         x = to_device(x_T, self.device)
         plan = tuple(self.calls(self.step_of_call(first_call)))
         return Trajectory(
-            sampler=type(self).__name__,
+            settings=self.settings(),
             x=x,
             history=self.new_history(x),
             plans=(plan,) * n,
@@ -172,18 +178,20 @@ class BaseDiffusion(GaussianDiffusion):
     def update(self, trajectory: Trajectory, output: Tensor) -> tuple[Trajectory, Tensor]:
         """The trajectory after the network's output (R,C,H,W) for its `rows`, and the current
         estimate of x0 (B,C,H,W).
+
+        The trajectory given stays as it was, so that a step can be tried again.
         """
-        if trajectory.sampler != type(self).__name__:
+        if trajectory.settings != self.settings():
             raise ValueError(
-                f"a trajectory of {trajectory.sampler} was given to {type(self).__name__}"
+                f"a trajectory of {trajectory.settings} was given to {self.settings()}"
             )
         x = trajectory.x
         prediction = self._guided(trajectory, output.to(x))
         calls = trajectory.calls
-        noise = self._step_noise(trajectory, calls)
+        noise, generators = self._step_noise(trajectory, calls)
         t, t_prev, stage = numbers_on(list(zip(*calls, strict=True)), x.device, torch.long)
         x, x0, history = self.step(x, prediction, t, t_prev, stage, trajectory.history, noise)
-        return trajectory.moved_on(x, history), x0
+        return trajectory.moved_on(x, history, generators), x0
 
     def _guided(self, trajectory: Trajectory, output: Tensor) -> Tensor:
         places = guidance.guided_places(trajectory.labels, trajectory.scales)
@@ -197,20 +205,26 @@ class BaseDiffusion(GaussianDiffusion):
             output, places, numbers_on(scales, output.device, output.dtype).view(-1, 1, 1, 1)
         )
 
-    def _step_noise(self, trajectory: Trajectory, calls: Sequence[Call]) -> Tensor | None:
-        """Noise for each image, (B,C,H,W), from its own generator; zeros on the way to the clean
-        image, where nothing is added. Drawn while the device still works on the network's call.
+    def _step_noise(
+        self, trajectory: Trajectory, calls: Sequence[Call]
+    ) -> tuple[Tensor | None, tuple[torch.Generator, ...]]:
+        """Noise for each image (B,C,H,W), from its own generator, and the generators afterwards.
+
+        Zeros on the way to the clean image, where nothing is added. It is drawn while the device
+        is still working on the network's call.
         """
         if not self.draws_noise:
-            return None
+            return None, trajectory.generators
         shape = trajectory.x.shape[1:]
+        generators = tuple(generator.clone_state() for generator in trajectory.generators)
         noise = torch.stack(
             [
                 draw_normal(1, shape, generator)[0] if t_prev >= 0 else torch.zeros(shape)
-                for generator, (_, t_prev, _) in zip(trajectory.generators, calls, strict=True)
+                for generator, (_, t_prev, _) in zip(generators, calls, strict=True)
             ]
         )
-        return to_device(noise, trajectory.x.device).to(trajectory.x.dtype)
+        on_device = to_device(noise, trajectory.x.device).to(trajectory.x.dtype)
+        return on_device, generators
 
     # --- The one sampling loop ---
 
@@ -249,8 +263,6 @@ class BaseDiffusion(GaussianDiffusion):
         for labels that the network does not have.
         """
         null = NO_LABEL if labels is None else null_label(network)
-        if labels is not None:
-            check_labels(labels, null)
         start = self.start(n, image_size, channels, labels, cfg_scale, seeds, x_T, null_label=null)
         trajectory = start
         with evaluation_mode(network):
@@ -262,19 +274,21 @@ class BaseDiffusion(GaussianDiffusion):
 
 @contextlib.contextmanager
 def evaluation_mode(network: Callable) -> Iterator[None]:
-    """The network in evaluation mode, and afterwards, also after an error, as it was."""
-    if not isinstance(network, torch.nn.Module) or not network.training:
+    """The network in evaluation mode; then, even after an error, each part in its former mode."""
+    if not isinstance(network, torch.nn.Module):
         yield
         return
+    training = [module for module in network.modules() if module.training]
     network.eval()
     try:
         yield
     finally:
-        network.train()
+        for module in training:
+            module.training = True
 
 
 def check_labels(labels: Tensor | Sequence[int], num_classes: int) -> None:
-    """Raise ValueError for labels outside 0..num_classes (num_classes itself: no label)."""
+    """Raise ValueError for labels outside 0..num_classes-1; num_classes itself means no label."""
     numbers = _plain(labels)
     if any(not 0 <= label <= num_classes for label in numbers):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {numbers}")
@@ -290,7 +304,9 @@ def _label_of_each(labels: Tensor | Sequence[int] | None, n: int) -> tuple[int, 
         return (NO_LABEL,) * n
     numbers = tuple(int(label) for label in _plain(labels))
     if len(numbers) != n:
-        raise ValueError(f"{len(numbers)} labels were given for {n} images: one an image is needed")
+        raise ValueError(
+            f"{len(numbers)} labels were given for {n} images: one per image is needed"
+        )
     return numbers
 
 

@@ -1,7 +1,6 @@
 """Denoising Diffusion Implicit Models, Song et al. 2010.02502."""
 
-from typing import Any
-
+import torch
 from torch import Tensor
 
 from model.samplers.base import BaseDiffusion
@@ -14,12 +13,37 @@ class DDIM(BaseDiffusion):
     (equation 16). Raises ValueError for eta outside [0, 1].
     """
 
-    def __init__(self, *args: Any, eta: float = 0.0, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        noise_steps: int = 1000,
+        noise_schedule: str = "linear",
+        beta_start: float = 1e-4,
+        beta_end: float = 2e-2,
+        prediction: str = "eps",
+        sample_steps: int | None = None,
+        timestep_spacing: str = "trailing",
+        clip_sample: bool = True,
+        eta: float = 0.0,
+        device: str | torch.device = "cpu",
+    ):
+        super().__init__(
+            noise_steps,
+            noise_schedule,
+            beta_start,
+            beta_end,
+            prediction,
+            sample_steps,
+            timestep_spacing,
+            clip_sample,
+            device,
+        )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], not {eta}")
         self.eta = eta
         self.draws_noise = eta > 0
+
+    def settings(self) -> dict:
+        return {**super().settings(), "eta": self.eta}
 
     def step(
         self,

@@ -1,6 +1,6 @@
 """Pseudo Linear Multi-Step sampling, Liu et al. 2202.09778."""
 
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
@@ -33,10 +33,6 @@ class PLMS(BaseDiffusion):
     Where abar < 1e-6, a DDIM step, which does not divide by it, takes the transfer's place.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._weight_tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
     def calls(self, first_step: int = 0) -> list[Call]:
         first, *rest = self.time_pairs()[first_step:]
         t, t_prev = first
@@ -48,7 +44,8 @@ class PLMS(BaseDiffusion):
         return plan
 
     def step_of_call(self, call: int) -> int:
-        return max(call - 1, 0)  # calls 0 and 1 are both of the first step
+        # Call 1 is at the noise level where step 1 begins.
+        return call if call <= 1 else call - 1
 
     def new_history(self, x: Tensor) -> dict[str, Tensor]:
         n = len(x)
@@ -75,7 +72,7 @@ class PLMS(BaseDiffusion):
         # The slope of this step, from those of the last four calls.
         past = history["slopes"]
         slopes = torch.cat([eps[:, None], past], dim=1)  # (B,4,C,H,W)
-        weights = self._weights(x_t)[stage].view(-1, 4, 1, 1, 1)
+        weights = weights_of_slopes(x_t.device, x_t.dtype)[stage].view(-1, 4, 1, 1, 1)
         slope = (weights * slopes).sum(1)
 
         # Improved Euler begins where Euler did.
@@ -105,13 +102,11 @@ class PLMS(BaseDiffusion):
             slope = (x - alpha * x0) / sigma
         return self.renoise(x0, slope, t_prev)
 
-    def _weights(self, x: Tensor) -> Tensor:
-        """ADAMS_BASHFORTH in x's number format, on its device, (5,4); moved there once."""
-        key = (x.device, x.dtype)
-        if key not in self._weight_tables:
-            table = torch.tensor(ADAMS_BASHFORTH, dtype=torch.float64)
-            self._weight_tables[key] = table.to(x)
-        return self._weight_tables[key]
+
+@functools.lru_cache
+def weights_of_slopes(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """ADAMS_BASHFORTH as a tensor (5,4), moved to each device once."""
+    return torch.tensor(ADAMS_BASHFORTH, dtype=torch.float64).to(device, dtype)
 
 
 def per_image(mask: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ class Trajectory:
     plain numbers, so that nothing is ever read back from the device.
     """
 
-    sampler: str  # the class that it belongs to
+    settings: dict  # of the sampler that it belongs to
     x: Tensor  # (B,C,H,W), on the sampler's device
     history: dict[str, Tensor]  # what the sampler remembers of earlier steps: name -> (B, ...)
     plans: tuple[tuple[Call, ...], ...]  # the network calls of each image
     position: tuple[int, ...]  # how many of them are done, for each image
     labels: tuple[int, ...]  # NO_LABEL where there is none
     scales: tuple[float, ...]  # of guidance
-    generators: tuple[torch.Generator, ...]  # of the noise that steps add, one an image
+    generators: tuple[torch.Generator, ...]  # of the noise that steps add, one per image
     null_label: int  # what stands for "no label" in the network's rows
 
     def __len__(self) -> int:
@@ -55,17 +55,19 @@ class Trajectory:
     def _done(self) -> list[bool]:
         return [done >= len(plan) for plan, done in zip(self.plans, self.position, strict=True)]
 
-    def moved_on(self, x: Tensor, history: dict[str, Tensor]) -> "Trajectory":
+    def moved_on(
+        self, x: Tensor, history: dict[str, Tensor], generators: tuple[torch.Generator, ...]
+    ) -> "Trajectory":
         """The same images, one call later."""
         position = tuple(done + 1 for done in self.position)
-        return replace(self, x=x, history=history, position=position)
+        return replace(self, x=x, history=history, position=position, generators=generators)
 
     def select(self, indices: Sequence[int] | Tensor) -> "Trajectory":
         """The images at these places, in this order. A mask (B,) bool works too."""
         places = _places(indices)
         index = numbers_on(places, self.x.device, torch.long)
         return Trajectory(
-            sampler=self.sampler,
+            settings=self.settings,
             x=self.x.index_select(0, index),
             history={key: value.index_select(0, index) for key, value in self.history.items()},
             plans=tuple(self.plans[i] for i in places),
@@ -85,8 +87,8 @@ class Trajectory:
         """
         first = trajectories[0]
         for other in trajectories[1:]:
-            ours = (first.sampler, first.x.shape[1:], first.x.dtype, first.null_label)
-            theirs = (other.sampler, other.x.shape[1:], other.x.dtype, other.null_label)
+            ours = (first.settings, first.x.shape[1:], first.x.dtype, first.null_label)
+            theirs = (other.settings, other.x.shape[1:], other.x.dtype, other.null_label)
             if ours != theirs:
                 raise ValueError(
                     "trajectories can share a batch only where sampler, image size, number format "
@@ -96,7 +98,7 @@ class Trajectory:
             key: torch.cat([each.history[key] for each in trajectories]) for key in first.history
         }
         return Trajectory(
-            sampler=first.sampler,
+            settings=first.settings,
             x=torch.cat([each.x for each in trajectories]),
             history=history,
             plans=sum((each.plans for each in trajectories), ()),

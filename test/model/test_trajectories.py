@@ -167,7 +167,7 @@ def test_trajectories_that_do_not_belong_together():
     one, two = ddim.start(1, SIZE, 1, seeds=[0]), ddpm.start(1, SIZE, 1, seeds=[0])
     with pytest.raises(ValueError, match="DDIM.*DDPM"):
         Trajectory.cat([one, two])
-    with pytest.raises(ValueError, match="given to DDPM"):
+    with pytest.raises(ValueError, match="given to .*DDPM"):
         ddpm.update(one, torch.zeros(1, 1, *SIZE))
     with pytest.raises(ValueError, match="has 2 rows, 1 are needed"):
         ddim.update(one, torch.zeros(2, 1, *SIZE))
@@ -273,3 +273,57 @@ def test_log_snr_and_levels():
     assert (ddim.levels.log_snr(t) - 2 * (alpha / sigma).log()).abs().max() < 1e-9
     clean = torch.tensor([-1])
     assert ddim.levels.alpha(clean) == 1 and ddim.levels.sigma(clean) == 0
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "plms"])
+def test_a_step_can_be_tried_again(name):
+    """An update changes nothing of the trajectory that it is given, not even its generators."""
+    network = small_network(torch.float64)
+    sampler = build_sampler(name, CONFIG, eta=1.0, sample_steps=4)
+    trajectory = sampler.start(2, SIZE, 1, [0, 1], 2.0, seeds=[1, 2])
+    for _ in range(2):
+        output = network.float()(*sampler.rows(trajectory))
+        once, _ = sampler.update(trajectory, output)
+        again, _ = sampler.update(trajectory, output)
+        assert torch.equal(once.x, again.x)
+        trajectory = once
+    twice = trajectory.select([0, 0])  # one image in two places
+    output = network(*sampler.rows(twice))
+    moved, _ = sampler.update(twice, output)
+    assert (moved.x[0] - moved.x[1]).abs().max() < 1e-5
+
+
+def test_samplers_with_other_settings_do_not_mix():
+    one = DDIM(sample_steps=3).start(1, SIZE, 1, seeds=[0])
+    for other in (DDIM(sample_steps=3, eta=1.0), DDIM(noise_schedule="cosine", sample_steps=3)):
+        with pytest.raises(ValueError, match="agree"):
+            Trajectory.cat([one, other.start(1, SIZE, 1, seeds=[0])])
+        with pytest.raises(ValueError, match="was given to"):
+            other.update(one, torch.zeros(1, 1, *SIZE))
+
+
+def test_plms_starts_at_the_noise_level_of_the_call():
+    sampler = PLMS(sample_steps=10)
+    pairs = sampler.time_pairs()
+    for call, expected in [(0, pairs[0]), (1, pairs[1]), (2, pairs[1]), (3, pairs[2])]:
+        trajectory = sampler.start(1, SIZE, 1, seeds=[0], first_call=call)
+        assert trajectory.calls[0][:2] == expected
+
+
+def test_evaluation_mode_gives_each_part_its_mode_back():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1)).train()
+    network[1].eval()  # frozen
+    DDIM(sample_steps=2).sample(lambda x, t, labels=None: x, 1, SIZE, 1)
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x, t, labels=None):
+            assert not self.inner[0].training
+            return self.inner(x)
+
+    wrapper = Wrapper()
+    DDIM(sample_steps=2).sample(wrapper, 1, SIZE, 1)
+    assert wrapper.training and network[0].training and not network[1].training

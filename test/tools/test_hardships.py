@@ -35,7 +35,7 @@ def test_a_file_that_is_moved_away_ends_the_run_saved(images, tmp_path, workers)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 2 and "Traceback" not in error
     (said,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert "bag/000.png could be read when the run began and cannot be read any more" in said
+    assert "bag/000.png could be read when the run began and can no longer be read" in said
     step = read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"]
     assert step >= 6 and step == int(metrics(tmp_path / "a")[-1]["step"])
     assert "bag/000.png" in (tmp_path / "a/log.txt").read_text()
@@ -122,7 +122,7 @@ def test_legal_options_that_cannot_give_a_good_result(script, images, tmp_path):
     for extra in (["--sample_steps", 600], ["--sample_steps", 1]):
         command = ["--weight_path", weights, "--num_images", 1, "--timestep_spacing", "leading"]
         out = script("generate", *command, *extra).stdout
-        assert "they will stay noisy" in out and "--timestep_spacing trailing" in out
+        assert "the images will stay noisy" in out and "--timestep_spacing trailing" in out
 
 
 def test_a_longer_run_says_what_happens_to_its_learning_rate(script, images):

@@ -214,8 +214,8 @@ def _acquire(lock: FileLock, request: CacheRequest) -> None:
                 has_spoken = True
                 if not request.quiet:
                     say(
-                        f"waiting: another process reads the images of {request.index.root} into "
-                        f"the cache {request.folder}",
+                        "waiting: another process is reading the images of "
+                        f"{request.index.root} into the cache {request.folder}",
                         error=True,
                     )
             if note.isdigit() and int(note) > progress.done:
@@ -261,7 +261,7 @@ def _make_room(request: CacheRequest, key: str, has_locks: bool, is_asked_for: b
     if needed > LARGEST_CACHE and not is_asked_for:
         raise CacheUnavailable(
             f"the set needs up to {needed / 2**30:.0f} GiB there and all sets together have "
-            f"{LARGEST_CACHE / 2**30:.0f} GiB (--cache disk does it nevertheless)"
+            f"{LARGEST_CACHE / 2**30:.0f} GiB (--cache disk lifts this limit)"
         )
     _remove_stale_parts(request.folder, key, has_locks)
     sets = []

@@ -206,7 +206,10 @@ def _depth_of(image: Image.Image) -> int:
 
 def _check_range(image: Image.Image) -> None:
     """ValueError where it is not known which numbers are black and white."""
-    advice = "which of them are black and white is not defined; save it with 8 or 16 bits, unsigned"
+    advice = (
+        "which values are black and which are white is not defined; save it with 8 or 16 bits, "
+        "unsigned"
+    )
     if image.mode == "F":
         raise ValueError(f"floating-point pixels: {advice}")
     if image.mode == "I" and _depth_of(image) > 16:

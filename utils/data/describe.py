@@ -56,12 +56,12 @@ def _left_out(image_set: ImageSet) -> list[str]:
     for reason, files in account.reasons.items():
         if reason == BROKEN:
             if files.count > 1:
-                parts.append(f"in all {files.per_ending()} {reason}")
+                parts.append(f"{reason} in all: {files.per_ending()}")
             continue
         examples = name_list(files.examples) + (
             ", ..." if files.count > len(files.examples) else ""
         )
-        parts.append(f"{files.per_ending()} {reason} ({examples})")
+        parts.append(f"{files.per_ending()}: {reason} ({examples})")
     if parts:
         lines.append(
             f"files       {account.seen:,} seen = {account.used:,} used + "
@@ -84,5 +84,5 @@ def _skipped_folders(image_set: ImageSet) -> list[str]:
             what = "folders that are in the set by another path"
         else:
             what = f"{reason} folders"
-        lines.append(f"skipped     {len(folders):,} {what}: {name_list(folders)}")
+        lines.append(f"skipped     {name_list(folders)}: {what}")
     return lines

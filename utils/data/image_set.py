@@ -89,13 +89,13 @@ class ImageSet(Dataset):
             except OSError as error:
                 if pause is None:
                     raise ReadError(
-                        f"{name} could be read when the run began and cannot be read any more: "
+                        f"{name} could be read when the run began and can no longer be read: "
                         f"{error.strerror or error}; bring the file back and resume"
                     ) from None
                 time.sleep(pause)
             except Exception as error:
                 raise ReadError(
-                    f"{name} has changed since the run began and cannot be decoded any more: "
+                    f"{name} has changed since the run began and can no longer be decoded: "
                     f"{error}; bring the file back and resume"
                 ) from None
         if checksum(pixels) != self.checksums[i]:

@@ -44,9 +44,9 @@ def layout_remarks(root: Path, classes: list[ClassFolder], conditional: bool) ->
     splits = sorted(name for name in shared if _is_split(name))
     if splits:
         return [
-            f"every class folder holds {name_list(splits)}, and all of it is learned: to train on "
-            f"{_first_split(splits)} alone, pass as --dataset_path a folder with one folder per "
-            f"class that holds (or links to) only <class>/{_first_split(splits)}"
+            f"every class folder holds {name_list(splits)}, and all of it is used for training: "
+            f"to train on {_first_split(splits)} alone, pass as --dataset_path a folder with one "
+            f"folder per class that holds (or links to) only <class>/{_first_split(splits)}"
         ]
     same = all(folder.subfolders == classes[0].subfolders for folder in classes)
     if same and len(nested) == len(classes) and len(shared) > 1:
@@ -62,7 +62,7 @@ def _remarks_on_one_set(root: Path, top: ClassFolder) -> list[str]:
     if len(splits) < 2:
         return []
     return [
-        f"the folder holds {name_list(splits)}, and all of it is learned: to train on "
+        f"the folder holds {name_list(splits)}, and all of it is used for training: to train on "
         f"{_first_split(splits)} alone, pass --dataset_path {root / _first_split(splits)}"
     ]
 

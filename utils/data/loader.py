@@ -36,7 +36,7 @@ class BatchIterator:
         except RuntimeError as error:
             if any(not worker.is_alive() for worker in getattr(self._batches, "_workers", [])):
                 raise ReadError(
-                    "a data-loading worker was killed, most likely for want of memory; "
+                    "a data-loading worker was killed, most likely because memory ran out; "
                     "fewer --num_workers need less"
                 ) from error
             raise

@@ -170,6 +170,8 @@ def _try_decode(path: str, image_size: tuple[int, int]) -> Decoded | Exception:
     """The pixels, or why there are none. Pillow's plugins raise what they like on damaged files."""
     try:
         return decode(path, image_size)
+    except MemoryError:  # not the image's fault
+        raise
     except Exception as error:
         return error
 

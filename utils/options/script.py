@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from utils.console import make_output_robust, say
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 
 MainFunction = Callable[[list[str] | None], None]
 
@@ -13,7 +13,7 @@ def run_script(main: MainFunction) -> None:
     """Run main(None) and exit.
 
     A UserError becomes one sentence on stderr and exit status 2, a failing disk or too little
-    memory on the GPU one sentence and status 1, Ctrl-C status 130. Output fails neither on the
+    memory one sentence and status 1, Ctrl-C status 130. Output fails neither on the
     terminal's encoding nor on a closed pipe.
     """
     make_output_robust()
@@ -25,11 +25,10 @@ def run_script(main: MainFunction) -> None:
     except OSError as error:
         say(f"error: {error}", error=True)
         sys.exit(1)
-    except RuntimeError as error:
-        # By name: torch, whose class it is, need not be imported.
-        if type(error).__name__ != "OutOfMemoryError":
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        say(f"error: {error}", error=True)
+        say(f"error: {error or 'too little memory'}", error=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -29,8 +29,11 @@ _LAST_LAYER = {"unet": "block.conv2", "cspdarkunet": "join"}
 _BLOCKS = {"unet": r"down\.level0_block", "cspdarkunet": r"down\.level0_block0\.blocks\."}
 
 
-def describe_bare_weights(weights: dict, told: Told, source: Path) -> Checkpoint:
-    """A checkpoint for a bare state_dict. Raises UserError where it cannot be described."""
+def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoint:
+    """A checkpoint for bare weights {"network": weights} and, where the file has averaged ones too,
+    {"ema": weights}. Raises UserError where it cannot be described.
+    """
+    weights = contents["network"]
     if told.conditional and not told.num_classes:
         raise UserError(f"{source} has no metadata: --conditional needs --num_classes")
     classes = None if told.conditional is False else told.num_classes
@@ -59,7 +62,8 @@ def describe_bare_weights(weights: dict, told: Told, source: Path) -> Checkpoint
         "sampling": {"sampler": "ddpm", "guidance": True},
         "training": {},
     }
-    return Checkpoint(config=config, network=weights, ema=weights, source=source)
+    averaged = contents.get("ema", weights)
+    return Checkpoint(config=config, network=weights, ema=averaged, source=source)
 
 
 def guess_network(name: str, weights: dict, options: dict) -> dict:

@@ -114,6 +114,7 @@ class Checkpoint:
         fields = _Fields(self.__dict__, self.source)
         for name in ("network", "ema", "optimizer", "scaler"):
             fields.value(name, _is_dict, "a dict, as the checkpoints of train.py have it")
+        _Fields(self.config, self.source, "config.").part("training")
         state = _Fields(self.state, self.source, "state.")
         for name in ("epoch", "step", "seed"):
             state.value(name, _is_count, "a whole number from 0")
@@ -184,7 +185,7 @@ class _Fields:
             shown = repr(value)
             if len(shown) > 60:
                 shown = f"{shown[:60]}..."
-            raise self.unusable(f"{self.prefix}{name} is {shown}, {expected} is needed")
+            raise self.unusable(f"{self.prefix}{name} is {shown}, but must be {expected}")
         return value
 
     def part(self, name: str) -> "_Fields":

@@ -51,14 +51,13 @@ class RunFolder:
                     f"{path} holds an earlier run: resume it with --resume, or choose another "
                     "--run_name"
                 )
-            self._lock.claim()
         except OSError as error:
             raise cannot_be_written(path, error) from None
         self._failures = Failures(path)
         self._metrics = MetricsLog(path, self._failures)
         self._saving: threading.Thread | None = None
         self._save_error: Exception | None = None
-        self._last_is_whole = True
+        self._may_replace_previous = True
 
     def start(self, config: dict, step: int, source: Path | None = None) -> None:
         """Write config.json, and cut the metrics back to `step`, where the run begins or resumes.
@@ -66,8 +65,11 @@ class RunFolder:
         Where it resumes from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not
         take that one's place. UserError where the folder cannot be written.
         """
-        self._last_is_whole = source is None or source.name != PREVIOUS
+        # A damaged last checkpoint must not replace the previous one, nor must the one that the run
+        # resumes from: it is about to be written again.
+        self._may_replace_previous = source is None or source.name not in (LAST, PREVIOUS)
         try:
+            self._lock.claim()
             for half in self.path.glob("*.tmp"):  # of a save that a kill cut short
                 half.unlink(missing_ok=True)
             text = json.dumps(config, indent=2) + "\n"
@@ -76,10 +78,11 @@ class RunFolder:
         except OSError as error:
             raise cannot_be_written(self.path, error) from None
 
-    def log(self, text: str) -> None:
-        """Print the text above the progress bar, and add it to log.txt with the time."""
+    def log(self, text: str, shown: bool = True) -> None:
+        """Print the text (if `shown`) above the progress bar; add it to log.txt with the time."""
         text = printable(text)
-        say(text)
+        if shown:
+            say(text)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         with self._failures.tolerated(LOG):
             with open(self.path / LOG, "a", encoding="utf-8") as file:
@@ -114,30 +117,34 @@ class RunFolder:
         )
         self._saving.start()
 
-    def check_saving(self) -> bool:
+    def check_saving(self, is_last: bool = False) -> bool:
         """Whether the last checkpoint is safe, as far as is known.
 
-        A full or failing disk is reported, once a save; any other error of a save is raised here.
+        A full or failing disk is reported, once per save; any other error of a save is raised here.
+        `is_last`: no training follows.
         """
         error, self._save_error = self._save_error, None
         if error is None:
             return True
         if not isinstance(error, OSError):
             raise error
+        ending = "" if is_last else "; training continues"
         self.log(
-            f"warning: the checkpoint could not be written ({reason(error)}); the one before is "
-            "whole, training continues"
+            f"warning: the checkpoint could not be written ({reason(error)}); the previous one is "
+            f"intact{ending}"
         )
         return False
 
-    def finish_saving(self) -> bool:
+    def finish_saving(self, is_last: bool = False) -> bool:
         """Wait for the checkpoint that is being written; whether it is safe."""
         if self._saving is not None:
             self._saving.join()
-        return self.check_saving()
+        return self.check_saving(is_last)
 
     def close(self) -> None:
-        """Let other processes write into the folder. The last save must have finished."""
+        """Wait for the last save, then let other processes write into the folder."""
+        if self._saving is not None:
+            self._saving.join()
         self._metrics.close()
         self._lock.close()
 
@@ -150,8 +157,8 @@ class RunFolder:
 
     def _save(self, contents: dict, epoch: int | None, keep: int) -> None:
         self._lock.check()
-        save_checkpoint(contents, self.path / LAST, keep_previous=self._last_is_whole)
-        self._last_is_whole = True
+        save_checkpoint(contents, self.path / LAST, keep_previous=self._may_replace_previous)
+        self._may_replace_previous = True
         slim = {key: value for key, value in contents.items() if key not in ONLY_TO_RESUME}
         save_checkpoint(slim, self.path / SLIM)
         if epoch is not None:

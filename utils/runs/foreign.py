@@ -126,7 +126,7 @@ def describe(head: bytes, path: Path) -> str:
         return f"{path} is a part of a TensorFlow checkpoint, no checkpoint of PyTorch"
     if is_text(head):
         beginning = shown(head.decode("utf-8", "replace").strip(), 40)
-        return f"{path} is damaged or no checkpoint: it is a text that begins with {beginning!r}"
+        return f"{path} is damaged or no checkpoint: it is a text that begins with {beginning}"
     return (
         f"{path} is damaged or no checkpoint: it begins like neither a file of torch.save nor a "
         "safetensors file"

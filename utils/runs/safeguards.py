@@ -104,6 +104,7 @@ class FolderLock:
         self.folder = folder
         self.owner = folder / ".owner"
         self.token = secrets.token_hex(16)
+        self._is_claimed = False
         self._file = open(folder / ".lock", "a")
         try:
             self._lock()
@@ -114,6 +115,7 @@ class FolderLock:
     def claim(self) -> None:
         """Make the folder this run's: any other run that writes here ends at its next `check`."""
         self.owner.write_text(self.token, encoding="ascii")
+        self._is_claimed = True
 
     def _lock(self) -> None:
         try:
@@ -133,6 +135,8 @@ class FolderLock:
 
     def check(self) -> None:
         """UserError where another run has taken the folder; OSError where it cannot be read."""
+        if not self._is_claimed:
+            self.claim()
         if self.owner.read_bytes() != self.token.encode("ascii"):
             raise UserError(f"another run has taken the place of this one in {self.folder}")
 

@@ -88,9 +88,9 @@ def parse_header(data: bytes, path: Path) -> list[Entry]:
     try:
         header = json.loads(data, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
-        raise damaged(path, "its header is no JSON object with unique names") from None
+        raise damaged(path, "its header is not a JSON object with unique names") from None
     if not isinstance(header, dict):
-        raise damaged(path, "its header is no JSON object")
+        raise damaged(path, "its header is not a JSON object")
     described = [(name, about) for name, about in header.items() if name != "__metadata__"]
     entries = [parse_entry(name, about, path) for name, about in described]
     return sorted(entries, key=lambda entry: (entry.begin, entry.end))

@@ -203,7 +203,7 @@ def add_label_table(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> li
     starts as what the weights have learned, and random rows would disturb that.
     """
     weights[LABEL_TABLE] = torch.zeros_like(own[LABEL_TABLE])
-    return ["the weights know no classes: the table of labels is new, and starts at zero"]
+    return ["the weights were trained without classes: the label table is new and starts at zero"]
 
 
 def drop_label_table(weights: dict[str, Tensor]) -> list[str]:

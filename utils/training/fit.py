@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.devices import Precision
-from utils.errors import ReadError, Stopped, UserError, name_list
+from utils.errors import ReadError, Stopped, UserError, is_out_of_memory, name_list
 from utils.ranks import Ranks, is_lost_connection
 from utils.training.meter import Meter
 from utils.training.prefetch import Batch, Draws, Prepared
@@ -52,17 +52,23 @@ def fit(
     """Train until the schedule's last step, or a signal.
 
     Raises Stopped after a signal, when all is saved, and UserError where the loss or the weights
-    are no longer finite, or no checkpoint can be written. An error from outside (an unreadable
-    image, a lost process, a failing disk) saves what is done before it goes through.
+    are no longer finite, or no checkpoint can be written. After an error from outside (an
+    unreadable image, a lost process, a failing disk) it saves before it raises that error again.
     """
     loop = TrainingLoop(network, loader, loss_fn, state, schedule, recorder, update, names_of)
     with stop_signals() as received:
         try:
             loop.run(received)
-        except (Stopped, UserError, OSError, MemoryError, RuntimeError) as error:
-            loop.save_after(error)
+            recorder.finished(state.step)
+        except Stopped:
+            recorder.stopped(state.step)
             raise
-    recorder.finished(state.step)
+        except Exception as error:
+            if is_from_outside(error):
+                loop.save_after(error)
+            raise
+        finally:
+            recorder.close()
 
 
 class TrainingLoop:
@@ -148,24 +154,27 @@ class TrainingLoop:
         self.recorder.error(problem)
         raise UserError(problem)
 
-    def save_after(self, error: BaseException) -> None:
+    def save_after(self, error: Exception) -> None:
         """Save what is done, where an error from outside ends the run between two saves."""
-        if isinstance(error, Stopped):
-            self.recorder.stopped(self.state.step)
+        state = self.state
+        if not state.is_whole or self.saved_step is None:
             return
-        if not is_from_outside(error) or not self.state.is_whole or self.saved_step is None:
-            return
-        if self.ranks.world_size == 1:  # the rows of several processes need all of them
-            self.report()
-        if self.state.step != self.saved_step and self.state.weights_are_finite():
-            self.recorder.save(self.state, self.schedule.epoch(self.state.step), None, wait=False)
-            self.recorder.error(f"{error}; saved at step {self.state.step:,}")
+        with self.ranks.saving():  # the launcher waits meanwhile
+            if state.step != self.saved_step and state.weights_are_finite():
+                number = self.schedule.number(state.step)
+                self.recorder.save(state, self.schedule.epoch(state.step), number, wait=False)
+            if self.ranks.world_size == 1:  # the rows of several processes need all of them
+                self.recorder.metrics(self.meter.flush(self.schedule.steps_per_epoch))
+            self.recorder.ended_by(error, state.step)
 
     # --- A step ---
 
     def take_step(self) -> None:
-        """One optimizer step on `accumulate` micro-batches. Nothing in it waits for the device."""
-        state, update = self.state, self.update
+        """One optimizer step on `accumulate` micro-batches.
+
+        Nothing in it waits for the device, except that fp16's scaler asks whether to skip the step.
+        """
+        state = self.state
         lr = self.schedule.learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
@@ -174,7 +183,7 @@ class TrainingLoop:
 
         state.is_whole = False
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, update.grad_clip or math.inf)
+        norm = self.clip_gradients()
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -202,6 +211,14 @@ class TrainingLoop:
                 sums[name] = pair if micro == 0 else sums[name] + pair
         return images, sums
 
+    def clip_gradients(self) -> Tensor:
+        """The norm of the gradient, which is at most `grad_clip` afterwards; 0: no limit."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.update.grad_clip > 0:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.update.grad_clip, norm)
+        return norm
+
     def gradients_meet(self, is_last: bool) -> contextlib.AbstractContextManager:
         """The processes average their gradients once a step: with its last micro-batch."""
         if is_last or self.ranks.world_size == 1:
@@ -211,9 +228,9 @@ class TrainingLoop:
 
 def is_from_outside(error: BaseException) -> bool:
     """Whether an error is the machine's, not the run's: disk, memory, another process."""
-    if isinstance(error, ReadError | OSError | MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, ReadError | OSError):
         return True
-    return is_lost_connection(error)
+    return is_out_of_memory(error) or is_lost_connection(error)
 
 
 def mean_as_pair(mean: Tensor, count: int) -> Tensor:
@@ -222,8 +239,8 @@ def mean_as_pair(mean: Tensor, count: int) -> Tensor:
 
 
 HOW_TO_RECOVER = (
-    "what is saved is from before. Resume with --allow_changes and a lower --lr, --grad_clip 1 "
-    "or --amp False"
+    "the last checkpoint is from before this. Resume with --allow_changes and a lower "
+    "--lr, --grad_clip 1 or --amp False"
 )
 
 

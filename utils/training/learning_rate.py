@@ -16,6 +16,8 @@ def learning_rate(
         return lr
     if schedule == "linear":
         return lr * (1 - step / total_steps)
+    if schedule not in ("cosine", "warmup_cosine"):
+        raise ValueError(f"learning rate schedule {schedule!r} is unknown")
     warmup = 1.0
     if schedule == "warmup_cosine":
         warmup = min(1.0, (step + 1) / max(1, warmup_steps))

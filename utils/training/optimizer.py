@@ -21,6 +21,8 @@ def build_optimizer(
     On CUDA the whole AdamW step is one kernel.
     """
     parameters = list(network.parameters())
+    if name not in ("adam", "adamw", "sgd"):
+        raise ValueError(f"optimizer {name!r} is unknown; known are adam, adamw, sgd")
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=MOMENTUM, weight_decay=weight_decay)
     fused = True if parameters[0].device.type == "cuda" else None
@@ -33,19 +35,19 @@ def build_optimizer(
     )
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> bool:
     """Take over what the saved optimizer remembers; the settings stay those of this run.
 
-    State of another kind of optimizer does not fit, and is left out. Raises ValueError where the
-    saved parameters are not those of the network.
+    Returns False, and changes nothing, for the state of another kind of optimizer, which does not
+    fit. Raises ValueError where the saved parameters are not those of the network.
     """
     remembered = {name for entry in saved["state"].values() for name in entry}
     if not remembered <= STATE_NAMES[type(optimizer)]:
-        return
-    settings = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
+        return False
+    # Before loading: where torch puts the state depends on the settings (`fused`).
+    groups = [
+        {**own, "params": theirs["params"]}
+        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
-    optimizer.load_state_dict(saved)
-    for group, chosen in zip(optimizer.param_groups, settings, strict=True):
-        group.update(chosen)
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    return True

@@ -14,7 +14,7 @@ from utils.training.randomness import image_generators
 Batch = tuple[Tensor, ...]
 Draws = dict[str, Tensor]
 
-# (batch, generators: one an image) -> all that the loss of this batch needs at random, on the CPU
+# (batch, generators: one per image) -> all that the loss of this batch needs at random, on the CPU
 DrawFunction = Callable[[Batch, list[torch.Generator]], Draws]
 
 

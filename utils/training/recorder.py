@@ -38,13 +38,21 @@ class Recorder(Protocol):
         """Draw and write a preview of the averaged network; all processes call it together."""
 
     def error(self, text: str) -> None:
-        """The run ends with this error."""
+        """The run ends with this error; nothing of the step is saved."""
+
+    def ended_by(self, error: Exception, step: int) -> None:
+        """The run ends with an error from outside; waits for the save of this step, if there is
+        one, and says whether it is safe.
+        """
 
     def finished(self, step: int) -> None:
         """The run is done. Raises NotSaved where the end could not be saved."""
 
     def stopped(self, step: int) -> None:
         """A signal stopped the run. Raises NotSaved where it could not be saved."""
+
+    def close(self) -> None:
+        """In any case at the end: wait for the last save, and let others write the folder."""
 
 
 class SilentRecorder:
@@ -73,10 +81,16 @@ class SilentRecorder:
     def error(self, text: str) -> None:
         pass
 
+    def ended_by(self, error: Exception, step: int) -> None:
+        pass
+
     def finished(self, step: int) -> None:
         pass
 
     def stopped(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -138,22 +152,32 @@ class RunRecorder:
 
     def error(self, text: str) -> None:
         self._progress.close()
-        self._run.log(f"error: {text}")
-        self._run.finish_saving()
-        self._run.close()
+        self._run.log(f"error: {text}", shown=False)  # the script prints it where it ends
+
+    def ended_by(self, error: Exception, step: int) -> None:
+        self._progress.close()
+        if self._run.finish_saving(is_last=True):
+            saved = f"saved at step {step:,}; --resume continues from here"
+        else:
+            saved = "the last checkpoint could not be written"
+        self._run.log(f"error: {error}", shown=False)
+        self._run.log(f"step {step:,} of {self._progress.total:,}: {saved}")
 
     def finished(self, step: int) -> None:
-        self._end(step, f"finished; the weights are {self._run.path / SLIM}")
+        self._end(step, f"finished; the weights are in {self._run.path / SLIM}")
 
     def stopped(self, step: int) -> None:
         self._end(step, "stopped, saved; --resume continues from here")
 
+    def close(self) -> None:
+        self._progress.close()
+        self._run.close()
+
     def _end(self, step: int, how: str) -> None:
         self._progress.close()
-        is_safe = self._run.finish_saving()
+        is_safe = self._run.finish_saving(is_last=True)
         if not is_safe:
             how = "the last checkpoint could not be written"
         self._run.log(f"step {step:,} of {self._progress.total:,}: {how}")
-        self._run.close()
         if not is_safe:
             raise NotSaved(f"{how} into {self._run.path}")

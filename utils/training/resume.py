@@ -1,4 +1,4 @@
-"""Going on from what was saved: an interrupted run, or other weights to fine-tune."""
+"""Continuing from a file: an interrupted run, or other weights to fine-tune."""
 
 import unicodedata
 from collections.abc import Callable
@@ -33,19 +33,23 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
         raise UserError(f"{file} holds bare weights, no run to resume; --pretrain starts from them")
     checkpoint = Checkpoint.parse(contents, file)
     if checkpoint.kind != state.kind:
-        raise UserError(f"{file} is of kind {checkpoint.kind}, this run is of kind {state.kind}")
+        raise UserError(
+            f"{file} is a checkpoint of kind {checkpoint.kind}, "
+            f"but this run trains kind {state.kind}"
+        )
     checkpoint.check_resumable()
     changed = changes(checkpoint, state)
     if changed and not allow_changes:
         raise UserError(
             f"{file} was made with other settings: {'; '.join(changed)}; "
-            "--allow_changes resumes all the same"
+            "--allow_changes resumes anyway"
         )
     remarks = []
-    if checkpoint.versions != state.versions:
+    known = {name: state.versions.get(name) for name in checkpoint.versions}
+    if checkpoint.versions != known:
         remarks.append(
             f"the checkpoint was made with {checkpoint.versions}, this is {state.versions}: "
-            "the result will be equal to rounding, apart from dropout"
+            "the result will be the same up to rounding, except for dropout"
         )
     if checkpoint.format_version == 1:
         remarks.append(
@@ -53,9 +57,11 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
             "differently: what follows is as good, but not the same to the bit"
         )
     try:
-        state.restore(checkpoint)
+        remarks += state.restore(checkpoint)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be resumed from: {error!r}") from None
+        raise UserError(
+            f"{file} cannot be resumed from: its optimizer or scaler does not fit ({error})"
+        ) from None
     return Resumed(file, checkpoint.config.get("length", {}), remarks)
 
 
@@ -63,10 +69,11 @@ def changes(checkpoint: Checkpoint, state: TrainState) -> list[str]:
     """How the facts that decide this run's result differ from those of the checkpoint."""
     before = deciding_facts(checkpoint.config, checkpoint.state["seed"])
     now = deciding_facts(state.config, state.seed)
+    # A fact that the checkpoint does not know is an option that is newer than it.
     return [
-        f"{name} {before.get(name)} before, {value} now"
+        f"{name} {before[name]} before, {value} now"
         for name, value in now.items()
-        if value != before.get(name)
+        if name in before and value != before[name]
     ]
 
 
@@ -119,7 +126,7 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
         remarks += process_differences(checkpoint.config["diffusion"], state.config["diffusion"])
         weights = checkpoint.ema or checkpoint.network
     else:
-        weights = contents.get("network")
+        weights = contents.get("ema") or contents.get("network")
     if not weights:
         raise UserError(f"{file} holds no weights to start from")
     names = state.config["data"]["class_names"]

@@ -43,6 +43,16 @@ class Schedule:
             return True
         return self.ends_epoch(step) and self.epoch(step) % self.preview_epochs == 0
 
+    def previews_left(self, step: int) -> int:
+        """How many previews are still to come after so many steps."""
+        ends = range(self.epoch(step) + 1, self.epoch(self.total_steps) + 1)
+        return sum(self.preview_is_due(epoch * self.steps_per_epoch) for epoch in ends)
+
+    def numbered_checkpoints(self) -> int:
+        """How many checkpoints the whole run keeps under their epochs' numbers."""
+        ends = range(1, self.epoch(self.total_steps) + 1)
+        return sum(self.number(epoch * self.steps_per_epoch) is not None for epoch in ends)
+
     def number(self, step: int) -> int | None:
         """The epoch under whose number the checkpoint at this step is kept, or None."""
         epoch = self.epoch(step)

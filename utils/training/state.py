@@ -13,27 +13,33 @@ from utils.runs.checkpoint import Checkpoint
 from utils.runs.weights import load_weights
 from utils.training.optimizer import restore_optimizer
 
+# Each takes back what an object's state_dict gave, and returns a remark on what it left out, or "".
 
-def _restore_network(network: nn.Module, saved: dict, source: Path | str) -> None:
+
+def _restore_network(network: nn.Module, saved: dict, source: Path | str) -> str:
     load_weights(network, saved, source)
+    return ""
 
 
-def _restore_ema(ema: EMA, saved: dict, source: Path | str) -> None:
+def _restore_ema(ema: EMA, saved: dict, source: Path | str) -> str:
     load_weights(ema.network, saved, source)
+    return ""
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, source: Path | str) -> None:
-    restore_optimizer(optimizer, saved)
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict, source: Path | str) -> str:
+    if restore_optimizer(optimizer, saved):
+        return ""
+    return "the checkpoint is from another optimizer, so this one starts afresh"
 
 
-def _restore_scaler(scaler: torch.amp.GradScaler, saved: dict, source: Path | str) -> None:
+def _restore_scaler(scaler: torch.amp.GradScaler, saved: dict, source: Path | str) -> str:
     if scaler.is_enabled() and saved:  # a run without it has saved nothing
         scaler.load_state_dict(saved)
+    return ""
 
 
-# The objects that a checkpoint holds, and how each takes back what its state_dict gave. Saving and
-# restoring walk this list.
-OBJECTS: dict[str, Callable[[Any, dict, Path | str], None]] = {
+# The objects that a checkpoint holds. Saving and restoring walk this list.
+OBJECTS: dict[str, Callable[[Any, dict, Path | str], str]] = {
     "network": _restore_network,
     "ema": _restore_ema,
     "optimizer": _restore_optimizer,
@@ -69,17 +75,24 @@ class TrainState:
             **objects,
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take back what was saved. Raises UserError or ValueError for what does not fit."""
+    def restore(self, checkpoint: Checkpoint) -> list[str]:
+        """Take back what was saved; returns remarks on what was left out.
+
+        Raises UserError or ValueError for what does not fit.
+        """
         checkpoint.check_resumable()
-        for name, restore in OBJECTS.items():
+        remarks = [
             restore(getattr(self, name), getattr(checkpoint, name), checkpoint.source)
+            for name, restore in OBJECTS.items()
+        ]
         self.step = checkpoint.state["step"]
+        return [remark for remark in remarks if remark]
 
     def weights_are_finite(self) -> bool:
-        """Whether no weight, raw or averaged, is infinite or NaN. Waits for the device."""
-        weights = [*self.network.parameters(), *self.ema.network.parameters()]
-        finite = torch.stack([weight.detach().isfinite().all() for weight in weights])
+        """Whether all weights and buffers, raw and averaged, are finite. Waits for the device."""
+        networks = (self.network, self.ema.network)
+        weights = [value for network in networks for value in network.state_dict().values()]
+        finite = torch.stack([weight.isfinite().all() for weight in weights])
         return bool(finite.all())
 
 

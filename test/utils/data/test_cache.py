@@ -282,7 +282,7 @@ def test_those_who_wait_say_so(images, folder, capsys, monkeypatch):
     holder.write_note("7")
     threading.Timer(0.5, holder.close).start()
     assert len(load(images, folder)) == 13
-    assert "waiting: another process reads the images of" in capsys.readouterr().err
+    assert "waiting: another process is reading the images of" in capsys.readouterr().err
 
 
 # --- Bounded memory ---

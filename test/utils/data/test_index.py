@@ -82,13 +82,13 @@ def test_files_seen_are_images_used_and_files_left_out(tmp_path):
     for text in (
         "files       23 seen = 8 used + 15 left out",
         "left out    15: a/cut.png (",
-        "3 .webp beside the class folders, in none of them (beside 0.webp, beside 1.webp",
-        "1 .txt not an image (a/notes.txt)",
-        "2 .png link to a file that is not there (a/circle.png, a/dangling.png)",
-        "1 .png second path to an image of the set (a/second.png)",
-        "2 folders of the operating system: $RECYCLE.BIN/, a/@eaDir/",
-        "1 hidden folders: b/.git/",
-        "folders that are in the set by another path: a/up/",
+        "3 .webp: beside the class folders, in none of them (beside 0.webp, beside 1.webp",
+        "1 .txt: not an image (a/notes.txt)",
+        "2 .png: link to a file that does not exist (a/circle.png, a/dangling.png)",
+        "1 .png: second path to an image of the set (a/second.png)",
+        "skipped     $RECYCLE.BIN/, a/@eaDir/: folders of the operating system",
+        "skipped     b/.git/: hidden folders",
+        "a/up/: folders that are in the set by another path",
         "class folders without an image: void/",
     ):
         assert text in said, text
@@ -205,7 +205,7 @@ def test_every_class_holds_the_same_parts(tmp_path):
     for name in ("cat", "dog"):
         for inner in ("test", "train"):
             picture(tmp_path / name / inner / "0.png")
-    assert "every class folder holds test, train, and all of it is learned" in plan(tmp_path)
+    assert "every class folder holds test, train, and all of it is used for training" in plan(tmp_path)
 
 
 def test_the_same_subfolders_in_every_class(tmp_path):

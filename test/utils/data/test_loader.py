@@ -39,7 +39,7 @@ def test_a_file_that_is_gone_is_an_error_as_a_value(read_again, images):
     (images / "bag" / "000.png").unlink()
     item = read_again[0]
     assert isinstance(item, ReadError)
-    assert "bag/000.png" in str(item) and "cannot be read any more: No such file" in str(item)
+    assert "bag/000.png" in str(item) and "can no longer be read: No such file" in str(item)
     assert str(pickle.loads(pickle.dumps(item))) == str(item)
 
 
@@ -61,10 +61,12 @@ def test_the_error_is_raised_here_without_a_trace_of_the_worker(read_again, imag
     for file in (images / "boot").iterdir():
         file.unlink()
     iterator = batches(read_again, workers)
-    with pytest.raises(ReadError, match="boot/00.*cannot be read any more"):
-        list(iterator)
-    iterator.close()
-    iterator.close()
+    try:
+        with pytest.raises(ReadError, match="boot/00.*can no longer be read"):
+            list(iterator)
+    finally:
+        iterator.close()
+        iterator.close()
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -262,6 +262,9 @@ def test_a_second_run_without_locks_is_noticed_at_the_next_save(tmp_path, unwarn
     first.write_checkpoint(tensors(2), None, 0)
     assert first.finish_saving()  # a start that was refused does not disturb the run
     second = RunFolder(tmp_path / "run", resume=True)
+    first.write_checkpoint(tensors(2), None, 0)
+    assert first.finish_saving()  # nor does one that has not begun yet
+    second.start({}, 2)
     first.write_checkpoint(tensors(3), None, 0)
     with pytest.raises(UserError, match="another run has taken the place of this one"):
         first.finish_saving()

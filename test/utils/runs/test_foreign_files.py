@@ -122,9 +122,9 @@ def about(dtype="F32", shape=(2,), offsets=(0, 8)):
         ({"a": about(shape=(4,), offsets=(0, 16))}, "describes 16 bytes of numbers, 8 are there"),
         ({}, "8 bytes at its end belong to no tensor"),
         (b'{"a": 1, "a": 2}', "unique names"),
-        (b'{"a": ' + b"[" * 100_000, "no JSON object"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "no JSON object"),
-        (b"{\xff\xfe\0\0", "no JSON object"),
+        (b'{"a": ' + b"[" * 100_000, "not a JSON object"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not a JSON object"),
+        (b"{\xff\xfe\0\0", "not a JSON object"),
     ],
 )
 def test_headers_that_make_no_sense(file, header, message):

@@ -30,6 +30,7 @@ class FakeRecorder:
         self.errors: list[str] = []
         self.ended: list[str] = []
         self.weights: list[torch.Tensor] = []
+        self.closed = 0
 
     def step_done(self):
         pass
@@ -51,6 +52,12 @@ class FakeRecorder:
 
     def error(self, text):
         self.errors.append(text)
+
+    def ended_by(self, error, step):
+        self.errors.append(f"{error}; saved at step {step}")
+
+    def close(self):
+        self.closed += 1
 
     def finished(self, step):
         self.ended.append(f"finished {step}")
@@ -96,7 +103,9 @@ def run(loader, loss_fn=squares, state=None, **schedule):
     try:
         fit(state.network, loader, loss_fn, state, plan, recorder, update, lambda step: ["a.png"])
     except (Exception, KeyboardInterrupt) as error:
+        assert recorder.closed == 1  # whatever happened
         return recorder, state, error
+    assert recorder.closed == 1
     return recorder, state, None
 
 
@@ -257,3 +266,55 @@ def test_a_last_checkpoint_that_cannot_be_written():
 
 def test_a_mean_becomes_a_sum_and_a_count():
     assert mean_as_pair(torch.tensor(0.5), 8).tolist() == [4.0, 8.0]
+
+
+def test_timing_a_step_leaves_the_network_as_it_was():
+    """Also a BatchNorm's statistics, which a forward pass changes."""
+    from utils.training.plan import time_step
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    precision = Precision(torch.float32, torch.device("cpu"))
+    batch = (torch.randn(4, 3),)
+    assert time_step(network, squares, lambda batch, generators: {}, batch, precision, Ranks()) > 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("now", ["adamw", "sgd"])
+def test_an_optimizer_takes_over_its_own_kind_of_state(now):
+    """The settings are this run's; another kind of optimizer starts afresh, and says so."""
+    saved = new_state()
+    saved.optimizer = build_optimizer("adamw", saved.network, 0.1, 0.5)
+    squares(saved.network, (torch.randn(4, 3),), {})["loss"].backward()
+    saved.optimizer.step()
+    state = new_state()
+    state.config = {"training": {}}
+    state.optimizer = build_optimizer(now, state.network, 0.01, 0.25)
+    saved.config = state.config
+    remarks = state.restore(saved.checkpoint(1))
+    group = state.optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.25)
+    if now == "adamw":
+        assert remarks == [] and len(state.optimizer.state) == 2
+    else:
+        assert "another optimizer" in remarks[0] and len(state.optimizer.state) == 0
+
+
+def test_what_is_still_to_come():
+    schedule = Schedule(12, 4, lambda step: 0.1, preview_epochs=2, numbered_epochs=1)
+    assert schedule.previews_left(0) == 2  # after epochs 2 and 3, which is the last
+    assert schedule.previews_left(8) == 1
+    assert schedule.numbered_checkpoints() == 3
+    later = Schedule(12, 4, lambda step: 0.1, numbered_epochs=1, first_numbered_epoch=2)
+    assert later.numbered_checkpoints() == 2
+
+
+def test_unknown_names_are_errors():
+    from utils.training.learning_rate import learning_rate
+
+    with pytest.raises(ValueError, match="lineer"):
+        learning_rate(0, 10, 0.1, "lineer", 0)
+    with pytest.raises(ValueError, match="lion"):
+        build_optimizer("lion", torch.nn.Linear(1, 1), 0.1, 0.0)

@@ -46,12 +46,12 @@ OPTIONS: opt.Table = {
     "machine": [
         shared("--batch_size", 32),
         shared("--amp --fp16", False),
-        shared("--distributed", False, "share the images out to several processes"),
+        shared("--distributed", False, "divide the images among several processes"),
         shared("--world_size", 2),
         shared("--use_gpu", 0),
     ],
     "weights without metadata": [
-        Option("--conditional",    None,        opt.switch,          "whether the network knows classes"),
+        Option("--conditional",    None,        opt.switch,          "whether the network was trained with classes"),
         Option("--num_classes",    None,        opt.positive,        "number of classes"),
         Option("--network",        None,        opt.NETWORKS,        "network architecture; not set: unet"),
         Option("--act",            None,        opt.ACTIVATIONS,     "activation function; not set: silu"),

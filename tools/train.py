@@ -11,14 +11,31 @@ Everything goes to results/<run_name>/. Edit the defaults below, or pass flags; 
 False.
 """
 
+from __future__ import annotations
+
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
 from utils.options import Option
+
+if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
+    from torch.nn import Module
+
+    from utils.data import ImageSet
+    from utils.devices import Precision
+    from utils.ranks import Ranks
+    from utils.runs.folder import RunFolder
+    from utils.training.diffusion_task import DiffusionTask
+    from utils.training.previews import PreviewGrid
+    from utils.training.recorder import Recorder
+    from utils.training.schedule import Schedule
+    from utils.training.state import TrainState
 
 # fmt: off
 OPTIONS: opt.Table = {
@@ -28,11 +45,11 @@ OPTIONS: opt.Table = {
         Option("--result_path",       "results",       opt.path,            "folder that holds the runs"),
         Option("--image_size",        "28",            opt.image_size,      "64, or height,width such as 64,96"),
         Option("--mode",              "auto",          opt.IMAGE_MODES,     "colour channels; auto: L (grey) if all images are grey, else RGB"),
-        Option("--conditional",       True,            opt.switch,          "learn the classes; False: any folder of images", decides=True),
+        Option("--conditional",       True,            opt.switch,          "learn the classes; False: ignore the folders", decides=True),
         Option("--num_classes",       None,            opt.positive,        "expected number of class folders; only checked"),
         Option("--flip",              False,           opt.switch,          "mirror half of the images left to right", decides=True),
         Option("--resume",            False,           opt.switch,          "resume this run from its last checkpoint"),
-        Option("--allow_changes",     False,           opt.switch,          "with --resume: accept changed options or images"),
+        Option("--allow_changes",     False,           opt.switch,          "with --resume: resume even if options or images have changed"),
         Option("--start_epoch",       -1,              opt.minus_one_up,    "with --resume: from ckpt_<epoch>.pt; -1: the last one"),
         Option("--pretrain",          False,           opt.switch,          "start from the weights in --pretrain_path"),
         Option("--pretrain_path",     None,            opt.path,            "a checkpoint, a state_dict or a safetensors file that fits"),
@@ -46,7 +63,7 @@ OPTIONS: opt.Table = {
         Option("--blocks_per_level",  1,               opt.positive,        "residual blocks per level"),
         Option("--attention_levels",  "-1",            opt.whole_numbers,   "levels with attention; 0: full resolution, -1: the lowest"),
         Option("--head_channels",     32,              opt.positive,        "channels per attention head"),
-        Option("--time_embedding",    "additive",      opt.TIME_EMBEDDINGS, "how time step and class enter a block"),
+        Option("--time_embedding",    "additive",      opt.TIME_EMBEDDINGS, "how the time step and the class condition a block"),
         Option("--act",               "silu",          opt.ACTIVATIONS,     "activation function"),
         Option("--dropout",           0.0,             opt.below_one,       "dropout probability in the residual blocks"),
     ],
@@ -55,46 +72,46 @@ OPTIONS: opt.Table = {
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
-        Option("--label_drop",        0.1,             opt.probability,     "share of labels dropped, which guidance needs", decides=True),
+        Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [
         Option("--epochs",            25,              opt.positive,        "passes over the images"),
         Option("--batch_size",        32,              opt.positive,        "images per process and forward pass"),
         Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
         Option("--optim",             "adamw",         opt.OPTIMIZERS,      "optimizer", decides=True),
-        Option("--lr",                1.5e-3,          opt.rate,            "learning rate, at its highest", decides=True),
+        Option("--lr",                1.5e-3,          opt.rate,            "peak learning rate", decides=True),
         Option("--lr_func",           "warmup_cosine", opt.LR_SCHEDULES,    "learning rate schedule", decides=True),
         Option("--warmup_steps",      100,             opt.natural,         "steps of warm-up, at most a tenth of the run", decides=True),
         Option("--weight_decay",      0.01,            opt.probability,     "weight decay of adamw and sgd", decides=True),
-        Option("--grad_clip",         1.0,             opt.not_negative,    "largest norm of the gradient; 0: no limit", decides=True),
+        Option("--grad_clip",         1.0,             opt.not_negative,    "maximum gradient norm; 0: no clipping", decides=True),
         Option("--ema_decay",         0.996,           opt.below_one,       "the EMA averages about the last 1/(1-decay) steps", decides=True),
-        Option("--amp --fp16",        False,           opt.switch,          "16-bit arithmetic where the hardware gains from it", decides=True),
+        Option("--amp --fp16",        False,           opt.switch,          "mixed precision (bf16 or fp16) where the hardware benefits", decides=True),
     ],
     "saving and previews": [
         Option("--save_model_interval", False,         opt.switch,          "also keep numbered checkpoints: ckpt_<epoch>.pt"),
         Option("--save_model_interval_epochs", 10,     opt.positive,        "epochs between numbered checkpoints"),
         Option("--start_model_interval", -1,           opt.minus_one_up,    "first epoch that may have a numbered checkpoint"),
-        Option("--save_every_steps",  0,               opt.natural,         "also save every so many steps; 0: at ends of epochs only"),
+        Option("--save_every_steps",  0,               opt.natural,         "also save every N steps; 0: only at the end of each epoch"),
         Option("--keep",              0,               opt.natural,         "keep only the newest numbered checkpoints; 0: all"),
         Option("--vis",               True,            opt.switch,          "draw previews: grids of samples"),
-        Option("--vis_interval_epochs", 10,            opt.positive,        "epochs between previews; one more at the end"),
-        Option("--num_vis",           8,               opt.positive,        "images in a preview, or per class in it"),
+        Option("--vis_interval_epochs", 10,            opt.positive,        "epochs between previews; one is also drawn at the end"),
+        Option("--num_vis",           8,               opt.positive,        "images per preview; with classes, per class"),
         Option("--image_format",      "png",           opt.IMAGE_FORMATS,   "file format of previews"),
         Option("--sample",            "ddim",          opt.SAMPLERS,        "sampler of previews, and by default of generate.py"),
         Option("--sample_steps",      25,              opt.positive,        "sampling steps of previews"),
         Option("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "which time steps the sampler of previews visits"),
         Option("--cfg_scale",         1.5,             opt.not_negative,    "guidance scale of previews; 1: none"),
-        Option("--log_interval",      10,              opt.positive,        "steps between two writes of the metrics"),
+        Option("--log_interval",      10,              opt.positive,        "steps between metric writes"),
     ],
     "machine": [
-        Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or where there is none: the CPU"),
+        Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or no GPU: the CPU"),
         Option("--num_workers",       -1,              opt.minus_one_up,    "data-loading workers (-1: automatic)"),
-        Option("--cache",             "auto",          opt.CACHES,          "where decoded images are kept; none: decode at each use"),
+        Option("--cache",             "auto",          opt.CACHES,          "where decoded images are cached; none: decode at every use"),
         Option("--compile",           False,           opt.switch,          "torch.compile: a slow start, then faster steps"),
         Option("--distributed",       False,           opt.switch,          "one process per GPU, or several on the CPU"),
         Option("--world_size",        2,               opt.positive,        "number of processes with --distributed"),
         Option("--main_gpu",          0,               opt.natural,         "rank of the process that saves and draws"),
-        Option("--timeout",           600.0,           opt.seconds,         "seconds that a process waits for the others in a step"),
+        Option("--timeout",           600.0,           opt.seconds,         "seconds a process waits for the others in a step"),
     ],
 }
 # fmt: on
@@ -107,7 +124,7 @@ NEEDS = [
     ("start_model_interval", -1, "save_model_interval"),
 ]
 
-# May differ between the machines of a run.
+# Options that may differ between the machines of a run.
 OF_A_MACHINE = ("dataset_path", "result_path", "pretrain_path", "num_workers", "cache")
 
 
@@ -115,8 +132,8 @@ def build_parser() -> opt.Parser:
     return opt.make_parser(__doc__, OPTIONS)
 
 
-def check(args) -> None:
-    """What the options cannot tell one by one. Raises UserError before any work."""
+def check(args: Namespace) -> None:
+    """Checks that involve more than one option. Raises UserError before any work."""
     if args.pretrain and not args.pretrain_path:
         raise opt.UserError("--pretrain needs --pretrain_path")
     if args.pretrain and args.resume:
@@ -157,9 +174,9 @@ def main(argv: list[str] | None = None) -> None:
     launch(partial(train, args), processes)
 
 
-def train(args, ranks) -> None:
+def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
-    from utils.data import StepSampler, build_loader, describe, load_image_set, steps_per_epoch
+    from utils.data import describe, steps_per_epoch
     from utils.devices import (
         choose_device,
         choose_precision,
@@ -167,8 +184,6 @@ def train(args, ranks) -> None:
         wrap_network,
     )
     from utils.runs.folder import RunFolder
-    from utils.training.fit import Update, fit
-    from utils.training.prefetch import PreparedBatches
 
     # Device, and the folder that this run alone may write
     device = choose_device(args.use_gpu, ranks)
@@ -179,28 +194,20 @@ def train(args, ranks) -> None:
         run = RunFolder(args.result_path / args.run_name, args.resume)
 
     # Data
-    dataset = load_image_set(
-        args.dataset_path,
-        args.image_size,
-        args.conditional,
-        mode=args.mode,
-        cache=args.cache,
-        quiet=not ranks.is_main,
-    )
-    ranks.wait_for_all()  # decoding takes as long as it takes
+    dataset = load_data(args, ranks)
     global_batch = args.batch_size * args.grad_accum * ranks.world_size  # images per step
     epoch_steps = steps_per_epoch(len(dataset), global_batch)
+    schedule = build_schedule(args, epoch_steps)
 
     # What is trained: task, network, EMA, optimizer
     task = build_task(args)
-    state = build_state(args, dataset, task, precision, global_batch, epoch_steps)
-    schedule = build_schedule(args, epoch_steps)
+    config = build_config(args, dataset, task, schedule, global_batch)
+    state = build_state(args, config, precision)
     previews = build_previews(args, state, task, dataset, precision)
 
     # Resume or pretrain
     source, remarks = restore(args, state, schedule)
-    machine = dict.fromkeys(OF_A_MACHINE)
-    ranks.check_agreement({**state.args, **machine, **state.config["data"], "step": state.step})
+    check_agreement(ranks, state)
     network = wrap_network(state.network, ranks, args.compile)
 
     # The plan
@@ -217,12 +224,31 @@ def train(args, ranks) -> None:
         run.log("\n".join(lines))
 
     # Fit
-    order = partial(StepSampler, dataset, global_batch, state.seed)
+    recorder = build_recorder(args, run, ranks, previews, state, schedule)
+    start_fit(args, ranks, dataset, state, precision, network, task, schedule, recorder)
+
+
+def start_fit(
+    args: Namespace,
+    ranks: Ranks,
+    dataset: ImageSet,
+    state: TrainState,
+    precision: Precision,
+    network: Module,
+    task: DiffusionTask,
+    schedule: Schedule,
+    recorder: Recorder,
+) -> None:
+    """Train from the state's step to the end of the schedule."""
+    from utils.data import StepSampler, build_loader
+    from utils.training.fit import Update, fit
+    from utils.training.prefetch import PreparedBatches
+
+    order = partial(StepSampler, dataset, state.config["training"]["global_batch"], state.seed)
     sampler = order(state.step, schedule.total_steps, ranks.rank, ranks.world_size)
-    loader = build_loader(
-        dataset, sampler, args.batch_size, args.num_workers, pin=device.type == "cuda"
-    )
-    batches = iter(loader)
+    device = precision.device
+    on_gpu = device.type == "cuda"
+    batches = iter(build_loader(dataset, sampler, args.batch_size, args.num_workers, pin=on_gpu))
     prepared = PreparedBatches(
         batches, task.draw, device, state.seed, state.step, args.grad_accum, ranks
     )
@@ -233,19 +259,41 @@ def train(args, ranks) -> None:
             task.loss,
             state,
             schedule,
-            build_recorder(args, run, ranks, previews, state, schedule),
+            recorder,
             Update(precision, ranks, args.grad_accum, args.grad_clip),
             names_of=lambda step: [dataset.files[i] for i in order(step, step + 1)],
         )
     finally:
-        batches.close()  # otherwise an error would wait for the workers forever
         prepared.close()
+        batches.close()  # otherwise an error would wait for the workers forever
+
+
+def load_data(args: Namespace, ranks: Ranks) -> ImageSet:
+    """The images. Returns when every process has them: decoding is exempt from --timeout."""
+    from utils.data import load_image_set
+
+    dataset = load_image_set(
+        args.dataset_path,
+        args.image_size,
+        args.conditional,
+        mode=args.mode,
+        cache=args.cache,
+        quiet=not ranks.is_main,
+    )
+    ranks.wait_for_all()
+    return dataset
+
+
+def check_agreement(ranks: Ranks, state: TrainState) -> None:
+    """Raise UserError where another machine was given other options or images."""
+    may_differ = dict.fromkeys(OF_A_MACHINE)
+    ranks.check_agreement({**state.args, **may_differ, **state.config["data"], "step": state.step})
 
 
 # --- What is trained ---
 
 
-def build_task(args):
+def build_task(args: Namespace) -> DiffusionTask:
     """The diffusion process and its loss."""
     from model.codecs import PixelCodec
     from model.diffusion import GaussianDiffusion
@@ -261,52 +309,56 @@ def build_task(args):
     )
 
 
-def build_state(args, dataset, task, precision, global_batch: int, epoch_steps: int):
+def build_config(
+    args: Namespace, dataset: ImageSet, task: DiffusionTask, schedule: Schedule, global_batch: int
+) -> dict:
+    """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
+    classes = len(dataset.class_names) or None
+    if args.num_classes not in (None, classes):
+        raise opt.UserError(
+            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
+        )
+    decides = [option.name for option in opt.options_of(OPTIONS) if option.decides]
+    training = {name: getattr(args, name) for name in decides}
+    return {
+        "network": {
+            "name": args.network,
+            "in_channels": dataset.channels,
+            "num_classes": classes,
+            "channels": args.channels,
+            "channel_mult": args.channel_mult,
+            "blocks_per_level": args.blocks_per_level,
+            "attention_levels": args.attention_levels,
+            "head_channels": args.head_channels,
+            "time_embedding": args.time_embedding,
+            "act": args.act,
+            "dropout": args.dropout,
+        },
+        "diffusion": task.diffusion.config,
+        "codec": task.codec.config,
+        "data": dataset.metadata(),
+        "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
+        "training": {**training, "global_batch": global_batch},
+        "length": {"epochs": args.epochs, "total_steps": schedule.total_steps},
+    }
+
+
+def build_state(args: Namespace, config: dict, precision: Precision) -> TrainState:
     """The network, its EMA and optimizer as the options describe them, untrained."""
     import torch
 
     from model.ema import EMA
     from model.networks import build_network, check_image_size
     from utils.training.optimizer import build_optimizer
-    from utils.training.state import TrainState, plain_args
+    from utils.training.state import TrainState
 
-    classes = len(dataset.class_names) or None
-    if args.num_classes not in (None, classes):
-        raise opt.UserError(
-            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
-        )
     torch.manual_seed(args.seed)
     try:
-        network = build_network(
-            {
-                "name": args.network,
-                "in_channels": dataset.channels,
-                "num_classes": classes,
-                "channels": args.channels,
-                "channel_mult": args.channel_mult,
-                "blocks_per_level": args.blocks_per_level,
-                "attention_levels": args.attention_levels,
-                "head_channels": args.head_channels,
-                "time_embedding": args.time_embedding,
-                "act": args.act,
-                "dropout": args.dropout,
-            }
-        )
+        network = build_network(config["network"])
         check_image_size(*args.image_size, network.downsample_factor)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
     network = precision.place(network)
-    decides = [option.name for option in opt.options_of(OPTIONS) if option.decides]
-    config = {
-        "network": network.config,
-        "diffusion": task.diffusion.config,
-        "codec": task.codec.config,
-        "data": dataset.metadata(),
-        "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
-        "training": {name: getattr(args, name) for name in decides}
-        | {"global_batch": global_batch},
-        "length": {"epochs": args.epochs, "total_steps": args.epochs * epoch_steps},
-    }
     return TrainState(
         network=network,
         ema=EMA(network, args.ema_decay),
@@ -314,8 +366,8 @@ def build_state(args, dataset, task, precision, global_batch: int, epoch_steps: 
         scaler=precision.scaler(),
         seed=args.seed,
         kind="diffusion",
-        config=config,
-        args=plain_args(vars(args)) | {"global_batch": global_batch},
+        config={**config, "network": network.config},
+        args={**opt.plain_values(args), "global_batch": config["training"]["global_batch"]},
         versions={
             "torch": str(torch.__version__),
             "threads": torch.get_num_threads(),
@@ -327,7 +379,7 @@ def build_state(args, dataset, task, precision, global_batch: int, epoch_steps: 
     )
 
 
-def build_schedule(args, epoch_steps: int):
+def build_schedule(args: Namespace, epoch_steps: int) -> Schedule:
     """The length of the run, its learning rate, and what is due when."""
     from utils.training.schedule import Schedule
 
@@ -344,7 +396,7 @@ def build_schedule(args, epoch_steps: int):
     )
 
 
-def rate_at(args, total_steps: int, step: int) -> float:
+def rate_at(args: Namespace, total_steps: int, step: int) -> float:
     """The learning rate at a step of a run of this length."""
     from utils.training.learning_rate import allowed_warmup, learning_rate
 
@@ -352,7 +404,13 @@ def rate_at(args, total_steps: int, step: int) -> float:
     return learning_rate(step, total_steps, args.lr, args.lr_func, warmup)
 
 
-def build_previews(args, state, task, dataset, precision):
+def build_previews(
+    args: Namespace,
+    state: TrainState,
+    task: DiffusionTask,
+    dataset: ImageSet,
+    precision: Precision,
+) -> PreviewGrid | None:
     """What draws previews, or None without."""
     if not args.vis:
         return None
@@ -374,8 +432,15 @@ def build_previews(args, state, task, dataset, precision):
     return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size)
 
 
-def build_recorder(args, run, ranks, previews, state, schedule):
-    """What writes, on the main process; on the others, what does not."""
+def build_recorder(
+    args: Namespace,
+    run: RunFolder | None,
+    ranks: Ranks,
+    previews: PreviewGrid | None,
+    state: TrainState,
+    schedule: Schedule,
+) -> Recorder:
+    """The recorder: it writes on the main process, and is silent on the others."""
     from utils.training.recorder import RunRecorder, SilentRecorder
 
     if run is None:
@@ -391,7 +456,9 @@ def build_recorder(args, run, ranks, previews, state, schedule):
     )
 
 
-def restore(args, state, schedule) -> tuple[Path | None, list[str]]:
+def restore(
+    args: Namespace, state: TrainState, schedule: Schedule
+) -> tuple[Path | None, list[str]]:
     """The checkpoint file that the run resumes from, if it does, and remarks for the plan."""
     from utils.training.resume import learning_rate_remark, pretrain, resume
 
@@ -418,7 +485,7 @@ def restore(args, state, schedule) -> tuple[Path | None, list[str]]:
 # --- The plan ---
 
 
-def plan_remarks(args, schedule, previews) -> list[str]:
+def plan_remarks(args: Namespace, schedule: Schedule, previews: PreviewGrid | None) -> list[str]:
     """Legal options that cannot give a good result."""
     from utils.generation import sampling_remarks
     from utils.training.learning_rate import allowed_warmup
@@ -433,7 +500,16 @@ def plan_remarks(args, schedule, previews) -> list[str]:
 
 
 def describe_plan(
-    args, ranks, dataset, state, precision, network, task, schedule, previews, remarks
+    args: Namespace,
+    ranks: Ranks,
+    dataset: ImageSet,
+    state: TrainState,
+    precision: Precision,
+    network: Module,
+    task: DiffusionTask,
+    schedule: Schedule,
+    previews: PreviewGrid | None,
+    remarks: list[str],
 ) -> list[str]:
     """What the run will do, in lines. The seconds per step are measured."""
     from utils.training.plan import (

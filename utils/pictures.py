@@ -16,6 +16,7 @@ from torch import Tensor, uint8
 
 from utils.errors import UserError
 from utils.fonts import readable
+from utils.image_facts import mode_of
 from utils.text import printable
 from utils.text_drawing import draw_text, shorten, text_width
 
@@ -75,7 +76,7 @@ def image_grid(
     ends = list(caption_ends) or [""] * count
 
     grid = _plan_grid(pixels, columns, names, has_captions)
-    mode = "L" if pixels.shape[1] == 1 else "RGB"
+    mode = mode_of(pixels.shape[1])
     size = (grid.margin + columns * grid.step_x, rows * grid.step_y)
     canvas = Image.new(mode, size, "white")
     for place, image in enumerate(pixels):

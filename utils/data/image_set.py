@@ -19,8 +19,9 @@ from utils.data.flat import FlatNames, FlatNumbers, readable
 from utils.data.index import FolderIndex, scan_folder
 from utils.data.reading import ReadFacts, checksum, in_mode
 from utils.errors import ReadError, UserError
+from utils.image_facts import CHANNELS
 
-MODES = ("auto", "L", "RGB")
+MODES = ("auto", *CHANNELS)
 BROKEN = "damaged or unreadable"
 DARK = 0.25  # of the range: 16-bit images below it are likely to hold 10 or 12 bits
 
@@ -52,7 +53,7 @@ class ImageSet(Dataset):
 
     @property
     def channels(self) -> int:
-        return 1 if self.mode == "L" else 3
+        return CHANNELS[self.mode]
 
     def __len__(self) -> int:
         return len(self.files)

@@ -15,6 +15,7 @@ from PIL import Image
 from utils.console import Progress
 from utils.data.decode import Decoded, decode
 from utils.data.index import FolderIndex
+from utils.image_facts import CHANNELS
 
 AHEAD_PER_THREAD = 4  # decodes that are finished or under way before their turn
 LARGEST_POOL = 32
@@ -37,7 +38,7 @@ class ReadFacts:
 
     @property
     def channels(self) -> int:
-        return 1 if self.mode == "L" else 3
+        return CHANNELS[self.mode]
 
 
 class Store(Protocol):

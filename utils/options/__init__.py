@@ -13,10 +13,10 @@ from utils.options.table import (
     Table,
     checked_default,
     default_text,
-    given_flags,
     make_parser,
     markdown_tables,
     options_of,
+    plain_values,
 )
 from utils.options.types import (
     ACTIVATIONS,
@@ -85,7 +85,6 @@ __all__ = [
     "checked_default",
     "default_text",
     "file_name",
-    "given_flags",
     "image_size",
     "make_parser",
     "markdown_tables",
@@ -96,6 +95,7 @@ __all__ = [
     "not_negative",
     "options_of",
     "path",
+    "plain_values",
     "positive",
     "probability",
     "rate",

@@ -12,10 +12,13 @@ from utils.options.table import Option
 _ROWS: dict[str, tuple[t.OptionType, str]] = {
     # What is read
     "--weight_path": (t.path, "checkpoint: a run's ckpt_*.pt or ema_last.pt, or bare weights"),
-    "--use_ema": (t.switch, "use the averaged (EMA) weights; False: those of the last step"),
+    "--use_ema": (t.switch, "use the averaged (EMA) weights; False: the raw ones"),
     # How images are made
     "--num_images": (t.positive, "number of images"),
-    "--class_name": (t.text, "class name or number; -1: one image of each; not set: in turn"),
+    "--class_name": (
+        t.text,
+        "class name or number; -1: one image of each class; not set: all in turn",
+    ),
     "--image_size": (t.image_size, "64, or height,width such as 64,96; not set: as in training"),
     "--seed": (t.seed, "random seed; image i has the seed --seed + i"),
     "--sample": (t.SAMPLERS, "sampler; not set: the one chosen in training"),
@@ -23,14 +26,14 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
     "--timestep_spacing": (t.TIMESTEP_SPACINGS, "which time steps the sampler visits"),
     "--eta": (t.probability, "ddim: 0 is deterministic, 1 adds as much noise as ddpm"),
     "--clip_sample": (t.switch, "keep estimates of the image within [-1, 1]"),
-    "--cfg_scale": (t.not_negative, "guidance scale; 1: none, more: clearer but less varied"),
+    "--cfg_scale": (t.not_negative, "guidance scale; 1: none; larger: clearer but less varied"),
     "--batch_size": (t.positive, "images per network call"),
     # What is written
     "--result_path": (t.path, "folder that holds the results"),
     "--image_format": (t.IMAGE_FORMATS, "file format of images"),
     # The machine
-    "--use_gpu": (t.minus_one_up, "GPU number; -1, or where there is none: the CPU"),
-    "--amp --fp16": (t.switch, "16-bit arithmetic where the hardware gains from it"),
+    "--use_gpu": (t.minus_one_up, "GPU number; -1, or no GPU: the CPU"),
+    "--amp --fp16": (t.switch, "mixed precision (bf16 or fp16) where the hardware benefits"),
     "--distributed": (t.switch, "run several processes"),
     "--world_size": (t.positive, "number of processes with --distributed"),
 }

@@ -1,7 +1,6 @@
 """Tables of options, and the command-line parser that a table becomes."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -120,7 +119,8 @@ def _markdown_row(option: Option) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def given_flags(argv: Sequence[str], table: Table) -> set[str]:
-    """The names of the options that a command line sets."""
-    words = {word.split("=", 1)[0] for word in argv}
-    return {option.name for option in options_of(table) if words & set(option.flags)}
+def plain_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Parsed options as plain values, for the record."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+    }

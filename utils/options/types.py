@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.image_facts import CHANNELS, LARGEST_SIDE, SMALLEST_SIDE
+
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255, and endings come behind it
-SMALLEST_SIDE = 4  # of an image, in pixels
-LARGEST_SIDE = 4096
 
 OptionType = Callable[[str], Any]
 
@@ -200,6 +200,6 @@ OPTIMIZERS = Choice(("adam", "adamw", "sgd"))
 LR_SCHEDULES = Choice(("linear", "cosine", "warmup_cosine", "constant"))
 TIME_EMBEDDINGS = Choice(("additive", "scale_shift"))
 IMAGE_FORMATS = Choice(("png", "jpg", "jpeg", "webp"))
-IMAGE_MODES = Choice(("auto", "L", "RGB"))
+IMAGE_MODES = Choice(("auto", *CHANNELS))
 CACHES = Choice(("auto", "disk", "ram", "none"))
 ANIMATIONS = Choice(("webp", "gif"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.image_facts import mode_of
 from utils.runs.checkpoint import Checkpoint
 
 UNKNOWN_SIZE = [64, 64]  # height and width where nothing says them
@@ -46,6 +47,10 @@ def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoin
             "head_channels": told.head_channels or 32,
         },
     )
+    try:
+        mode = mode_of(network["in_channels"])
+    except ValueError as error:
+        raise UserError(f"the weights in {source} cannot be used: {error}") from None
     config = {
         "network": network,
         "diffusion": {
@@ -56,7 +61,7 @@ def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoin
         "codec": {"name": "pixels"},
         "data": {
             "image_size": UNKNOWN_SIZE,
-            "mode": "L" if network["in_channels"] == 1 else "RGB",
+            "mode": mode,
             "class_names": [str(i) for i in range(classes or 0)],
         },
         "sampling": {"sampler": "ddpm", "guidance": True},

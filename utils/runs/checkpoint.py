@@ -8,13 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.image_facts import CHANNELS, LARGEST_SIDE
 from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
 KINDS = ("diffusion", "upscaler", "autoencoder")
 
-# Modes of images: the number of channels.
-MODES = {"L": 1, "RGB": 3}
-LARGEST_SIDE = 4096  # of an image, in pixels
 
 Weights = Mapping[str, Tensor]
 
@@ -129,7 +127,7 @@ class Checkpoint:
 
     @property
     def channels(self) -> int:
-        return MODES[self.config["data"]["mode"]]
+        return CHANNELS[self.config["data"]["mode"]]
 
     @property
     def class_names(self) -> list[str]:
@@ -206,7 +204,9 @@ def _check_config(config: _Fields) -> None:
     for name in ("noise_steps", "noise_schedule", "prediction"):
         diffusion.value(name, lambda value: value is not None, "a value")
     data.value("image_size", _is_image_size, f"two sides from 1 to {LARGEST_SIDE}")
-    mode = data.value("mode", lambda value: value in tuple(MODES), f"one of {', '.join(MODES)}")
+    mode = data.value(
+        "mode", lambda value: value in tuple(CHANNELS), f"one of {', '.join(CHANNELS)}"
+    )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
     sampling.value("sampler", _is_text, "a name")
     sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
@@ -214,9 +214,9 @@ def _check_config(config: _Fields) -> None:
     if len(names) != (classes or 0):
         raise config.unusable(f"it has {len(names)} class names for {classes or 0} classes")
     channels = network.value("in_channels", _is_count, "a whole number")
-    if channels != MODES[mode]:
+    if channels != CHANNELS[mode]:
         raise config.unusable(
-            f"the network takes {channels} channels, images of mode {mode} have {MODES[mode]}"
+            f"the network takes {channels} channels, images of mode {mode} have {CHANNELS[mode]}"
         )
 
 

@@ -94,8 +94,3 @@ class TrainState:
         weights = [value for network in networks for value in network.state_dict().values()]
         finite = torch.stack([weight.isfinite().all() for weight in weights])
         return bool(finite.all())
-
-
-def plain_args(args: dict) -> dict:
-    """Options as plain values, for the record."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in args.items()}

@@ -205,7 +205,9 @@ def test_every_class_holds_the_same_parts(tmp_path):
     for name in ("cat", "dog"):
         for inner in ("test", "train"):
             picture(tmp_path / name / inner / "0.png")
-    assert "every class folder holds test, train, and all of it is used for training" in plan(tmp_path)
+    assert "every class folder holds test, train, and all of it is used for training" in plan(
+        tmp_path
+    )
 
 
 def test_the_same_subfolders_in_every_class(tmp_path):

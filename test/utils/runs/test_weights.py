@@ -101,7 +101,9 @@ def test_an_unconditional_network_becomes_conditional():
     after, said = matched(before, after, CLASSES, [])
     for label in (0, 2, None):
         assert difference(output(after, label), output(before, None)) == 0
-    assert said == ["the weights were trained without classes: the label table is new and starts at zero"]
+    assert said == [
+        "the weights were trained without classes: the label table is new and starts at zero"
+    ]
 
 
 def test_grey_becomes_colour():

@@ -1,6 +1,6 @@
 """The forward process: how noise is added, what a network learns, and what its output says.
 
-Training needs nothing else. `model/samplers` turns the process around.
+Training needs nothing else. `model/samplers` reverses the process.
 
     x_t = alpha_t x0 + sigma_t noise,   alpha_t = sqrt(abar_t),   sigma_t = sqrt(1 - abar_t)
 

@@ -33,7 +33,7 @@ OPTIONS: opt.Table = {
         Option("--channel_mult",     "1,2,3", opt.whole_numbers, "width of each level, in multiples of --channels"),
         Option("--blocks_per_level", 1,       opt.positive,      "residual blocks per level"),
         Option("--batch_size",       32,      opt.positive,      "images per step"),
-        Option("--rounds",           10,      opt.positive,      "turns of each variant that count"),
+        Option("--rounds",           10,      opt.positive,      "timed runs of each variant"),
         Option("--peers",            False,   opt.switch,        "with train: diffusers' network too"),
         Option("--compile",          False,   opt.switch,        "with train: torch.compile too"),
         shared("--use_gpu", 0),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Generate images from a trained network. The checkpoint says which network, schedule, size and classes.
+"""Generate images from a trained network. The checkpoint holds the network, schedule, size and classes.
 
-    python tools/generate.py                                                       # the weights that ship
+    python tools/generate.py                                                       # the weights shipped here
     python tools/generate.py --weight_path results/mine/ckpt_last.pt --num_images 64 --sample ddim --sample_steps 50
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name ship --cfg_scale 3 --num_images 8
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate webp
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_seeds(first: int, count: int) -> None:
-    """Raise UserError where the seeds of the images are more than there are."""
+    """Raise UserError if the images need seeds beyond the largest one."""
     last = first + count - 1
     if last > opt.seed.high:
         raise opt.UserError(
@@ -104,7 +104,7 @@ def generate(args, ranks) -> None:
     from utils.devices import choose_device, choose_precision
     from utils.generation import ImageGenerator, sampling_remarks
 
-    # Weights, and what they say of themselves
+    # Weights and their metadata
     device = choose_device(args.use_gpu, ranks)
     precision, remark = choose_precision(args.amp, device)
     checkpoint = open_checkpoint(args)
@@ -156,7 +156,7 @@ def generate(args, ranks) -> None:
 
 
 def open_checkpoint(args):
-    """The checkpoint, with which the options agree. Raises UserError where they do not."""
+    """The checkpoint. Raises UserError if the options contradict it."""
     from utils.runs.bare_weights import Told, describe_bare_weights
     from utils.runs.checkpoint import Checkpoint
     from utils.runs.files import read_checkpoint
@@ -272,7 +272,7 @@ def settings_of(args, checkpoint, generator, sampling) -> dict:
 def images_of(args, ranks, generator, labels, count: int, frames: list):
     """Yields (place, pixels (C,H,W) uint8) of this process's share, batch by batch.
 
-    Where an animation is wanted, fills `frames` with (x_t, estimate of x0) of the first images.
+    If an animation is requested, fills `frames` with (x_t, estimate of x0) of the first images.
     """
     mine = range(count)[ranks.rank :: ranks.world_size]
     starts = range(0, len(mine), args.batch_size)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the option tables in docs/options.md anew, from the scripts' own tables.
+"""Regenerate the option tables in docs/options.md from the scripts' own tables.
 
 python tools/option_tables.py
 """

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Lay a torchvision data set out as class folders, as train.py reads them: OUT/<class>/<number>.png
+"""Write a torchvision data set as class folders, the layout that train.py reads: OUT/<class>/<number>.png
 
     python tools/prepare_dataset.py cifar10 --out datasets/cifar10
     python tools/prepare_dataset.py fashion_mnist --out datasets/fashion --split test --source my_downloads
 
-Downloads what is not in --source yet.
+Downloads whatever --source does not have yet.
 """
 
 import re

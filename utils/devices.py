@@ -93,7 +93,7 @@ def cpu_computes_in_bf16() -> bool:
     """
     if platform.machine().lower() in ("aarch64", "arm64"):
         return "bf16" in _cpu_flags()
-    # Private, so it may be gone one day; what it asks the CPU stands in Linux's list too.
+    # Private, so it may disappear; the CPU flags of Linux hold the same information.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     if supported is not None:
         return bool(supported())
@@ -131,6 +131,6 @@ def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
     if compiled:
         network.compile(dynamic=False)  # sizes do not change
     if ranks.world_size > 1:
-        # Gradients as views of the buckets: one copy of them less.
+        # Gradients as views of the buckets save one copy.
         return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     return network

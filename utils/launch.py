@@ -61,7 +61,7 @@ def launch(worker: Worker, processes: Processes) -> NoReturn:
 
 
 def _status_alone(worker: Worker) -> int:
-    """Run the worker in this process alone. Errors other than the end of a run go through."""
+    """Run the worker in this process alone. Other errors propagate."""
     try:
         worker(Ranks())
     except Stopped as stop:
@@ -73,7 +73,7 @@ def _status_alone(worker: Worker) -> int:
 
 
 def _check(processes: Processes, local_world_size: int) -> None:
-    """Raise UserError for numbers of processes that cannot be."""
+    """Raise UserError for an impossible number of processes."""
     world_size = processes.world_size
     if not 0 <= processes.main_rank < world_size:
         raise UserError(
@@ -107,7 +107,7 @@ def _join_torchrun(worker: Worker, processes: Processes) -> NoReturn:
 
 
 def _spawn_all(worker: Worker, processes: Processes) -> NoReturn:
-    """Start the processes, hand signals on to them, and exit as they ended."""
+    """Start the processes, forward signals to them, and exit with their status."""
     # This process holds the store, so its port is free until the last process has gone.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers, until they are ready for it
@@ -173,7 +173,7 @@ def _wait_for(processes: list, received: list[int], store: dist.Store) -> int:
 
 def _name_the_culprits(processes: list, unanswering: list, codes: list[int]) -> None:
     """Say which processes were killed; where none was, which did not answer."""
-    # Not SIGABRT: so NCCL ends a healthy process that waits for another.
+    # Not SIGABRT: NCCL aborts a healthy process that waits for a dead one.
     killed = [
         rank
         for rank, code in enumerate(codes)

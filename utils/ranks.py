@@ -18,7 +18,22 @@ FAILED = "failed"  # the store's count of processes that ended with an error
 
 
 class OtherRankFailed(RuntimeError):
-    """Another process has ended with an error, which it has told of."""
+    """Another process has ended with an error, which it has reported."""
+
+
+@dataclass
+class PendingSum:
+    """A sum over all processes that may still be on its way."""
+
+    tensor: Tensor
+    work: Any = None
+
+    def get(self) -> Tensor:
+        """The sum. Raises what a lost connection raises where it never arrived."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
+        return self.tensor
 
 
 @dataclass
@@ -39,7 +54,7 @@ class Ranks:
         return self.rank == self.main_rank
 
     def wait_for_all(self) -> None:
-        """Until every process has come here, however long that takes.
+        """Wait until every process has arrived here, however long that takes.
 
         For work that differs from process to process, such as decoding images: it does not count
         against --timeout, which is for the steps of training. A process that dies is noticed by
@@ -70,19 +85,19 @@ class Ranks:
                 self.store.add(SAVING, -1)
 
     def tell_of_failure(self) -> None:
-        """Let those that wait for all know that this process ends with an error."""
+        """Tell the processes in `wait_for_all` that this one has failed."""
         with contextlib.suppress(RuntimeError):  # the store has gone with its process
             if self.store is not None:
                 self.store.add(FAILED, 1)
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, on each of them."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+    def start_sum(self, tensor: Tensor) -> "PendingSum":
+        """Begin to sum a tensor over all processes; nobody waits until the sum is asked for."""
+        if self.world_size == 1:
+            return PendingSum(tensor)
+        return PendingSum(tensor, dist.all_reduce(tensor, async_op=True))
 
     def gather(self, mine: object) -> list:
-        """What each process has, in their order, on all of them."""
+        """Each process's object, in rank order, on every process."""
         everyones: list = [mine] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(everyones, mine)

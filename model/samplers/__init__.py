@@ -1,4 +1,4 @@
-"""The samplers: ways to turn the diffusion process around."""
+"""The samplers: ways to reverse the diffusion process."""
 
 from typing import Any
 

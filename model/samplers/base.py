@@ -232,7 +232,7 @@ class BaseDiffusion(GaussianDiffusion):
     def denoise(
         self, network: Callable[..., Tensor], trajectory: Trajectory
     ) -> Iterator[tuple[Trajectory, Tensor]]:
-        """Move the images on until they are done: yields the trajectory after each network call,
+        """Denoise the images until they are done: yields the trajectory after each network call,
         and the estimate of x0 (B,C,H,W). The network should be in evaluation mode meanwhile.
         """
         while not trajectory.all_done:
@@ -241,7 +241,7 @@ class BaseDiffusion(GaussianDiffusion):
             yield trajectory, x0
 
     def finished_images(self, trajectory: Trajectory) -> Tensor:
-        """The images (B,C,H,W): in [-1, 1] where x0 is clipped, else as they are."""
+        """The images (B,C,H,W): in [-1, 1] where x0 is clipped, otherwise unchanged."""
         return trajectory.x.clamp(-1, 1) if self.clip_sample else trajectory.x
 
     def sample(

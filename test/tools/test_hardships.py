@@ -129,7 +129,7 @@ def test_a_longer_run_says_what_happens_to_its_learning_rate(script, images):
     options = ["--dataset_path", images, *TINY, "--run_name", "a", "--vis", "False"]
     script("train", *options, "--epochs", 2)
     out = script("train", *options, "--epochs", 4, "--resume").stdout
-    assert "the run is now 16 steps long, 8 before: the learning rate at step 8" in out
+    assert "the run is now 16 steps long, previously 8: the learning rate at step 8" in out
     assert "instead of 0" in out
 
 

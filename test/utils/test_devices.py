@@ -113,7 +113,11 @@ def test_one_process_needs_no_group(error, status, capsys):
     assert ("no room" in capsys.readouterr().err) == (status == 1)
     tensor = torch.ones(2)
     ranks = Ranks()
-    assert ranks.sum(tensor) is tensor and ranks.any(True) is True and ranks.gather(3) == [3]
+    assert (
+        ranks.start_sum(tensor).get() is tensor
+        and ranks.any(True) is True
+        and ranks.gather(3) == [3]
+    )
 
 
 def test_errors_of_one_process_go_through():

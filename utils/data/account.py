@@ -31,7 +31,7 @@ class LeftOutFiles:
 
 @dataclass
 class Account:
-    """What became of each file. `seen` counts all of them, those in skipped folders too."""
+    """What happened to each file. `seen` counts all of them, those in skipped folders too."""
 
     seen: int = 0
     reasons: dict[str, LeftOutFiles] = field(default_factory=dict)

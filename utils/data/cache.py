@@ -92,7 +92,7 @@ def read_set(request: CacheRequest, cache: str) -> ReadSet:
     use. "auto": on the disk, else in memory up to 2 GiB, else none, with a remark.
     """
     if cache not in CACHE_CHOICES:
-        raise UserError(f"--cache {cache} is not known; choose one of {', '.join(CACHE_CHOICES)}")
+        raise UserError(f"--cache {cache} is unknown; choose one of {', '.join(CACHE_CHOICES)}")
     if cache == "none":
         return ReadSet(_read_into(request, None), None)
     if cache == "ram":

@@ -148,7 +148,7 @@ def load_image_set(
     files lie in `cache_folder`, by default this user's. UserError without any readable image.
     """
     if mode not in MODES:
-        raise UserError(f"--mode {mode} is not known; choose one of {', '.join(MODES)}")
+        raise UserError(f"--mode {mode} is unknown; choose one of {', '.join(MODES)}")
     image_size = (int(image_size[0]), int(image_size[1]))
     index = scan_folder(Path(root), conditional)
     if len(index) == 0:
@@ -215,6 +215,6 @@ def _remarks_on_range(facts: ReadFacts) -> list[str]:
         return []
     return [
         f"the {facts.images_16_bits:,} images with 16 bits are dark: their brightest pixel is at "
-        f"{facts.brightest_16_bits:.1%} of the range; data of 10 or 12 bits has to be scaled to 16 "
+        f"{facts.brightest_16_bits:.1%} of the range; data of 10 or 12 bits must be scaled to 16 "
         f"bits first"
     ]

@@ -52,7 +52,7 @@ class FileLock:
             time.sleep(POLL_SECONDS)
 
     def write_note(self, text: str) -> None:
-        """For those who wait. A failure is no matter: it is only what they show."""
+        """For those who wait. A failure does not matter: the note is only for display."""
         try:
             os.lseek(self._file, 0, os.SEEK_SET)
             os.write(self._file, text.encode().ljust(64))

@@ -49,7 +49,7 @@ def options_of(table: Table) -> list[Option]:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with a mistake said in one sentence."""
+    """argparse's parser, reporting a mistake in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
@@ -100,7 +100,7 @@ def checked_default(option: Option) -> Any:
 
 
 def markdown_tables(table: Table) -> str:
-    """The rows as Markdown, a table a group."""
+    """The rows as Markdown, one table per group."""
     lines: list[str] = []
     for title, options in table.items():
         lines += [f"**{title}**", "", "| option | default | meaning |", "| --- | --- | --- |"]

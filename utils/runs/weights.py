@@ -118,7 +118,7 @@ def adapt_channels(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> lis
         grey_to_colour(weights)
         return [
             "the weights are for grey pictures, this network is for colour: its first and last "
-            "convolution are adapted, so that grey pictures give what they gave"
+            "convolution are adapted, so that grey pictures give the same output as before"
         ]
     if (before, now) == ((3, 3), (1, 1)):
         colour_to_grey(weights)

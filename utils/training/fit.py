@@ -35,7 +35,7 @@ class Update:
 
     precision: Precision
     ranks: Ranks
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 1  # micro-batches per step
     grad_clip: float = 0.0  # largest norm of the gradient; 0: no limit
 
 
@@ -100,7 +100,7 @@ class TrainingLoop:
         self.saved_step: int | None = None
 
     def run(self, received: list[int]) -> None:
-        """Rounds of: look, and leave or take a step. So the first and last look need no copy."""
+        """Look, then leave or take a step, and repeat: the first and last look need no copy."""
         while True:
             stop = self.ranks.any(bool(received))
             self.look(stop)
@@ -160,11 +160,14 @@ class TrainingLoop:
         if not state.is_whole or self.saved_step is None:
             return
         with self.ranks.saving():  # the launcher waits meanwhile
+            try:
+                # First, since a checkpoint without the rows of its steps would not be the same run.
+                self.recorder.metrics(self.meter.flush(self.schedule.steps_per_epoch))
+            except RuntimeError:  # another process was lost before they could be summed
+                return
             if state.step != self.saved_step and state.weights_are_finite():
                 number = self.schedule.number(state.step)
                 self.recorder.save(state, self.schedule.epoch(state.step), number, wait=False)
-            if self.ranks.world_size == 1:  # the rows of several processes need all of them
-                self.recorder.metrics(self.meter.flush(self.schedule.steps_per_epoch))
             self.recorder.ended_by(error, state.step)
 
     # --- A step ---
@@ -220,7 +223,7 @@ class TrainingLoop:
         return norm
 
     def gradients_meet(self, is_last: bool) -> contextlib.AbstractContextManager:
-        """The processes average their gradients once a step: with its last micro-batch."""
+        """The processes average their gradients once per step, in its last micro-batch."""
         if is_last or self.ranks.world_size == 1:
             return contextlib.nullcontext()
         return self.network.no_sync()  # type: ignore[operator]
@@ -247,8 +250,8 @@ HOW_TO_RECOVER = (
 def non_finite(
     rows: list[dict], scaler: torch.amp.GradScaler, names_of: Callable[[int], list[str]]
 ) -> str | None:
-    """What to say where a loss or gradient is not finite. Under fp16 the scaler skips single such
-    steps, so there it is an error only after many in a row.
+    """The error message for a non-finite loss or gradient, or None. Under fp16 the scaler skips
+    single such steps, so there it is an error only after many in a row.
     """
     bad = [
         row for row in rows if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]))

@@ -1,9 +1,9 @@
-"""The optimizers, and what a checkpoint's optimizer state is worth to another one."""
+"""The optimizers, and how they take over a checkpoint's optimizer state."""
 
 import torch
 from torch import nn
 
-BETAS = (0.9, 0.99)  # beta2 = 0.99, as short runs like it
+BETAS = (0.9, 0.99)  # beta2 = 0.99 suits short runs
 MOMENTUM = 0.9
 
 # What each optimizer remembers of a parameter.

@@ -9,13 +9,14 @@ from PIL import Image
 from utils.generation import ImageGenerator
 from utils.pictures import image_grid
 
-MOST_ROWS = 20  # one a class
+MOST_ROWS = 20  # one per class
 COLUMNS = 8  # without classes
 
 
 @dataclass
 class PreviewGrid:
-    """`per_class` images of each class, a row a class (20 rows at most), or so many in all.
+    """`per_class` images of each class, one row per class (20 rows at most); without classes,
+    `per_class` in all.
 
     The noise is the same in every preview, so that they compare.
     """

@@ -56,7 +56,7 @@ class Recorder(Protocol):
 
 
 class SilentRecorder:
-    """That of the processes that do not write."""
+    """The recorder of the processes that do not write."""
 
     def __init__(self, ranks: Ranks, has_previews: bool):
         self._ranks = ranks
@@ -95,7 +95,7 @@ class SilentRecorder:
 
 
 class RunRecorder:
-    """That of the main process: into the run folder, TensorBoard and the terminal."""
+    """The recorder of the main process: run folder, TensorBoard and terminal."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class RunRecorder:
     def preview(self, state: TrainState, epoch: int, resumed: bool) -> None:
         if self._preview_fn is None:
             return
-        # A run that resumes draws only what a kill has left out.
+        # A resumed run draws only a preview that an interruption prevented.
         if not resumed or not self._run.has_preview(epoch):
             picture = self._preview_fn(lambda: self._sign_of_life(True))
             file = self._run.write_preview(picture, epoch, state.step, self._image_format)

@@ -30,7 +30,9 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
     """
     contents, file = find_checkpoint(run, start_epoch)
     if "config" not in contents:
-        raise UserError(f"{file} holds bare weights, no run to resume; --pretrain starts from them")
+        raise UserError(
+            f"{file} holds bare weights and no training state; --pretrain starts from them"
+        )
     checkpoint = Checkpoint.parse(contents, file)
     if checkpoint.kind != state.kind:
         raise UserError(
@@ -54,7 +56,7 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
     if checkpoint.format_version == 1:
         remarks.append(
             "the checkpoint is from an earlier version, which ordered the images of an epoch "
-            "differently: what follows is as good, but not the same to the bit"
+            "differently: training continues equally well, but not bit for bit as before"
         )
     try:
         remarks += state.restore(checkpoint)
@@ -106,7 +108,7 @@ def learning_rate_remark(
     if now == before:
         return None
     return (
-        f"the run is now {total_steps:,} steps long, {checkpoint_steps:,} before: the learning "
+        f"the run is now {total_steps:,} steps long, previously {checkpoint_steps:,}: the learning "
         f"rate at step {step:,} is {now:.3g} instead of {before:.3g}"
     )
 

@@ -12,13 +12,13 @@ class Schedule:
     steps_per_epoch: int
     learning_rate: Callable[[int], float]  # of a step
     log_interval: int = 10  # steps
-    save_steps: int = 0  # a checkpoint every so many steps, beside those at ends of epochs; 0: none
+    save_steps: int = 0  # steps between extra checkpoints, besides those at ends of epochs; 0: none
     preview_epochs: int = 1
     numbered_epochs: int = 0  # a numbered checkpoint every so many epochs; 0: none
     first_numbered_epoch: int = 0
 
     def epoch(self, step: int) -> int:
-        """Epochs that are done after so many steps."""
+        """Whole epochs completed after `step` steps."""
         return step // self.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:

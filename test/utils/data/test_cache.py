@@ -102,7 +102,7 @@ def test_modes(images, folder):
     assert grey.channels == 1 and wide.channels == 3
     assert torch.equal(wide[0][0], grey[0][0].expand(3, *SIZE))
     assert load(images, folder, mode="L").fingerprint() == grey.fingerprint()
-    with pytest.raises(UserError, match="--mode CMYK is not known; choose one of auto, L, RGB"):
+    with pytest.raises(UserError, match="--mode CMYK is unknown; choose one of auto, L, RGB"):
         load(images, folder, mode="CMYK")
 
 

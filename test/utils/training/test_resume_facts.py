@@ -79,7 +79,7 @@ def test_another_length_is_said_with_both_rates():
         return 1 - step / total
 
     remark = learning_rate_remark(12, 24, 6, rate)
-    assert "24 steps long, 12 before" in remark and "0.75 instead of 0.5" in remark
+    assert "24 steps long, previously 12" in remark and "0.75 instead of 0.5" in remark
     assert learning_rate_remark(12, 12, 6, rate) is None
     assert learning_rate_remark(None, 12, 6, rate) is None
     assert learning_rate_remark(12, 24, 6, lambda step, total: 0.1) is None  # constant

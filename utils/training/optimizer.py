@@ -36,7 +36,8 @@ def build_optimizer(
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> bool:
-    """Take over what the saved optimizer remembers; the settings stay those of this run.
+    """Take over what the saved optimizer remembers; the settings stay those of this run,
+    but for the learning rate, which each step sets.
 
     Returns False, and changes nothing, for the state of another kind of optimizer, which does not
     fit. Raises ValueError where the saved parameters are not those of the network.
@@ -44,9 +45,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> bool:
     remembered = {name for entry in saved["state"].values() for name in entry}
     if not remembered <= STATE_NAMES[type(optimizer)]:
         return False
-    # Before loading: where torch puts the state depends on the settings (`fused`).
+    # Before loading: where torch puts the state depends on the settings (`fused`). The learning
+    # rate is set at each step; as saved, a finished run stays as it was to the bit.
     groups = [
-        {**own, "params": theirs["params"]}
+        {**own, "params": theirs["params"], "lr": theirs["lr"]}
         for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
     ]
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

@@ -1,6 +1,7 @@
 """This process among those of a run, and what they tell each other."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from utils.errors import UserError, name_list
 
 POLL_SECONDS = 0.2  # between two looks at whether the others are ready
+PATIENCE = 1.0  # seconds for the store to answer a process that ends
 SAVING = "saving"  # the store's count of processes that save before they end
 FAILED = "failed"  # the store's count of processes that ended with an error
 
@@ -73,22 +75,31 @@ class Ranks:
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """While this process saves after an error: the launcher does not end it meanwhile."""
-        if self.store is None:
-            yield
-            return
-        with contextlib.suppress(RuntimeError):  # the store has gone with its process
-            self.store.add(SAVING, 1)
+        self._tell(SAVING, 1)
         try:
             yield
         finally:
-            with contextlib.suppress(RuntimeError):
-                self.store.add(SAVING, -1)
+            self._tell(SAVING, -1)
 
     def tell_of_failure(self) -> None:
         """Tell the processes in `wait_for_all` that this one has failed."""
-        with contextlib.suppress(RuntimeError):  # the store has gone with its process
-            if self.store is not None:
-                self.store.add(FAILED, 1)
+        self._tell(FAILED, 1)
+
+    def _tell(self, key: str, amount: int) -> None:
+        """Add to a count in the store; give up where the store has gone, or does not answer because
+        this machine is cut off.
+        """
+        if self.store is None:
+            return
+        store = self.store
+
+        def add() -> None:
+            with contextlib.suppress(RuntimeError):
+                store.add(key, amount)
+
+        thread = threading.Thread(target=add, daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
 
     def start_sum(self, tensor: Tensor) -> "PendingSum":
         """Begin to sum a tensor over all processes; nobody waits until the sum is asked for."""

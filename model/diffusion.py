@@ -181,6 +181,8 @@ class GaussianDiffusion:
         2207.12598), image by image.
         """
         if labels is not None:
+            if labels.shape != (len(x0),):
+                raise ValueError(f"{len(x0)} images need as many labels, not {tuple(labels.shape)}")
             labels = torch.where(draws["dropped"], null_label(network), labels)
         t = draws["t"]
         noise = draws["noise"].to(x0)

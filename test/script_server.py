@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 def import_what_scripts_import() -> None:
     import torch
     import torch.utils.tensorboard
+    from PIL import Image
 
     import utils.generation
     import utils.training.fit
@@ -32,6 +33,7 @@ def import_what_scripts_import() -> None:
     import utils.training.recorder
     import utils.training.resume  # noqa: F401
 
+    Image.init()
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1)])  # the first optimizer imports torch's compiler
 

@@ -11,12 +11,14 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import DEMO, TINY
+from script_server import import_what_scripts_import
 
 from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
@@ -356,6 +358,7 @@ def said_by_nobody(script, *argv) -> tuple[int, str]:
     """The exit status and the output of a script run by a user who is not root, so that permissions
     count.
     """
+    import_what_scripts_import()  # nobody may be unable to read the packages
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -373,6 +376,8 @@ def said_by_nobody(script, *argv) -> tuple[int, str]:
         except UserError as error:
             os.write(write, str(error).encode())
             code = 2
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.close(write)

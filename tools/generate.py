@@ -238,6 +238,8 @@ def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
                 f"--class_name {asked} is the class of that name, number {label}; "
                 f"number {asked} is the class {class_names[int(asked)]}"
             )
+        if asked == ONE_OF_EACH:
+            remark = f"--class_name {asked} is the class of that name, not one image of each class"
         return [label] * args.num_images, remark
     if asked == ONE_OF_EACH:
         return list(range(len(class_names))), ""

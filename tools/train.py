@@ -13,6 +13,7 @@ False.
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from functools import partial
@@ -115,6 +116,8 @@ OPTIONS: opt.Table = {
     ],
 }
 # fmt: on
+
+WORLD_SIZE = next(row.default for row in OPTIONS["machine"] if row.name == "world_size")
 
 # Options that do nothing without another: (option, value when it is not set, the other).
 NEEDS = [
@@ -491,11 +494,28 @@ def plan_remarks(args: Namespace, schedule: Schedule, previews: PreviewGrid | No
     from utils.training.learning_rate import allowed_warmup
     from utils.training.plan import length_remarks
 
+    remarks = idle_option_remarks(args)
     asked = args.warmup_steps if args.lr_func == "warmup_cosine" else 0
     used = allowed_warmup(asked, schedule.total_steps)
-    remarks = length_remarks(schedule.total_steps, asked, used)
+    remarks += length_remarks(schedule.total_steps, asked, used)
     if previews is not None:
         remarks += sampling_remarks(previews.generator.sampler)
+    return remarks
+
+
+def idle_option_remarks(args: Namespace) -> list[str]:
+    """Options that have no effect, or not the one that is expected, beside the others."""
+    remarks = []
+    alone = not args.distributed and "TORCHELASTIC_RUN_ID" not in os.environ
+    if alone and (args.world_size != WORLD_SIZE or args.main_gpu != 0):
+        remarks.append(
+            f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "
+            "--distributed"
+        )
+    if args.conditional and args.label_drop == 1:
+        remarks.append(
+            "with --label_drop 1 no image keeps its label, so the classes are not learned"
+        )
     return remarks
 
 

@@ -16,7 +16,7 @@ from model.samplers.base import DEFAULT_SAMPLE_STEPS, evaluation_mode
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
-from utils.runs.weights import load_weights
+from utils.runs.weights import check_finite, load_weights
 
 # A first time step further from T-1 than this share of T leaves a visible step of noise out.
 LARGEST_GAP = 0.05
@@ -105,6 +105,7 @@ class ImageGenerator:
         use_ema: bool = True,
     ) -> "ImageGenerator":
         """The generator that a checkpoint describes. Raises UserError for what does not fit."""
+        checkpoint.check_kind("diffusion")
         network = inference_network(checkpoint, use_ema)
         size = image_size or checkpoint.image_size
         try:
@@ -188,6 +189,7 @@ def inference_network(checkpoint: Checkpoint, use_ema: bool = True) -> nn.Module
             f"{checkpoint.source} describes no network that can be built: {error}"
         ) from None
     load_weights(network, weights, checkpoint.source, assign=True)
+    check_finite(weights, checkpoint.source)
     return network.to(torch.get_default_dtype()).eval().requires_grad_(False)
 
 

@@ -179,7 +179,7 @@ def _name_the_culprits(processes: list, unanswering: list, codes: list[int]) -> 
         for rank, code in enumerate(codes)
         if code < 0 and code != -signal.SIGABRT and processes[rank] not in unanswering
     ]
-    ending = "the run has ended; the last checkpoint is intact"
+    ending = "the run has ended; what was saved before is intact"
     for rank in killed:
         name = signal.Signals(-codes[rank]).name
         say(f"error: rank {rank} was killed by {name}; {ending}", error=True)

@@ -1,6 +1,8 @@
 """What every sampler shares: the state of images between two steps, and the one sampling loop."""
 
 import contextlib
+import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -127,7 +129,7 @@ class BaseDiffusion(GaussianDiffusion):
             seeds = torch.randint(2**31, (n,)).tolist()
         if len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds were given for {n} images")
-        generators = tuple(image_generator(int(seed)) for seed in seeds)
+        generators = tuple(image_generator(operator.index(seed)) for seed in seeds)
         if not 0 <= first_call < len(self.calls()):
             raise ValueError(f"first_call must lie in 0..{len(self.calls()) - 1}, not {first_call}")
         if labels is not None and null_label != NO_LABEL:
@@ -302,7 +304,7 @@ def _plain(values: Tensor | Sequence) -> list:
 def _label_of_each(labels: Tensor | Sequence[int] | None, n: int) -> tuple[int, ...]:
     if labels is None:
         return (NO_LABEL,) * n
-    numbers = tuple(int(label) for label in _plain(labels))
+    numbers = tuple(operator.index(label) for label in _plain(labels))
     if len(numbers) != n:
         raise ValueError(
             f"{len(numbers)} labels were given for {n} images: one per image is needed"
@@ -314,8 +316,10 @@ def _scale_of_each(cfg_scale: float | Tensor | Sequence[float], n: int) -> tuple
     if isinstance(cfg_scale, Tensor):
         cfg_scale = cfg_scale.tolist()
     if isinstance(cfg_scale, int | float):
-        return (float(cfg_scale),) * n
+        cfg_scale = [cfg_scale] * n
     scales = tuple(float(scale) for scale in cfg_scale)
     if len(scales) != n:
         raise ValueError(f"{len(scales)} cfg_scale values were given for {n} images")
+    if not all(math.isfinite(scale) for scale in scales):
+        raise ValueError(f"cfg_scale must be finite, not {scales}")
     return scales

@@ -165,3 +165,46 @@ def test_decoding_does_not_count_against_the_timeout(images, tmp_path):
     error = process.communicate(timeout=180)[1]
     assert process.returncode == 0, error
     assert len(metrics(tmp_path / "a")) == 4
+
+
+def test_files_that_cannot_be_used_are_named(script, images, tmp_path):
+    """Another kind of checkpoint, weights that are not finite, another architecture."""
+    options = ["--dataset_path", images, *TINY, "--epochs", 1, "--vis", "False"]
+    script("train", *options, "--run_name", "a")
+    source = read_checkpoint(tmp_path / "results/a/ema_last.pt")
+    spoiled = {
+        "upscaler": {**source, "kind": "upscaler"},
+        "nan": {**source, "ema": {k: w * float("nan") for k, w in source["ema"].items()}},
+    }
+    for name, contents in spoiled.items():
+        torch.save(contents, tmp_path / f"{name}.pt")
+    for name, sentence in [
+        ("upscaler", "is a checkpoint of kind upscaler, but diffusion is needed"),
+        ("nan", "nan.pt are not finite: "),
+    ]:
+        file = tmp_path / f"{name}.pt"
+        assert sentence in script("generate", "--weight_path", file, status=2).stderr
+        tune = [*options, "--run_name", "b", "--pretrain", "--pretrain_path", file]
+        assert sentence in script("train", *tune, status=2).stderr
+    tune = [*options, "--run_name", "b", "--pretrain", "--network", "cspdarkunet"]
+    tune += ["--pretrain_path", tmp_path / "results/a/ema_last.pt"]
+    said = script("train", *tune, status=2).stderr
+    assert "holds a unet, but this run builds a cspdarkunet: pass --network unet" in said
+
+
+def test_options_without_effect_are_named(script, images):
+    plan = ["--dataset_path", images, *TINY, "--plan"]
+    out = script("train", *plan, "--world_size", 4, "--label_drop", 1).stdout
+    assert "--world_size 4 and --main_gpu 0 have no effect without --distributed" in out
+    assert "with --label_drop 1 no image keeps its label" in out
+    assert "have no effect" not in script("train", *plan).stdout
+
+
+def test_what_is_left_out_is_named_by_kind(script, images):
+    (images / "boot" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (images / "void").mkdir()
+    (images / "void" / "broken.png").write_bytes(b"\x89PNG")
+    out = script("train", "--dataset_path", images, *TINY, "--plan").stdout
+    assert "1 .heic: an image format that this Pillow does not decode" in out
+    assert "class folders without a readable image: void/" in out
+    assert "files       15 seen = 13 used + 2 left out" in out

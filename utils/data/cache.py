@@ -81,7 +81,9 @@ def default_cache_folder() -> Path:
     """Where this user's programs keep what can be made again."""
     if sys.platform == "darwin" and "XDG_CACHE_HOME" not in os.environ:
         return Path.home() / "Library" / "Caches" / "iddm"
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # such a value is to be ignored, says the specification
+        base = os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "iddm"
 
 
@@ -279,7 +281,7 @@ def _make_room(request: CacheRequest, key: str, has_locks: bool, is_asked_for: b
     free = shutil.disk_usage(request.folder).free
     if free < needed + LEFT_FREE:
         raise CacheUnavailable(
-            f"the set needs up to {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+            f"the set needs up to {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free"
         )
 
 

@@ -71,7 +71,7 @@ def _left_out(image_set: ImageSet) -> list[str]:
         lines += [INDENT + part for part in parts[1:]]
     empty = [file for file in image_set.left_out if file.endswith("/")]
     if empty:
-        lines.append(f"empty       class folders without an image: {name_list(empty)}")
+        lines.append(f"empty       class folders without a readable image: {name_list(empty)}")
     return lines
 
 

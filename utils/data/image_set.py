@@ -188,6 +188,9 @@ def _assemble(
     if conditional:
         used = np.unique(labels)  # classes whose images are all broken are none
         class_names = [index.class_names[label] for label in used]
+        for name in index.class_names:
+            if name not in class_names:
+                left_out.setdefault(f"{name}/", "no readable image in it")
         labels = np.searchsorted(used, labels).astype(np.int32)
     is_complete = len(facts.places) == len(index)
     return ImageSet(

@@ -24,6 +24,7 @@ IN_HIDDEN = "in a hidden folder"
 SYSTEM_FILE = "file of the operating system"
 IN_SYSTEM = "in a folder of the operating system"
 NOT_AN_IMAGE = "not an image"
+NOT_DECODED = "an image format that this Pillow does not decode; save it as PNG"
 BESIDE_CLASSES = "beside the class folders, in none of them"
 DANGLING = "link to a file that does not exist"
 SECOND_PATH = "second path to an image of the set"
@@ -31,6 +32,12 @@ NOT_A_FILE = "neither a file nor a folder"
 HIDDEN_FOLDER = "hidden"
 SYSTEM_FOLDER = "of the operating system"
 SECOND_FOLDER = "second path to a folder of the set"
+
+# Endings of images that Pillow decodes with a plug-in at best.
+OTHER_IMAGE_ENDINGS = frozenset(
+    b".heic .heif .avif .jxl .svg .svgz .psb .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .exr "
+    b".hdr .xcf .ai .wmf .emf .dcm .nii .fits .fit .jxr .wdp .bpg .djvu .pdf".split()
+)
 
 # What operating systems, file managers and NAS boxes keep beside the user's files; in lower case.
 SYSTEM_FOLDERS = frozenset(
@@ -91,7 +98,7 @@ class FolderIndex:
     root: Path
     names: FlatNames  # relative to root
     sizes: np.ndarray  # (N,) int64, bytes
-    times: np.ndarray  # (N,) int64, last change in nanoseconds
+    times: np.ndarray  # (N,) int64: digests of the last changes of contents and of name
     labels: np.ndarray  # (N,) int32, into class_names; 0 for a set without classes
     class_names: list[str]  # NFC, sorted; classes without any candidate too
     account: Account
@@ -285,7 +292,9 @@ class _Walker:
             direct.direct_images += 1
         self.names.append(name)
         self.sizes.append(about.st_size)
-        self.times.append(about.st_mtime_ns)
+        # Not the time of modification alone: a file that is renamed, or copied with its times,
+        # keeps that.
+        self.times.append(hash((about.st_mtime_ns, about.st_ctime_ns)))
         self.labels.append(label)
 
     def _reason_against(self, entry: os.DirEntry) -> str | None:
@@ -302,7 +311,9 @@ class _Walker:
             return None
         if ending in self._refused:
             return self._refused[ending]
-        return None if content_is_image(os.fsdecode(entry.path)) else NOT_AN_IMAGE
+        if content_is_image(os.fsdecode(entry.path)):
+            return None
+        return NOT_DECODED if ending in OTHER_IMAGE_ENDINGS else NOT_AN_IMAGE
 
     def leave_out_second_paths(self) -> None:
         """Keep one path to each file: the one without a link where there is one."""

@@ -74,7 +74,7 @@ def _is_split(name: str) -> bool:
 def _first_split(names: list[str]) -> str:
     """The part to train on: the one called train where there is one."""
     for name in names:
-        if name.lower().startswith("train"):
+        if name.lower().startswith(("train", "learn")):
             return name
     return names[0]
 

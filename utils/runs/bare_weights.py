@@ -46,6 +46,7 @@ def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoin
             "act": told.act or "silu",
             "head_channels": told.head_channels or 32,
         },
+        source,
     )
     try:
         mode = mode_of(network["in_channels"])
@@ -71,7 +72,7 @@ def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoin
     return Checkpoint(config=config, network=weights, ema=averaged, source=source)
 
 
-def guess_network(name: str, weights: dict, options: dict) -> dict:
+def guess_network(name: str, weights: dict, options: dict, source: Path | str = "the file") -> dict:
     """The config of a network from the shapes of its bare weights; `options` are what shapes cannot
     tell. Raises UserError where they are not those of such a network.
     """
@@ -81,7 +82,9 @@ def guess_network(name: str, weights: dict, options: dict) -> dict:
         last = _LAST_LAYER[name]
         widths = [weights[f"down.level{i}_block0.{last}.weight"].shape[0] for i in range(levels)]
     except KeyError as error:
-        raise UserError(f"the weights are not those of a {name}: {error} is missing") from None
+        raise UserError(
+            f"the weights in {source} are not those of a {name} of this project: {error} is missing"
+        ) from None
     return {
         "name": name,
         "in_channels": in_channels,

@@ -117,6 +117,13 @@ class Checkpoint:
         for name in ("epoch", "step", "seed"):
             state.value(name, _is_count, "a whole number from 0")
 
+    def check_kind(self, kind: str) -> None:
+        """Raise UserError where the checkpoint is of another kind."""
+        if self.kind != kind:
+            raise UserError(
+                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed"
+            )
+
     # --- What the metadata says ---
 
     @property

@@ -114,7 +114,7 @@ class FolderLock:
 
     def claim(self) -> None:
         """Make the folder this run's: any other run that writes here ends at its next `check`."""
-        self.owner.write_text(self.token, encoding="ascii")
+        self.owner.write_bytes(self.token.encode())
         self._is_claimed = True
 
     def _lock(self) -> None:
@@ -137,7 +137,7 @@ class FolderLock:
         """UserError where another run has taken the folder; OSError where it cannot be read."""
         if not self._is_claimed:
             self.claim()
-        if self.owner.read_bytes() != self.token.encode("ascii"):
+        if self.owner.read_bytes() != self.token.encode():
             raise UserError(f"another run has taken the place of this one in {self.folder}")
 
     def close(self) -> None:

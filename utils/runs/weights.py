@@ -34,6 +34,20 @@ def check_tensors(weights: object, source: Path | str) -> None:
         raise UserError(f"the weights in {source} are not all tensors of plain numbers")
 
 
+def check_finite(weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """UserError that names the tensors that hold NaN or infinity."""
+    bad = [
+        shown(str(key))
+        for key, value in weights.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if bad:
+        raise UserError(
+            f"the weights in {source} are not finite: {name_list(bad, 5)}; take a checkpoint from "
+            "before the training went wrong"
+        )
+
+
 def is_plain(value: object) -> bool:
     """Whether this is a dense tensor with numbers: not sparse, not quantised, not on "meta"."""
     if not isinstance(value, Tensor):

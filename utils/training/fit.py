@@ -64,9 +64,14 @@ def fit(
             recorder.stopped(state.step)
             raise
         except Exception as error:
+            if is_killed_worker(error):
+                error = ReadError(
+                    "a data-loading worker was killed, most likely because memory ran out; fewer "
+                    "--num_workers need less"
+                )
             if is_from_outside(error):
                 loop.save_after(error)
-            raise
+            raise error
         finally:
             recorder.close()
 
@@ -227,6 +232,13 @@ class TrainingLoop:
         if is_last or self.ranks.world_size == 1:
             return contextlib.nullcontext()
         return self.network.no_sync()  # type: ignore[operator]
+
+
+def is_killed_worker(error: BaseException) -> bool:
+    """Whether torch says that a data-loading worker was killed. Its signal handler raises a plain
+    RuntimeError, in whatever line the loop is.
+    """
+    return type(error) is RuntimeError and str(error).startswith("DataLoader worker")
 
 
 def is_from_outside(error: BaseException) -> bool:

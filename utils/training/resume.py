@@ -9,7 +9,7 @@ from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
-from utils.runs.weights import match_weights
+from utils.runs.weights import check_finite, match_weights
 from utils.training.state import TrainState
 
 
@@ -34,11 +34,7 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
             f"{file} holds bare weights and no training state; --pretrain starts from them"
         )
     checkpoint = Checkpoint.parse(contents, file)
-    if checkpoint.kind != state.kind:
-        raise UserError(
-            f"{file} is a checkpoint of kind {checkpoint.kind}, "
-            f"but this run trains kind {state.kind}"
-        )
+    checkpoint.check_kind(state.kind)
     checkpoint.check_resumable()
     changed = changes(checkpoint, state)
     if changed and not allow_changes:
@@ -124,6 +120,8 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
     previous_names: list[str] | None = None
     if "config" in contents:
         checkpoint = Checkpoint.parse(contents, file)
+        checkpoint.check_kind(state.kind)
+        check_architecture(checkpoint, state)
         previous_names = checkpoint.class_names
         remarks += process_differences(checkpoint.config["diffusion"], state.config["diffusion"])
         weights = checkpoint.ema or checkpoint.network
@@ -133,9 +131,20 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
         raise UserError(f"{file} holds no weights to start from")
     names = state.config["data"]["class_names"]
     matched, said = match_weights(state.network, weights, names, previous_names, file)
+    check_finite(matched, file)
     for network in (state.network, state.ema.network):
         network.load_state_dict(matched)
     return remarks + said
+
+
+def check_architecture(checkpoint: Checkpoint, state: TrainState) -> None:
+    """Raise UserError where the file holds another architecture than this run builds."""
+    theirs, ours = checkpoint.config["network"].get("name"), state.config["network"]["name"]
+    if theirs != ours:
+        raise UserError(
+            f"{checkpoint.source} holds a {theirs}, but this run builds a {ours}: "
+            f"pass --network {theirs} to start from it"
+        )
 
 
 def process_differences(theirs: dict, ours: dict) -> list[str]:

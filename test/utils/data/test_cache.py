@@ -304,3 +304,22 @@ def test_decodes_do_not_run_far_ahead_of_their_reader():
     next(results)
     results.close()  # an error of the reader leaves nothing running
     assert len(begun) < 1100
+
+
+def test_files_that_change_places_are_read_again(tmp_path):
+    """Of equal size and time, as archives with fixed times make them."""
+    for name, value in (("a", 10), ("b", 100)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("L", SIZE, value).save(tmp_path / "set" / name / "0.bmp")
+        os.utime(tmp_path / "set" / name / "0.bmp", (1_000_000, 1_000_000))
+
+    def values():
+        found = load_image_set(tmp_path / "set", SIZE, True, cache="disk", cache_folder=tmp_path)
+        return [int(found[i][0][0, 0, 0]) for i in range(2)]
+
+    assert values() == [10, 100] == values()
+    one, two = tmp_path / "set/a/0.bmp", tmp_path / "set/b/0.bmp"
+    one.rename(tmp_path / "aside.bmp")
+    two.rename(one)
+    (tmp_path / "aside.bmp").rename(two)
+    assert values() == [100, 10]

@@ -89,7 +89,7 @@ def test_files_seen_are_images_used_and_files_left_out(tmp_path):
         "skipped     $RECYCLE.BIN/, a/@eaDir/: folders of the operating system",
         "skipped     b/.git/: hidden folders",
         "a/up/: folders that are in the set by another path",
-        "class folders without an image: void/",
+        "class folders without a readable image: void/",
     ):
         assert text in said, text
 

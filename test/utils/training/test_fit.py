@@ -319,3 +319,18 @@ def test_unknown_names_are_errors():
         learning_rate(0, 10, 0.1, "lineer", 0)
     with pytest.raises(ValueError, match="lion"):
         build_optimizer("lion", torch.nn.Linear(1, 1), 0.1, 0.0)
+
+
+def test_a_killed_worker_is_said_and_saved():
+    """torch raises a plain RuntimeError from its signal handler, wherever the loop is."""
+
+    def loss_fn(network, batch, draws):
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("DataLoader worker (pid 123) is killed by signal: Killed. ")
+        return squares(network, batch, draws)
+
+    calls: list[int] = []
+    recorder, _, raised = run(batches(), loss_fn)
+    assert isinstance(raised, ReadError) and "a data-loading worker was killed" in str(raised)
+    assert recorder.saved == [0, 4, 6]

@@ -57,6 +57,7 @@ class ScriptServer:
         return subprocess.CompletedProcess(command, status, *texts)
 
     def close(self) -> None:
+        self.process.stdin.write("\n")
         self.process.stdin.close()
         self.process.wait(30)
 

@@ -5,7 +5,8 @@ seconds that Python and torch take to start are saved. Nothing here computes gra
 do so in a fork of a process that has.
 
 Reads one JSON request per line from stdin, with the keys script, args, folder, stdout and stderr
-(paths) and timeout (seconds), and answers each with a line: the exit status; -9 is a timeout.
+(paths) and timeout (seconds), and answers each with a line: the exit status; -9 is a timeout. An
+empty line ends it.
 """
 
 import json
@@ -93,6 +94,8 @@ def wait(child: int, timeout: float) -> int:
 def main() -> None:
     import_what_scripts_import()
     for line in sys.stdin:
+        if not line.strip():  # the end; others may hold the pipe open
+            return
         request = json.loads(line)
         child = os.fork()
         if child == 0:

@@ -12,7 +12,7 @@ from utils.data.order import StepSampler
 from utils.errors import ReadError
 
 LARGEST_AUTOMATIC = 8  # data-loading workers
-IGNORED_BY_WORKERS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SECONDS_TO_END = 1.0  # that a killed worker is waited for
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -65,7 +65,13 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> BatchIterator:
-        return BatchIterator(iter(self.loader))
+        # Workers begin with these signals blocked, until they ignore them: one that comes while a
+        # worker starts does not end it, and reaches this process afterwards.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_BY_WORKERS)
+        try:
+            return BatchIterator(iter(self.loader))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def build_loader(
@@ -103,6 +109,5 @@ def _ignore_signals(_worker: int) -> None:
     """Ctrl-C, a lost terminal and a scheduler's signals reach the workers too; they end with the
     training process, after it has saved.
     """
-    for name in IGNORED_BY_WORKERS:
-        if hasattr(signal, name):  # Windows has not all of them
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in IGNORED_BY_WORKERS:
+        signal.signal(number, signal.SIG_IGN)

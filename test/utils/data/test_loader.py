@@ -74,12 +74,14 @@ def test_close_ends_the_workers(read_again):
     iterator = batches(read_again, 2, 100)
     next(iterator)
     workers = list(iterator._batches._workers)
-    for worker in workers:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-            os.kill(worker.pid, number)
-    assert next(iterator)[0].shape == (4, 1, *SIZE)  # they are not theirs to obey
-    start = time.monotonic()
-    iterator.close()
+    try:
+        for worker in workers:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                os.kill(worker.pid, number)
+        assert next(iterator)[0].shape == (4, 1, *SIZE)  # they are not theirs to obey
+    finally:
+        start = time.monotonic()
+        iterator.close()
     assert time.monotonic() - start < 5 and not any(worker.is_alive() for worker in workers)
 
 

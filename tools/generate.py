@@ -10,7 +10,6 @@ Image i has the random seed --seed + i, and comes out the same in any batch.
 """
 
 import sys
-import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
 from utils.options import Option, shared
+from utils.text import composed
 
 # fmt: off
 OPTIONS: opt.Table = {
@@ -227,8 +227,8 @@ def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
         return None, ""
     if asked is None:
         return [i % len(class_names) for i in range(args.num_images)], ""
-    known = [unicodedata.normalize("NFC", name) for name in class_names]
-    name = unicodedata.normalize("NFC", asked)
+    known = [composed(name) for name in class_names]
+    name = composed(asked)
     is_number = asked.isascii() and asked.isdecimal() and int(asked) < len(class_names)
     if name in known:
         label = known.index(name)

@@ -31,7 +31,7 @@ def as_drawn(text: str) -> str:
     """The text as it is drawn: on one line, accents joined to their letters (NFC), without the
     characters that force a direction, since those would turn around what follows the name.
     """
-    joined = unicodedata.normalize("NFC", on_one_line(text))
+    joined = composed(on_one_line(text))
     return "".join(c for c in joined if c not in FORCED_DIRECTIONS)
 
 
@@ -54,3 +54,10 @@ def clusters_of(text: str) -> list[str]:
         else:
             clusters.append(character)
     return clusters
+
+
+def composed(name: str) -> str:
+    """The name in Unicode's NFC: the form in which class names are kept and compared. A Mac stores
+    accents apart from their letters.
+    """
+    return unicodedata.normalize("NFC", name)

@@ -4,7 +4,6 @@ Every file that is seen is either in the index or counted in the account, with a
 """
 
 import os
-import unicodedata
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from utils.data.flat import FlatNames, readable
 from utils.data.formats import REFUSED_ENDINGS, content_is_image, image_endings
 from utils.data.layout import ClassFolder, layout_remarks
 from utils.errors import UserError
+from utils.text import composed
 
 HIDDEN = "hidden file"
 IN_HIDDEN = "in a hidden folder"
@@ -151,7 +151,7 @@ def _walk_classes(walker: "_Walker", root: Path) -> list[ClassFolder]:
         )
     by_name: dict[str, bytes] = {}
     for raw in folders:
-        name = unicodedata.normalize("NFC", readable(raw))
+        name = composed(readable(raw))
         if name in by_name:
             first, second = readable(by_name[name]), readable(raw)
             raise UserError(

@@ -1,6 +1,5 @@
 """Weights and the network that they are for: loaded strictly, or adapted for fine-tuning."""
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError, name_list
 from utils.runs.foreign import shown
+from utils.text import composed
 
 LABEL_TABLE = "condition.label.weight"  # (num_classes + 1, E); the last row is the null label
 TIME_BIAS = "condition.time_mlp.2.bias"  # (E,): what the label's row is added to
@@ -278,11 +278,6 @@ def label_rows(table: Tensor, rows: Sequence[int | None]) -> Tensor:
     null = len(table) - 1
     chosen = [null if row is None else row for row in rows]
     return table[[*chosen, null]]
-
-
-def composed(name: str) -> str:
-    """The name in Unicode NFC: a Mac stores an accented letter as two characters."""
-    return unicodedata.normalize("NFC", name)
 
 
 def listed(names: Sequence[str]) -> str:

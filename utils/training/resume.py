@@ -1,6 +1,5 @@
 """Continuing from a file: an interrupted run, or other weights to fine-tune."""
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
+from utils.text import composed
 from utils.training.state import TrainState
 
 
@@ -86,7 +86,7 @@ def deciding_facts(config: dict, seed: int) -> dict:
     }
     facts["the images"] = facts.pop("fingerprint", None)
     names = facts.get("class_names", [])
-    facts["class_names"] = [unicodedata.normalize("NFC", name) for name in names]
+    facts["class_names"] = [composed(name) for name in names]
     return facts
 
 

@@ -232,3 +232,12 @@ def test_batches(images, workers):
     for pixels, labels, index in batches:
         assert pixels.shape == (2, 1, *SIZE) and pixels.dtype == torch.uint8
         assert labels.tolist() == [found.labels[i] for i in index]
+
+
+def test_no_two_pairs_of_seed_and_epoch_share_an_order():
+    """Once (seed 0, epoch 1) had the order of (seed 1, epoch 0): the two were added."""
+    orders = set()
+    for seed in range(6):
+        sampler = StepSampler(range(50), 10, seed, 0, 5)
+        orders |= {tuple(sampler.epoch(epoch)) for epoch in range(6)}
+    assert len(orders) == 36

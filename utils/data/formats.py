@@ -50,10 +50,10 @@ def is_postscript(start: bytes) -> bool:
 
 
 def content_is_image(path: str) -> bool:
-    """Whether the first bytes are those of a format that Pillow decodes.
+    """Whether the content is that of a format that Pillow decodes.
 
-    Formats without a signature (TGA, PhotoCD and a few more) are known by their ending only. An
-    unreadable file counts as an image: reading it later says why it cannot be read.
+    The first bytes tell; for a format without a signature (TGA and a few more), that the whole file
+    decodes. An unreadable file counts as an image: reading it later says why it cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -64,17 +64,25 @@ def content_is_image(path: str) -> bool:
         return False
     for name in readable_formats():
         accept = Image.OPEN[name][1]
-        if accept is None or not _accepts(accept, start):
+        if accept is None:
+            if _opens(path, name, whole=True):
+                return True
+            continue
+        if not _accepts(accept, start):
             continue
         if name in CLEAR_SIGNATURES or _opens(path, name):
             return True
     return False
 
 
-def _opens(path: str, name: str) -> bool:
-    """Whether the header makes sense: a text can begin with the letter and digit of a PGM file."""
+def _opens(path: str, name: str, whole: bool = False) -> bool:
+    """Whether the header makes sense (a text can begin like a PGM file), and
+    with `whole` the pixels too.
+    """
     try:
-        with quiet_pillow(), Image.open(path, formats=[name]):
+        with quiet_pillow(), Image.open(path, formats=[name]) as image:
+            if whole:
+                image.load()
             return True
     except Exception:  # Pillow's plugins raise what they like
         return False

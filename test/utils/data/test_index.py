@@ -259,3 +259,17 @@ def test_a_million_files(tmp_path):
     shutil.rmtree(tmp_path)
     assert len(found) == 1_000_000 and found.names[-1] == "class 99/009999.png"
     assert seconds < 30
+
+
+def test_a_format_without_a_signature_needs_no_ending(tmp_path):
+    """TGA; and neither texts nor random bytes are taken for one."""
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (20, 20), (200, 50, 50)).save(tmp_path / "a" / "picture", format="TGA")
+    (tmp_path / "a" / "notes").write_text("not an image\n" * 50)
+    chance = np.random.default_rng(0)
+    for i in range(20):
+        (tmp_path / "a" / f"data{i}.bin").write_bytes(chance.bytes(300))
+    found = load_image_set(tmp_path, (8, 8), True, cache="none")
+    assert list(found.files) == ["a/picture"]
+    assert found[0][0][:, 0, 0].tolist() == [200, 50, 50]
+    assert found.account.seen == 22 == found.account.used + found.account.left_out

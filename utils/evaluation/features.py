@@ -7,11 +7,9 @@ names of its figures. Only the network and weights of the published FID give a f
 import hashlib
 import importlib.util
 import io
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,13 @@ from model.metrics.efficientnet_lite import FEATURES as EFFICIENTNET_FEATURES
 from model.metrics.efficientnet_lite import EfficientNetLite0, renamed
 from utils.devices import choose_precision
 from utils.errors import UserError
+from utils.evaluation.feature_weights import (
+    INCEPTION_SHA256,
+    digest_of,
+    downloaded_inception,
+    first_line,
+    sha256_of,
+)
 from utils.runs.files import read_checkpoint
 
 EFFICIENTNET = "efficientnet_lite0"
@@ -34,10 +39,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 EFFICIENTNET_SIZE = 112  # pixels; 224 in its training, which costs four times as much
 INCEPTION_SIZE = 299
 INCEPTION_FEATURES = 2048
-INCEPTION_SHA256 = "6726825d"  # the first digits, for the weights of the published FID
-INCEPTION_FILE = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"
-DOWNLOAD_TIMEOUT = 30.0  # seconds without an answer
-CHUNK = 1 << 20  # bytes
 
 
 class MissingPackage(UserError):
@@ -184,7 +185,21 @@ def build_features(
         return InceptionFeatures(weights, device)
     if name == EFFICIENTNET:
         return efficientnet_features(size or EFFICIENTNET_SIZE, device)
-    return timm_features(name, weights, size, device)
+    from utils.evaluation.timm_models import load_timm_model
+
+    need_package("timm", name)
+    model = load_timm_model(name.removeprefix(TIMM_PREFIX), weights, size)
+    return ResizedFeatures(
+        name=name,
+        label=model.label,
+        network=model.network,
+        dimension=model.dimension,
+        input_size=model.input_size,
+        interpolation=model.interpolation,
+        mean=model.mean,
+        std=model.std,
+        device=device,
+    )
 
 
 def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
@@ -197,7 +212,7 @@ def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
     try:
         network.load_state_dict(renamed(read_checkpoint(file)["network"]))
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{file} does not hold EfficientNet-Lite0: {_first_line(error)}") from None
+        raise UserError(f"{file} does not hold EfficientNet-Lite0: {first_line(error)}") from None
     return ResizedFeatures(
         name=EFFICIENTNET,
         label="EffNet",
@@ -211,52 +226,6 @@ def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
     )
 
 
-def timm_features(
-    name: str, weights: Path | None, size: int | None, device: torch.device
-) -> FeatureNetwork:
-    """A model of timm without its classifier, fed as its data configuration says."""
-    need_package("timm", name)
-    import timm
-    from timm.data import resolve_model_data_config
-
-    model = name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model(model):
-        raise UserError(f"--features {name}: timm {timm.__version__} has no model of that name")
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": True}
-    if weights is not None:
-        read_checkpoint(weights)  # UserError for a file that is damaged or something else
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
-    if size is not None and _takes_image_size(model):
-        options["img_size"] = size
-    try:
-        network = timm.create_model(model, **options)
-    except Exception as error:  # whatever the network, the hub's client or the file raise
-        if weights is not None:
-            raise UserError(f"{weights} does not fit {name}: {_first_line(error)}") from None
-        raise UserError(
-            f"the weights of {name} are not in this user's cache and could not be downloaded "
-            f"({_first_line(error)}): pass --feature_weights FILE"
-        ) from None
-    data = resolve_model_data_config(network)
-    height, width = (size, size) if size else data["input_size"][-2:]
-    return ResizedFeatures(
-        name=name,
-        label=model.partition(".")[0],
-        network=network,
-        dimension=network.num_features,
-        input_size=(height, width),
-        interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
-        mean=data["mean"],
-        std=data["std"],
-        device=device,
-    )
-
-
-def _takes_image_size(model: str) -> bool:
-    """Whether a model of timm is built for one image size: its position table depends on it."""
-    return any(part in model for part in ("vit", "deit", "eva", "beit", "swin"))
-
-
 def need_package(package: str, features: str) -> None:
     """Raise MissingPackage, with the install command, where a package is not installed."""
     if importlib.util.find_spec(package) is None:
@@ -264,61 +233,6 @@ def need_package(package: str, features: str) -> None:
             f"the figures with {features} features (FD, KID, precision, recall, density, "
             f"coverage) need the package {package}, which is not installed: {INSTALL}"
         )
-
-
-# --- Weights ---
-
-
-def downloaded_inception() -> Path:
-    """torch-fidelity's own file in torch's cache, downloaded first where it is not there."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / INCEPTION_FILE
-    if file.exists():
-        return file
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _timeout(DOWNLOAD_TIMEOUT):
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), INCEPTION_SHA256)
-    except (OSError, RuntimeError) as error:  # RuntimeError: another checksum
-        raise UserError(
-            f"the Inception weights are not in {file} and could not be downloaded from "
-            f"{URL_INCEPTION_V3} ({_first_line(error)}): pass --feature_weights FILE"
-        ) from None
-    return file
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Connections made meanwhile fail after that time without an answer."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def sha256_of(file: Path) -> str:
-    """The checksum of a file's contents. UserError where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with open(file, "rb") as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise UserError(f"the weights {file} cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
-
-
-def digest_of(weights: Mapping[str, Tensor], about: object) -> str:
-    """A digest of tensors and of whatever else decides the features."""
-    digest = hashlib.sha256(repr(about).encode())
-    for key, tensor in weights.items():
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @contextmanager
@@ -330,8 +244,3 @@ def exact_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -4,7 +4,7 @@ Two halves of real data do not have a distance of 0 and a precision of 1 either,
 stands beside the same figure between two halves of REAL, of the same number of images.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -87,7 +87,6 @@ class Comparison:
     figures: Figures
     floor: Figures | None  # None: REAL is too small for two halves
     per_class: dict[str, ClassFigures] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -100,37 +99,42 @@ class Plan:
     is_default: bool
 
 
+class TooFewImages(UserError):
+    """There are not enough images for figures of distributions."""
+
+
 def plan_comparison(real: ImageFolder, generated: ImageFolder, asked: int | None) -> Plan:
     """Choose the images. `asked` is --num_compared: None for as many as allow a floor of the same
     size, ALL_IMAGES for all. UserError where there are not enough.
     """
+    check_numbers(len(real), len(generated), asked)
     real_order, generated_order = real.order(), generated.order()
     if asked == ALL_IMAGES:
-        _check_enough(min(len(real), len(generated)), real, generated)
         return Plan(real_order, generated_order, ALL_IMAGES, is_default=False)
-    if asked is not None:
-        if asked < FEWEST:
-            raise UserError(
-                f"--num_compared {asked} is too few: {FEWEST} images are needed, or 0 for all"
+    wanted = asked or min(len(generated), len(real) // 2)
+    return Plan(real_order[: 2 * wanted], generated_order[:wanted], wanted, asked is None)
+
+
+def check_numbers(real: int, generated: int, asked: int | None) -> None:
+    """Raise UserError where so many images are too few for what is asked."""
+    if asked is None or asked == ALL_IMAGES:
+        available = real // 2 if asked is None else real
+        if min(available, generated) < FEWEST:
+            raise TooFewImages(
+                f"too few images: REAL has {real:,} and GENERATED {generated:,}; features are "
+                f"compared from {2 * FEWEST} and {FEWEST} on (--features none leaves them out)"
             )
-        for folder in (real, generated):
-            if len(folder) < asked:
-                raise UserError(
-                    f"--num_compared {asked:,}, but {folder.role} {folder.root} has "
-                    f"{len(folder):,} images; choose at most that, or leave it out"
-                )
-        return Plan(real_order[: 2 * asked], generated_order[:asked], asked, is_default=False)
-    wanted = min(len(generated), len(real) // 2)
-    _check_enough(wanted, real, generated)
-    return Plan(real_order[: 2 * wanted], generated_order[:wanted], wanted, is_default=True)
-
-
-def _check_enough(wanted: int, real: ImageFolder, generated: ImageFolder) -> None:
-    if wanted < FEWEST:
+        return
+    if asked < FEWEST:
         raise UserError(
-            f"too few images: REAL has {len(real):,} and GENERATED {len(generated):,}; features "
-            f"are compared from {2 * FEWEST} and {FEWEST} on (--features none leaves them out)"
+            f"--num_compared {asked} is too few: {FEWEST} images are needed, or 0 for all"
         )
+    for role, count in (("REAL", real), ("GENERATED", generated)):
+        if count < asked:
+            raise UserError(
+                f"--num_compared {asked:,}, but {role} has {count:,} images; choose at most that, "
+                f"or leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -151,20 +155,11 @@ class Chosen:
         )
 
 
-def compare(
-    real: FeatureSet,
-    generated: FeatureSet,
-    plan: Plan,
-    classes: "Classes | None",
-    fd_needs: int,
-    device: torch.device,
-) -> Comparison:
-    """The figures and their floors, computed on a device.
+def compare(chosen: Chosen, classes: "Classes | None", fd_needs: int) -> Comparison:
+    """The figures and their floors.
 
-    `fd_needs`: images from which on a Frechet distance is computed for a class. UserError where
-    too few images could be read.
+    `fd_needs`: images from which on a Frechet distance is computed for a class.
     """
-    chosen = choose_rows(real, generated, plan, device)
     has_floor = len(chosen.first) >= FEWEST
     parts = 1 + has_floor + (len(classes.names) if classes is not None else 0)
     with Progress(parts, title="figures", unit="part", leave=False) as progress:
@@ -195,7 +190,7 @@ def choose_rows(
         generated_count = real_count
         half = min(half, real_count)
     if min(real_count, generated_count) < FEWEST:
-        raise UserError(
+        raise TooFewImages(
             f"too few images could be read: {len(real.places):,} of REAL and "
             f"{len(generated.places):,} of GENERATED; features are compared from {2 * FEWEST} and "
             f"{FEWEST} on"
@@ -258,8 +253,3 @@ def common_classes(real: ImageFolder, generated: ImageFolder) -> tuple[Classes |
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             parts.append(f"{role} alone has {shown}")
     return None, f"no figures per class, since the class folders differ: {'; '.join(parts)}"
-
-
-def figures_dict(figures: Figures | None) -> dict | None:
-    """For JSON."""
-    return None if figures is None else asdict(figures)

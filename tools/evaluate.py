@@ -90,6 +90,10 @@ def check_combination(args) -> None:
             f"only REAL {args.real} is given: name the folder GENERATED too, or a checkpoint with "
             f"--weight_path"
         )
+    if args.features == "none" and not args.paired and args.copies is None:
+        raise opt.UserError(
+            "--features none leaves nothing to compare: add --paired or --copies TRAIN"
+        )
     if args.generated is not None and args.weight_path is not None:
         raise opt.UserError(
             f"GENERATED {args.generated} and --weight_path both say which images to compare: leave "

@@ -147,13 +147,13 @@ def _extract(
         def put_through(batch: list[tuple[int, np.ndarray]]) -> None:
             pixels = torch.from_numpy(np.stack([image for _, image in batch]))
             pixels = pixels.to(network.device).permute(0, 3, 1, 2).contiguous()
-            found = network(pixels).cpu()
-            for (row, _), values in zip(batch, found, strict=True):
+            features = network(pixels).cpu()
+            for (row, _), values in zip(batch, features, strict=True):
                 rows[row] = values
             progress.update(len(batch))
 
-        found = ahead(lambda place: reader.read(folder.path(place)), places)
-        for row, image in enumerate(found):
+        images = ahead(lambda place: reader.read(folder.path(place)), places)
+        for row, image in enumerate(images):
             if isinstance(image, Exception):
                 name = folder.names[places[row]]
                 facts.broken[folder.shown(places[row])] = why_unreadable(image, name)

@@ -226,9 +226,14 @@ def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
     )
 
 
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
 def need_package(package: str, features: str) -> None:
     """Raise MissingPackage, with the install command, where a package is not installed."""
-    if importlib.util.find_spec(package) is None:
+    if not is_installed(package):
         raise MissingPackage(
             f"the figures with {features} features (FD, KID, precision, recall, density, "
             f"coverage) need the package {package}, which is not installed: {INSTALL}"

@@ -8,6 +8,7 @@ from utils.evaluation.image_folder import ImageFolder
 
 SIZES_SHOWN = 3
 BROKEN_SHOWN = 3
+FEW_OF_A_CLASS = 50  # images: figures of fewer say next to nothing
 UNEVEN = 0.1  # of a class's share in REAL: a larger difference is said
 
 
@@ -125,12 +126,25 @@ def remarks_on_numbers(
         remarks.append("no floor: REAL has too few images for two halves")
     elif found.floor.n < figures.n_real:
         remarks.append(
-            f"the floor is between halves of {found.floor.n:,} images, the figures from "
-            f"{figures.n_real:,}: fewer images have worse figures, so the floor is too high for "
-            f"{network.fd_name}; without --num_compared both have one n"
+            f"the floor is between halves of {found.floor.n:,} images, the figures are from "
+            f"{figures.n_real:,}: a floor of so many would have a lower {network.fd_name}; without "
+            f"--num_compared both have one n"
         )
+    remarks += _few_of_a_class(found, network, needed)
     remarks += _uneven_classes(real, generated)
     return remarks
+
+
+def _few_of_a_class(found: Comparison, network: FeatureNetwork, fd_needs: int) -> list[str]:
+    counts = {name: each.images for name, each in found.per_class.items()}
+    if not counts or min(counts.values()) >= FEW_OF_A_CLASS:
+        return []
+    smallest = min(counts, key=lambda name: counts[name])
+    return [
+        f"the figures per class say little: {smallest} has {counts[smallest]:,} images compared; "
+        f"{FEW_OF_A_CLASS} of each class are the least to read anything from, {fd_needs:,} for "
+        f"{network.fd_name}"
+    ]
 
 
 def _uneven_classes(real: ImageFolder, generated: ImageFolder) -> list[str]:

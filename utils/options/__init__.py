@@ -5,7 +5,7 @@ answers at once.
 from utils.console import Progress, say
 from utils.errors import ReadError, UserError, name_list
 from utils.options.script import run_script
-from utils.options.shared import shared, shared_flags
+from utils.options.shared import check_seeds, shared, shared_flags
 from utils.options.table import (
     ROOT,
     Option,
@@ -83,6 +83,7 @@ __all__ = [
     "Table",
     "UserError",
     "below_one",
+    "check_seeds",
     "checked_default",
     "default_text",
     "file_name",

@@ -38,6 +38,7 @@ LOG = "log.txt"
 CONFIG = "config.json"
 STATUS = "status.json"
 SAMPLES = "samples"
+MOST_OF_ONE_NAME = 100_000  # folders name, name-2, ...
 ONLY_TO_RESUME = ("network", "optimizer", "scaler")  # what the file for generation leaves out
 
 
@@ -216,6 +217,22 @@ class RunFolder:
 
 def cannot_be_written(path: Path, error: OSError) -> UserError:
     return UserError(f"the results folder {path} cannot be written: {reason(error)}")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """parent/name, or where that exists name-2, name-3, ...: earlier results stay."""
+    for number in range(1, MOST_OF_ONE_NAME):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    raise UserError(
+        f"{parent} holds {MOST_OF_ONE_NAME:,} folders named {name}; choose another name"
+    )
 
 
 def holds_a_run(path: Path) -> bool:

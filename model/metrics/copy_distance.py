@@ -13,6 +13,7 @@ Blurred images are whole numbers 0..255, so that every sum of products is a whol
 float32 holds exactly. The results therefore do not depend on the batch that an image is in.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 WORKING_SIDE = 32  # pixels: larger images are reduced to about 32 x 32 pixels
 BLUR_SIGMA = 1.0  # pixels of the working size
 BLUR_RADIUS = 3  # pixels
+BLUR_WHOLE = 1024
 LARGEST_SHIFT = 2  # pixels of the working size
 SIDE_PER_SHIFT = 12  # pixels of a side per pixel of shift: below 24 pixels, shifts are smaller
 EDGE = 1  # pixels that are left out beside those of the largest shift
@@ -50,25 +52,31 @@ def working_size(height: int, width: int) -> tuple[int, int]:
 def prepare(images: Tensor) -> Tensor:
     """(N,C,H,W) uint8 -> (N,C,h,w) uint8: at the working size, and blurred."""
     size = working_size(*images.shape[-2:])
-    pixels = images.float()
     if size != tuple(images.shape[-2:]):
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    blurred = _blur_along(_blur_along(pixels, -1), -2)
-    return blurred.round().clamp(0, WHITE).to(torch.uint8)
+        pixels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        images = pixels.round().clamp(0, WHITE).to(torch.uint8)
+    return blurred(images)
 
 
-def _blur_along(pixels: Tensor, dim: int) -> Tensor:
-    """A Gaussian blur along one dimension; beyond an edge, the last pixel is repeated."""
-    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
-    weights = torch.exp(-0.5 * (offsets / BLUR_SIGMA) ** 2)
-    weights = weights / weights.sum()
-    side = pixels.shape[dim]
-    positions = torch.arange(side, device=pixels.device)
-    blurred = torch.zeros_like(pixels)
-    for offset, weight in zip(offsets.tolist(), weights.tolist(), strict=True):
-        neighbours = (positions + offset).clamp(0, side - 1)
-        blurred += weight * pixels.index_select(dim, neighbours)
-    return blurred
+def blurred(images: Tensor) -> Tensor:
+    """(N,C,h,w) uint8 -> the same with a Gaussian blur; beyond an edge, its pixels are repeated.
+
+    In whole numbers, with weights whose sum is `BLUR_WHOLE`.
+    """
+    offsets = range(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    bell = [math.exp(-0.5 * (offset / BLUR_SIGMA) ** 2) for offset in offsets]
+    weights = [round(BLUR_WHOLE * value / sum(bell)) for value in bell]
+    weights[BLUR_RADIUS] += BLUR_WHOLE - sum(weights)
+
+    height, width = images.shape[-2:]
+    pixels = F.pad(images.float(), (BLUR_RADIUS,) * 4, mode="replicate").int()
+    along_rows = torch.zeros_like(pixels[..., :width])
+    for begin, weight in enumerate(weights):
+        along_rows += weight * pixels[..., begin : begin + width]
+    along_both = torch.full_like(along_rows[..., :height, :], BLUR_WHOLE**2 // 2)  # to round
+    for begin, weight in enumerate(weights):
+        along_both += weight * along_rows[..., begin : begin + height, :]
+    return (along_both // BLUR_WHOLE**2).to(torch.uint8)
 
 
 # --- Which pixels are compared ---
@@ -178,17 +186,11 @@ def copy_distances(query: Tensor, images: Tensor, geometry: Geometry) -> Tensor:
         squares = gain * (gain * query_squares - 2 * products) + image_squares
         return (squares.clamp(min=0) / values).amax(0).sqrt() / WHITE
 
-    gain = best_gain(products.sum(0), query_squares.sum(0))  # (V,K)
+    best_gain = products.sum(0) / query_squares.sum(0).clamp(min=1)  # (V,K)
+    gain = best_gain.clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
     as_bright = largest_difference(1.0)
     adjusted = largest_difference(gain) + GAIN_COST * gain.log().abs()
     return torch.minimum(as_bright, adjusted).amin(0)
-
-
-def best_gain(products: Tensor, squares: Tensor) -> Tensor:
-    """The factor from 1 / `LARGEST_GAIN` to `LARGEST_GAIN` that brings a query nearest to an image,
-    from their scalar product and the query's square.
-    """
-    return (products / squares.clamp(min=1)).clamp(1 / LARGEST_GAIN, LARGEST_GAIN)
 
 
 # --- A lower bound of the distance, from thumbnails ---
@@ -212,15 +214,15 @@ def lower_bounds(query: Tensor, images: Tensor, geometry: Geometry) -> Tensor:
     No copy distance is below this by more than `bound_slack`: the mean square of cells is at most
     that of pixels, and that of the whole window at most that of some tile.
     """
-    products = query @ images.T  # (V,N)
-    query_squares = query.square().sum(1, keepdim=True)
-    gain = best_gain(products, query_squares)
-    squares = (gain * (gain * query_squares - 2 * products)).amin(0)
-    squares = (squares + images.square().sum(1)).clamp(min=0)
+    lengths = query.square().sum(1, keepdim=True).clamp(min=1).sqrt()  # (V,1)
+    along_query = ((query / lengths) @ images.T).amax(0)  # (N,)
+    # The query, made brighter or darker, reaches the place on its line that is nearest to an image.
+    nearest = along_query.clamp(lengths.min() / LARGEST_GAIN, lengths.max() * LARGEST_GAIN)
+    squares = images.square().sum(1) + nearest * (nearest - 2 * along_query)
     pixels, cells = geometry.cells.shape
     channels = query.shape[1] // cells
     largest_cell = geometry.cells.sum(0).max()
-    return (squares * largest_cell / (channels * pixels)).sqrt() / WHITE
+    return (squares.clamp(min=0) * largest_cell / (channels * pixels)).sqrt() / WHITE
 
 
 def bound_slack(geometry: Geometry) -> float:

@@ -60,8 +60,8 @@ class CopySearch:
         if sum(map(len, prepared)) == 0:
             raise ValueError("there are no training images")
         self.prepared = torch.cat(prepared)  # (N,C,h,w) uint8
-        height, width = self.prepared.shape[-2:]
-        self.geometry = Geometry(height, width, self.prepared.device)
+        channels, height, width = self.prepared.shape[1:]
+        self.geometry = Geometry(channels, height, width, self.prepared.device)
         window = self.geometry.middle_window
         thumbnails = [
             thumbnails_of(chunk, window, self.geometry)[:, 0]

@@ -98,7 +98,7 @@ class Geometry:
     variant another part of the query. Tiles divide a window, and so do the cells of a thumbnail.
     """
 
-    def __init__(self, height: int, width: int, device: torch.device | str = "cpu"):
+    def __init__(self, channels: int, height: int, width: int, device: torch.device | str = "cpu"):
         shifts = [min(LARGEST_SHIFT, side // SIDE_PER_SHIFT) for side in (height, width)]
         self.variants = [
             Variant(is_mirrored, down, right)
@@ -120,11 +120,16 @@ class Geometry:
             windows.append(rows[:, left + variant.right :][:, : self.window_size[1]].flatten())
         middle = places[top : height - top, left : width - left].flatten()
 
-        self.variant_windows = torch.stack(windows).to(device)  # (V,S) places in a flat image
+        # Places in a flat channel, and for the tiles in a flat image; in the cells 0 or 1
+        self.variant_windows = torch.stack(windows).to(device)  # (V,S)
         self.middle_window = middle[None].to(device)  # (1,S)
-        self.tiles = _tiles(*self.window_size).to(device)  # (T,P) places in a window
-        self.tile_pixels = (self.tiles < len(middle)).sum(1)  # (T,) without padding
-        self.cells = _cells(*self.window_size).to(device)  # (S,D) 1 where the pixel is in the cell
+        self.cells = _cells(*self.window_size).to(device)  # (S,D)
+
+        tiles = _tiles(*self.window_size).to(device)  # (T,P) places in a window
+        self.tile_values = (tiles < len(middle)).sum(1) * channels  # (T,) without padding
+        shape = (channels, height, width)
+        self.variant_tiles = _places_in_image(self.variant_windows, tiles, shape)  # (T,V,C*P)
+        self.middle_tiles = _places_in_image(self.middle_window, tiles, shape)  # (T,1,C*P)
 
 
 def _tiles(height: int, width: int) -> Tensor:
@@ -138,6 +143,18 @@ def _tiles(height: int, width: int) -> Tensor:
         for columns in _parts(width, TILES_PER_SIDE)
     ]
     return torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True, padding_value=height * width)
+
+
+def _places_in_image(windows: Tensor, tiles: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Windows (V,S), and tiles (T,P) in each of them -> the places of the tiles' values in a flat
+    image of all channels, (T,V,C*P); padding is the place behind the image.
+    """
+    channels, height, width = shape
+    behind = channels * height * width
+    places = F.pad(windows, (0, 1), value=behind)[:, tiles].transpose(0, 1)  # (T,V,P)
+    channel_starts = torch.arange(channels, device=windows.device) * height * width
+    in_all_channels = places[:, :, None] + channel_starts[:, None]  # (T,V,C,P)
+    return in_all_channels.clamp(max=behind).flatten(2)
 
 
 def _cells(height: int, width: int) -> Tensor:
@@ -161,11 +178,11 @@ def _parts(side: int, most: int) -> list[slice]:
 # --- The distance ---
 
 
-def tiles_of(prepared: Tensor, windows: Tensor, geometry: Geometry) -> Tensor:
-    """(B,C,h,w) uint8, windows (V,S) -> (T,B,V,C*P) float32; padding is 0."""
-    pixels = prepared.flatten(2)[:, :, windows].float()  # (B,C,V,S)
-    tiles = F.pad(pixels, (0, 1))[..., geometry.tiles]  # (B,C,V,T,P)
-    return tiles.permute(3, 0, 2, 1, 4).flatten(3)
+def tiles_of(prepared: Tensor, places: Tensor) -> Tensor:
+    """(B,C,h,w) uint8, places (T,V,C*P) -> (B,T,V,C*P) float32; padding is 0."""
+    padded = F.pad(prepared.flatten(1), (0, 1))
+    tiles = padded.index_select(1, places.flatten())
+    return tiles.view(len(prepared), *places.shape).float()
 
 
 def copy_distances(query: Tensor, images: Tensor, geometry: Geometry) -> Tensor:
@@ -173,9 +190,9 @@ def copy_distances(query: Tensor, images: Tensor, geometry: Geometry) -> Tensor:
 
     0 for an exact, mirrored or shifted copy, 1 between black and white.
     """
-    of_query = tiles_of(query[None], geometry.variant_windows, geometry)[:, 0]  # (T,V,CP)
-    of_images = tiles_of(images, geometry.middle_window, geometry)[:, :, 0].mT  # (T,CP,K)
-    values = (geometry.tile_pixels * len(query)).view(-1, 1, 1)  # numbers per tile
+    (of_query,) = tiles_of(query[None], geometry.variant_tiles)  # (T,V,CP)
+    of_images = tiles_of(images, geometry.middle_tiles)[:, :, 0].permute(1, 2, 0)  # (T,CP,K)
+    values = geometry.tile_values.view(-1, 1, 1)  # numbers per tile
 
     # Whole numbers up to here; float64 keeps their differences exact.
     products = (of_query @ of_images).double()  # (T,V,K)

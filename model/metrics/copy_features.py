@@ -20,7 +20,7 @@ def nearest_features(queries: Tensor, training: Tensor) -> Nearest:
     for chunk in F.normalize(queries.double(), dim=1).split(QUERIES_AT_ONCE):
         cosine, index = (chunk @ directions.T).max(1)
         indices.append(index)
-        distances.append(1 - cosine)
+        distances.append((1 - cosine).clamp(min=0))
     return Nearest(torch.cat(indices), torch.cat(distances))
 
 

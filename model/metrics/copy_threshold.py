@@ -8,7 +8,7 @@ where 3% of its images have a near copy in the set, so have about 3% of new imag
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -56,9 +56,9 @@ class Calibration:
     """What the training images say about distances between images that are no copies."""
 
     threshold: float  # an image at this distance, or nearer, counts as a copy
-    sample: list[int]  # the training images that this was measured on
+    sample: list[int] = field(repr=False)  # the training images that this was measured on
     with_near_copy: int  # how many of them have a near copy in the training set
-    groups: Groups  # of near copies, around the sample
+    groups: Groups = field(repr=False)  # of near copies, around the sample
 
 
 def calibrate(search: CopySearch, after_image: Callable[[], None] = lambda: None) -> Calibration:

@@ -1,11 +1,16 @@
 """What was found about copies, in lines, numbers and a picture."""
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from model.metrics.copy_threshold import FALSE_ALARMS, Calibration, wilson_interval
+from utils.errors import UserError
 from utils.pictures import image_grid
 
 PAIRS_PER_ROW = 4  # of the panel
@@ -54,11 +59,8 @@ class CopyReport:
 
     def lines(self) -> list[str]:
         """For people."""
-        low, high = self.interval
         lines = [
-            f"copies      {self.flagged:,} of {self.of:,} generated images flagged: "
-            f"{self.share:.1%} (95% interval {low:.1%} to {high:.1%}); "
-            f"{FALSE_ALARMS:.0%} is expected of new images",
+            f"copies      {share_line(self.flagged, self.of)}",
             f"            flagged up to a distance of {self.calibration.threshold:.4f} to the "
             f"nearest training image",
         ]
@@ -120,6 +122,28 @@ class CopyReport:
         ends = []
         for place in self.closest_places:
             captions += [self.names[place], self.nearest[place]]
-            ends += ["copy" if self.copies[place] else "", f"{self.distance[place]:.3f}"]
+            mark = " copy" if self.copies[place] else ""
+            ends += [f"{self.distance[place]:.3f}{mark}", ""]
         columns = 2 * min(PAIRS_PER_ROW, len(self.closest_places))
         return image_grid(self.closest, columns, captions=captions, caption_ends=ends)
+
+
+def share_line(flagged: int, of: int) -> str:
+    """How many images are flagged, for people."""
+    low, high = wilson_interval(flagged, of)
+    return (
+        f"{flagged:,} of {of:,} images flagged as copies of training images: {flagged / of:.1%} "
+        f"(95% interval {low:.1%} to {high:.1%}); {FALSE_ALARMS:.0%} is expected of new images"
+    )
+
+
+def write_table(rows: Sequence[dict], file: Path) -> None:
+    """Rows with the same keys as a CSV file with a header. UserError where it cannot be written."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        file.write_text(buffer.getvalue(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from None

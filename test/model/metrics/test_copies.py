@@ -172,15 +172,33 @@ def test_distance_against_loops(monkeypatch):
     assert (ours - torch.tensor(loops, dtype=torch.float64)).abs().max() < 1e-9
 
 
-def test_blur_against_pillow_free_convolution():
-    images = demo_images(0, 1)
-    offsets = np.arange(-3, 4)
-    weights = np.exp(-0.5 * offsets**2)
+def plain_blur(pictures: np.ndarray, sigma: float) -> np.ndarray:
+    """(N,h,w) floats, as sums over shifted copies."""
+    radius = math.ceil(3 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights /= weights.sum()
-    padded = np.pad(images[:, 0].double().numpy(), ((0, 0), (3, 3), (3, 3)), mode="edge")
-    rows = sum(w * padded[:, :, i : i + 28] for i, w in enumerate(weights))
-    both = sum(w * rows[:, i : i + 28] for i, w in enumerate(weights))
-    assert np.abs(prepare(images)[:, 0].double().numpy() - both).max() < 0.5 + 0.2
+    height, width = pictures.shape[1:]
+    padded = np.pad(pictures, ((0, 0), (radius, radius), (radius, radius)), mode="edge")
+    rows = sum(weight * padded[:, :, i : i + width] for i, weight in enumerate(weights))
+    return sum(weight * rows[:, i : i + height] for i, weight in enumerate(weights))
+
+
+def test_blur_of_grey():
+    images = demo_images(0, 1)
+    expected = plain_blur(images[:, 0].double().numpy(), 1.0)
+    assert np.abs(prepare(images)[:, 0].double().numpy() - expected).max() < 0.5 + 0.2
+
+
+def test_colours_are_blurred_more():
+    source = demo_images(0, 3)
+    images = torch.stack([source[:10, 0], source[10:20, 0], source[20:, 0]], dim=1)  # (10,3,H,W)
+    red, green, blue = images.double().numpy().transpose(1, 0, 2, 3)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    expected = np.stack(
+        [plain_blur(luma, 1.0) + plain_blur(channel - luma, 1.75) for channel in (red, green, blue)]
+    )
+    expected = expected.clip(0, 255).transpose(1, 0, 2, 3)
+    assert np.abs(prepare(images).double().numpy() - expected).max() < 1.5 + 0.5
 
 
 def test_brightness_costs_a_little():

@@ -6,9 +6,8 @@ shifts of up to 2 px. A copy may be darker or brighter as well: a common factor 
 `LARGEST_GAIN` is allowed for, at a cost that grows with it.
 
 The tiles are there because a large background that both have in common would make any two images
-similar; the blur, which is wider for colours, forgives noise and compression. A margin is left out
-on all sides, so that nothing is compared that a shift, or the blur at the edge of a shifted copy,
-has changed.
+similar; the blur, which is wider for colours, forgives noise and compression. What a shift moves
+out of the image, or lets in, is not compared, and neither are the pixels at the edges.
 
 Blurred images are whole numbers 0..255, so that every sum of products is a whole number that
 float32 holds exactly. The results therefore do not depend on the batch that an image is in.
@@ -28,7 +27,7 @@ BLUR_WHOLE = 1024
 LUMA = torch.tensor([299, 587, 114], dtype=torch.int32).view(1, 3, 1, 1)  # of ITU-R 601
 LARGEST_SHIFT = 2  # pixels of the working size
 SIDE_PER_SHIFT = 12  # pixels of a side per pixel of shift: below 24 pixels, shifts are smaller
-EDGE = 1  # pixels that are left out beside those of the largest shift
+EDGE = 1  # pixels on each side that are not compared, since a blur there depends on its padding
 TILES_PER_SIDE = 5
 THUMBNAIL_SIDE = 8  # cells
 WHITE = 255
@@ -109,8 +108,9 @@ class Variant:
 class Geometry:
     """Which pixels of two images of one size are compared, as tables of places.
 
-    A window is the part of an image that is compared: the middle of a training image, and for each
-    variant another part of the query. Tiles divide a window, and so do the cells of a thumbnail.
+    The query's variants are compared with an image tile by tile, wherever both have pixels. For
+    the thumbnails, all variants have a window of the same size: its place in the middle of an
+    image, and for a shifted query beside that.
     """
 
     def __init__(self, channels: int, height: int, width: int, device: torch.device | str = "cpu"):
@@ -121,37 +121,52 @@ class Geometry:
             for down in range(-shifts[0], shifts[0] + 1)
             for right in range(-shifts[1], shifts[1] + 1)
         ]
+        self.pixels = height * width
+
+        # Tiles: places in a flat image of all channels
+        places = torch.arange(self.pixels).view(height, width)
+        counterparts = torch.stack([_counterparts(places, variant) for variant in self.variants])
+        tiles = _tiles(places)  # (T,P)
+        query_tiles = _in_all_channels(counterparts[:, tiles], channels, self.pixels)
+        image_tiles = _in_all_channels(tiles[None], channels, self.pixels)
+        is_compared = query_tiles < channels * self.pixels
+        self.query_tiles = query_tiles.to(device)  # (T,V,C*P)
+        self.image_tiles = image_tiles.to(device)  # (T,1,C*P)
+        self.is_compared = is_compared.float().to(device)  # (T,V,C*P)
+
+        # Windows of thumbnails: places in a flat channel
         top, left = (
             min(shift + EDGE, (side - 1) // 2)
             for shift, side in zip(shifts, (height, width), strict=True)
         )
-        self.window_size = (height - 2 * top, width - 2 * left)
-
-        places = torch.arange(height * width).view(height, width)
-        windows = []
-        for variant in self.variants:
-            picture = places.flip(1) if variant.is_mirrored else places
-            rows = picture[top + variant.down :][: self.window_size[0]]
-            windows.append(rows[:, left + variant.right :][:, : self.window_size[1]].flatten())
         middle = places[top : height - top, left : width - left].flatten()
-
-        # Places in a flat channel, and for the tiles in a flat image; in the cells 0 or 1
-        self.variant_windows = torch.stack(windows).to(device)  # (V,S)
-        self.middle_window = middle[None].to(device)  # (1,S)
-        self.cells = _cells(*self.window_size).to(device)  # (S,D)
-
-        tiles = _tiles(*self.window_size).to(device)  # (T,P) places in a window
-        self.tile_values = (tiles < len(middle)).sum(1) * channels  # (T,) without padding
-        shape = (channels, height, width)
-        self.variant_tiles = _places_in_image(self.variant_windows, tiles, shape)  # (T,V,C*P)
-        self.middle_tiles = _places_in_image(self.middle_window, tiles, shape)  # (T,1,C*P)
+        self.query_windows = counterparts[:, middle].to(device)  # (V,S)
+        self.image_window = middle[None].to(device)  # (1,S)
+        self.cells = _cells(height - 2 * top, width - 2 * left).to(device)  # (S,D) of 0 and 1
 
 
-def _tiles(height: int, width: int) -> Tensor:
-    """The places of each tile's pixels in a window, (T,P); smaller tiles are padded with
-    height * width.
+def _counterparts(places: Tensor, variant: Variant) -> Tensor:
+    """For each pixel of an image, the place (h,w) in a flat query with which it is compared;
+    h * w for those that are not. -> (h*w + 1,); the last one is for padding.
     """
-    places = torch.arange(height * width).view(height, width)
+    height, width = places.shape
+    rows, columns = _compared(height, variant.down), _compared(width, variant.right)
+    picture = places.flip(1) if variant.is_mirrored else places
+    shifted = picture.roll((-variant.down, -variant.right), (0, 1))
+    counterparts = torch.full_like(places, height * width)
+    counterparts[rows, columns] = shifted[rows, columns]
+    return F.pad(counterparts.flatten(), (0, 1), value=height * width)
+
+
+def _compared(side: int, shift: int) -> slice:
+    """What is compared of a side with a shifted query: what lies in both, but for the edges."""
+    edge = min(EDGE, (side - 1) // 2)
+    return slice(max(0, -shift) + edge, side - max(0, shift) - edge)
+
+
+def _tiles(places: Tensor) -> Tensor:
+    """The places (h,w) of each tile, (T,P); smaller tiles are padded with h * w."""
+    height, width = places.shape
     tiles = [
         places[rows, columns].flatten()
         for rows in _parts(height, TILES_PER_SIDE)
@@ -160,16 +175,15 @@ def _tiles(height: int, width: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True, padding_value=height * width)
 
 
-def _places_in_image(windows: Tensor, tiles: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Windows (V,S), and tiles (T,P) in each of them -> the places of the tiles' values in a flat
-    image of all channels, (T,V,C*P); padding is the place behind the image.
+def _in_all_channels(places: Tensor, channels: int, pixels: int) -> Tensor:
+    """Places (V,T,P) in a flat channel -> places (T,V,C*P) in a flat image of all channels.
+
+    What is not compared, or padding, comes from behind the image.
     """
-    channels, height, width = shape
-    behind = channels * height * width
-    places = F.pad(windows, (0, 1), value=behind)[:, tiles].transpose(0, 1)  # (T,V,P)
-    channel_starts = torch.arange(channels, device=windows.device) * height * width
-    in_all_channels = places[:, :, None] + channel_starts[:, None]  # (T,V,C,P)
-    return in_all_channels.clamp(max=behind).flatten(2)
+    starts = torch.arange(channels).view(-1, 1) * pixels
+    everywhere = places[:, :, None] + starts  # (V,T,C,P)
+    everywhere[(places == pixels)[:, :, None].expand_as(everywhere)] = channels * pixels
+    return everywhere.flatten(2).transpose(0, 1).contiguous()
 
 
 def _cells(height: int, width: int) -> Tensor:
@@ -205,14 +219,14 @@ def copy_distances(query: Tensor, images: Tensor, geometry: Geometry) -> Tensor:
 
     0 for an exact, mirrored or shifted copy, 1 between black and white.
     """
-    (of_query,) = tiles_of(query[None], geometry.variant_tiles)  # (T,V,CP)
-    of_images = tiles_of(images, geometry.middle_tiles)[:, :, 0].permute(1, 2, 0)  # (T,CP,K)
-    values = geometry.tile_values.view(-1, 1, 1)  # numbers per tile
+    (of_query,) = tiles_of(query[None], geometry.query_tiles)  # (T,V,CP)
+    of_images = tiles_of(images, geometry.image_tiles)[:, :, 0].permute(1, 2, 0)  # (T,CP,K)
+    values = geometry.is_compared.sum(-1, keepdim=True).clamp(min=1)  # (T,V,1) numbers per tile
 
     # Whole numbers up to here; float64 keeps their differences exact.
     products = (of_query @ of_images).double()  # (T,V,K)
     query_squares = of_query.square().sum(-1, keepdim=True).double()  # (T,V,1)
-    image_squares = of_images.square().sum(-2, keepdim=True).double()  # (T,1,K)
+    image_squares = (geometry.is_compared @ of_images.square()).double()  # (T,V,K)
 
     def largest_difference(gain: Tensor | float) -> Tensor:
         squares = gain * (gain * query_squares - 2 * products) + image_squares
@@ -243,18 +257,17 @@ def thumbnails_of(prepared: Tensor, windows: Tensor, geometry: Geometry) -> Tens
 def lower_bounds(query: Tensor, images: Tensor, geometry: Geometry) -> Tensor:
     """Thumbnails of a query's variants (V,C*D) and of N images (N,C*D), float32 -> (N,) float32.
 
-    No copy distance is below this by more than `bound_slack`: the mean square of cells is at most
-    that of pixels, and that of the whole window at most that of some tile.
+    No copy distance is below this by more than `bound_slack`: the sum of squares over cells is at
+    most that over pixels, and the mean over all that are compared at most that of some tile.
     """
     lengths = query.square().sum(1, keepdim=True).clamp(min=1).sqrt()  # (V,1)
     along_query = ((query / lengths) @ images.T).amax(0)  # (N,)
     # The query, made brighter or darker, reaches the place on its line that is nearest to an image.
     nearest = along_query.clamp(lengths.min() / LARGEST_GAIN, lengths.max() * LARGEST_GAIN)
     squares = images.square().sum(1) + nearest * (nearest - 2 * along_query)
-    pixels, cells = geometry.cells.shape
-    channels = query.shape[1] // cells
+    channels = query.shape[1] // geometry.cells.shape[1]
     largest_cell = geometry.cells.sum(0).max()
-    return (squares.clamp(min=0) * largest_cell / (channels * pixels)).sqrt() / WHITE
+    return (squares.clamp(min=0) * largest_cell / (channels * geometry.pixels)).sqrt() / WHITE
 
 
 def bound_slack(geometry: Geometry) -> float:

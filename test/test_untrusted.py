@@ -292,6 +292,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--use_ema": ["x", "False"],
     "--generate_name": ["a/b", ""],
     "--animate": ["mp4"],
+    "--nearest": ["missing", "{file}", "{empty}"],
     # prepare_dataset.py
     "--out": ["", "{full}"],
     "--split": ["all"],

@@ -60,9 +60,9 @@ class CopySearch:
         if sum(map(len, prepared)) == 0:
             raise ValueError("there are no training images")
         self.prepared = torch.cat(prepared)  # (N,C,h,w) uint8
-        height, width = self.prepared.shape[-2:]
-        self.geometry = Geometry(height, width, self.prepared.device)
-        window = self.geometry.middle_window
+        channels, height, width = self.prepared.shape[1:]
+        self.geometry = Geometry(channels, height, width, self.prepared.device)
+        window = self.geometry.image_window
         thumbnails = [
             thumbnails_of(chunk, window, self.geometry)[:, 0]
             for chunk in self.prepared.split(PREPARED_AT_ONCE)
@@ -124,7 +124,7 @@ class CopySearch:
 
     def _bounded(self, queries: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Prepared queries (C,h,w) -> each with a lower bound of its distances, (N,) float32."""
-        windows = self.geometry.variant_windows
+        windows = self.geometry.query_windows
         remaining = iter(queries)
         while some := list(islice(remaining, QUERIES_AT_ONCE)):
             thumbnails = thumbnails_of(torch.stack(some), windows, self.geometry).float()

@@ -7,11 +7,10 @@ where 3% of its images have a near copy in the set, so have about 3% of new imag
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from model.metrics.copies import CANDIDATES, NEAR_COPY, CopySearch, Nearest
 
@@ -19,19 +18,6 @@ FALSE_ALARMS = 0.01  # the share of new images that are flagged
 SAMPLE = 2000  # training images that the threshold is calibrated on
 MOST_RELATIVES = 2000  # near copies beyond the sample whose own near copies are looked for
 Z_95 = 1.959963984540054  # the normal distribution's quantile at 97.5%
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the training images say about distances between images that are no copies."""
-
-    threshold: float  # images at this distance or below are flagged
-    sampled: int  # training images that this was measured on
-    with_near_copy: int  # how many of them have a near copy in the training set
-
-    def flags(self, distance: Tensor) -> Tensor:
-        """Distances (B,) -> (B,) bool."""
-        return distance <= self.threshold
 
 
 class Groups:
@@ -46,13 +32,33 @@ class Groups:
         while root in self._parents:
             root = self._parents[root]
         while place != root:  # a shorter way for the next time
-            self._parents[place], place = root, self._parents[place]
+            parent = self._parents[place]
+            self._parents[place] = root
+            place = parent
         return root
+
+    def members(self) -> dict[int, list[int]]:
+        """All images of each group of several, by what `of` says of them."""
+        groups: dict[int, list[int]] = {}
+        for place in list(self._parents):
+            root = self.of(place)
+            groups.setdefault(root, [root]).append(place)
+        return groups
 
     def join(self, one: int, other: int) -> None:
         first, second = sorted((self.of(one), self.of(other)))
         if first != second:
             self._parents[second] = first
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the training images say about distances between images that are no copies."""
+
+    threshold: float  # an image at this distance, or nearer, counts as a copy
+    sample: list[int] = field(repr=False)  # the training images that this was measured on
+    with_near_copy: int  # how many of them have a near copy in the training set
+    groups: Groups = field(repr=False)  # of near copies, around the sample
 
 
 def calibrate(search: CopySearch, after_image: Callable[[], None] = lambda: None) -> Calibration:
@@ -73,12 +79,9 @@ def calibrate(search: CopySearch, after_image: Callable[[], None] = lambda: None
         distance = _distance_to_another_group(search, place, neighbours, groups)
         if distance is not None:
             distances.append(distance)
-    threshold = NEAR_COPY
-    if distances:
-        values = torch.tensor(distances, dtype=torch.float64)
-        threshold = max(NEAR_COPY, values.quantile(FALSE_ALARMS).item())
+    threshold = quantile(distances) if distances else NEAR_COPY
     with_near_copy = sum(len(_near_copies(neighbours)) > 0 for neighbours in found)
-    return Calibration(threshold, count, with_near_copy)
+    return Calibration(threshold, sample, with_near_copy, groups)
 
 
 def _group(search: CopySearch, sample: list[int], found: list[Nearest]) -> Groups:
@@ -130,6 +133,11 @@ def _distance_to_another_group(
             return None
         count *= 4
         neighbours = next(search.neighbours([place], count))
+
+
+def quantile(distances: Sequence[float]) -> float:
+    """The distance that a share of `FALSE_ALARMS` of them is below."""
+    return torch.tensor(distances, dtype=torch.float64).quantile(FALSE_ALARMS).item()
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

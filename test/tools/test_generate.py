@@ -1,5 +1,6 @@
 """generate.py through its command line."""
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -258,6 +259,7 @@ def test_bare_weights_need_the_article_s_options(script, weights, tmp_path):
         (["--sample_steps", "2000"], "must lie in 1..1000"),
         (["--weight_path", "missing.pt"], "No such file"),
         (["--generate_name", "a/b"], "without slashes"),
+        (["--nearest", "missing"], "missing does not exist; name the folder of training images"),
     ],
 )
 def test_mistakes(script, weights, options, message):
@@ -311,3 +313,57 @@ def test_images_are_written_as_they_are_done(weights, tmp_path):
     process.kill()
     process.wait()
     assert all(picture.shape == (8, 8) for picture in pictures(tmp_path / "generated")[:8])
+
+
+def nearest_rows(folder):
+    with open(folder / "nearest.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_nearest_training_images_are_named(script, weights, tmp_path):
+    """Images that were generated before, mirrored, are the training set: so all are copies."""
+    options = ["--weight_path", weights, "--num_images", 6, "--sample_steps", 4]
+    script("generate", *options, "--generate_name", "first")
+    first = tmp_path / "results" / "first"
+    training = tmp_path / "training" / "all of them"
+    training.mkdir(parents=True)
+    for file in first.glob("0*.png"):
+        Image.open(file).transpose(Image.FLIP_LEFT_RIGHT).save(training / f"mirrored {file.name}")
+    for file in DEMO.glob("sneaker/00*.png"):
+        shutil.copy(file, training)
+    options += ["--nearest", training.parent]
+    out = script("generate", *options, "--generate_name", "again").stdout
+    rows = nearest_rows(tmp_path / "results" / "again")
+    assert [row["file"] for row in rows] == [f"{i:05d}.png" for i in range(6)]
+    for row in rows:
+        assert row["nearest"] == f"all of them/mirrored {row['file']}"
+        assert row["distance"] == "0.0000" and row["copy"] == "True"
+        text = Image.open(tmp_path / "results" / "again" / row["file"]).text
+        assert {key: text[key] for key in ("nearest", "distance", "copy")}.items() <= row.items()
+    last = out.splitlines()[-1]
+    assert last.startswith("6 of 6 images flagged as copies of training images: 100.0%")
+    assert str(tmp_path / "results" / "again" / "nearest.csv") in last
+
+    spread = ["--generate_name", "two", "--distributed", "--world_size", 2]
+    script("generate", *options, *spread)
+    assert nearest_rows(tmp_path / "results" / "two") == rows
+
+
+def test_new_images_are_no_copies(script, weights, tmp_path):
+    options = ["--weight_path", weights, "--num_images", 3, "--sample_steps", 3]
+    out = script("generate", *options, "--nearest", DEMO / "bag").stdout
+    rows = nearest_rows(tmp_path / "results" / "generated")
+    assert all(row["copy"] == "False" and float(row["distance"]) > 0.06 for row in rows)
+    assert "0 of 3 images flagged" in out.splitlines()[-1]
+
+
+def test_training_images_in_colour_are_compared_in_grey(script, weights, tmp_path):
+    (tmp_path / "training").mkdir()
+    for number, colour in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "training" / f"{number}.png")
+    (tmp_path / "training" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    options = ["--weight_path", weights, "--num_images", 1, "--sample_steps", 2]
+    out = script("generate", *options, "--nearest", tmp_path / "training").stdout
+    assert "holds colour images, but the network draws grey ones: they are compared in grey" in out
+    assert "left out of" in out and "broken.png" in out
+    assert len(nearest_rows(tmp_path / "results" / "generated")) == 1

@@ -109,6 +109,7 @@ def check_combination(args) -> None:
 def evaluate(args) -> None:
     """Two folders: every part that is asked for, the report, the picture."""
     from utils.devices import choose_device
+    from utils.evaluation.distribution import check_numbers
     from utils.evaluation.extract import Reader
     from utils.evaluation.features import check_features
     from utils.evaluation.image_folder import left_out_lines, open_folder
@@ -134,6 +135,8 @@ def evaluate(args) -> None:
         reader = maker.reader
     else:
         generated = open_folder(args.generated, "GENERATED")
+        if network is not None and args.num_compared:
+            check_numbers(len(real), len(generated), args.num_compared)
     with results_folder(args) as folder:
         if maker is not None:
             maker.write(folder / "images")

@@ -122,7 +122,7 @@ def check_numbers(real: int, generated: int, asked: int | None) -> None:
         if min(available, generated) < FEWEST:
             raise TooFewImages(
                 f"too few images: REAL has {real:,} and GENERATED {generated:,}; features are "
-                f"compared from {2 * FEWEST} and {FEWEST} on (--features none leaves them out)"
+                f"compared from {2 * FEWEST} and {FEWEST} on, --paired and --copies take fewer"
             )
         return
     if asked < FEWEST:

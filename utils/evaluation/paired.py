@@ -92,7 +92,9 @@ class PairedReport:
     def lines(self) -> list[str]:
         """For people."""
         lines = [f"pairs       {len(self.pairs):,} by file name, 8 bits, all channels"]
-        if self.identical:
+        if self.identical == len(self.pairs):
+            lines.append("            all of them are identical: their PSNR is infinite")
+        elif self.identical:
             lines.append(
                 f"            {self.identical:,} of them are identical: their PSNR is infinite, "
                 f"and the mean is over the others"

@@ -151,6 +151,8 @@ def test_other_inception_weights_are_refused_unread(inception, tmp_path, monkeyp
         build_features("inception", tmp_path / "any", None, CPU)
     with pytest.raises(UserError, match="missing cannot be read: No such file"):
         build_features("inception", tmp_path / "missing", None, CPU)
+    with pytest.raises(UserError, match="is a pipe, a socket or a device"):
+        build_features("inception", Path("/dev/zero"), None, CPU)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def no_connection(*_):

@@ -269,6 +269,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--vis": ["x"],
     "--vis_interval_epochs": ["0"],
     "--eval_interval_epochs": ["0", "x"],
+    "--eval_images": ["-1", "x"],
     "--num_vis": ["0"],
     "--image_format": ["bmp"],
     "--sample": ["dpm"],

@@ -246,8 +246,26 @@ def copies_of(args, device, train, generated, reader, warnings: Warnings):
 
 
 def verdict_of_run(args) -> None:
-    """What the run's own folder says of how good its network is."""
-    raise NotImplementedError("--run")
+    """What the run's own evaluations say of it, and their curves as a picture."""
+    from utils.evaluation.report import check_can_write, write_json
+    from utils.evaluation.run_report import read_run
+
+    if args.json is not None:
+        check_can_write(args.json)
+    report = read_run(args.run)
+    for line in report.lines():
+        opt.say(line)
+    if report.evaluations:
+        from utils.evaluation.curves import draw_curves
+        from utils.pictures import save_image
+        from utils.runs.folder import new_folder
+
+        file = new_folder(args.result_path, args.evaluate_name) / "curves.png"
+        save_image(draw_curves(report.evaluations, report.verdict), file)
+        opt.say(f"the curves are in {file}")
+    if args.json is not None:
+        write_json(report.to_dict(), args.json)
+        opt.say(f"all figures in {args.json}")
 
 
 def prepare_maker(args, device, real, network, warnings: Warnings):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.data import ImageSet
     from utils.data.split import Split
     from utils.devices import Precision
+    from utils.generation import ImageGenerator, Sampling
     from utils.ranks import Ranks
     from utils.runs.checkpoint import Checkpoint
     from utils.runs.folder import RunFolder
@@ -107,6 +108,7 @@ OPTIONS: opt.Table = {
         Option("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "which time steps the sampler of previews visits"),
         Option("--cfg_scale",         1.5,             opt.not_negative,    "guidance scale of previews; 1: none"),
         Option("--eval_interval_epochs", None,         opt.positive,        "epochs between evaluations on held-out images; not set: about 20 in a run, fewer where they would take more than 2% of its time"),
+        Option("--eval_images",       0,               opt.natural,         "images generated at each evaluation to measure their KID; needs requirements-metrics.txt"),
         Option("--log_interval",      10,              opt.positive,        "steps between metric writes"),
     ],
     "machine": [
@@ -211,12 +213,14 @@ def train(args: Namespace, ranks: Ranks) -> None:
 
     # What is trained: task, network, EMA, optimizer
     task = build_task(args)
-    evaluations = plan_evaluations(args, task, split, epoch_steps, global_batch)
+    evaluations = plan_evaluations(args, task, dataset, split, epoch_steps, global_batch)
     schedule = build_schedule(args, epoch_steps, evaluations)
     held_out = split.to_record(all_images.checksums, all_images.fingerprint())
     config = build_config(args, dataset, held_out, task, schedule, global_batch)
     state = build_state(args, config, precision)
-    evaluate = build_evaluation(args, ranks, all_images, split, evaluations, task, precision)
+    evaluate = build_evaluation(
+        args, ranks, all_images, dataset, split, evaluations, state, task, precision
+    )
     previews = build_previews(args, state, task, dataset, precision)
 
     # Resume or pretrain
@@ -432,14 +436,22 @@ def build_state(args: Namespace, config: dict, precision: Precision) -> TrainSta
 
 
 def plan_evaluations(
-    args: Namespace, task: DiffusionTask, split: Split, epoch_steps: int, global_batch: int
+    args: Namespace,
+    task: DiffusionTask,
+    dataset: ImageSet,
+    split: Split,
+    epoch_steps: int,
+    global_batch: int,
 ) -> EvaluationPlan | None:
-    """When the run is evaluated and on how much; None without held-out images."""
+    """When the run is evaluated and on how much; None where there is nothing to measure."""
+    from model.guidance import needs_null
     from utils.training.evaluation import plan_evaluations
     from utils.training.held_out import evaluation_time_steps
 
-    if len(split.held_out) == 0:
+    if len(split.held_out) == 0 and args.eval_images == 0:
         return None
+    is_guided = bool(dataset.class_names) and needs_null(args.cfg_scale)
+    calls = len(sampling_of(args).build(task.diffusion.config, "cpu").calls())
     return plan_evaluations(
         total_steps=args.epochs * epoch_steps,
         steps_per_epoch=epoch_steps,
@@ -447,6 +459,8 @@ def plan_evaluations(
         held_out=len(split.held_out),
         levels=len(evaluation_time_steps(task.diffusion)),
         interval_epochs=args.eval_interval_epochs,
+        generated=args.eval_images,
+        rows_per_generated=calls * (2 if is_guided else 1),
     )
 
 
@@ -454,26 +468,36 @@ def build_evaluation(
     args: Namespace,
     ranks: Ranks,
     images: ImageSet,
+    dataset: ImageSet,
     split: Split,
     evaluations: EvaluationPlan | None,
+    state: TrainState,
     task: DiffusionTask,
     precision: Precision,
 ) -> EvaluateFunction | None:
-    """What measures the averaged network, or None without held-out images."""
+    """What measures the averaged network, or None where there is nothing to measure."""
     if evaluations is None:
         return None
+    from utils.evaluation.features import EFFICIENTNET, build_features
+    from utils.training.evaluation import RunEvaluation
     from utils.training.held_out import HeldOutLoss, SampleOfImages, first_by_content
+    from utils.training.sample_score import SampleScore
 
-    training = split.training(len(images))
-    return HeldOutLoss(
-        task,
-        SampleOfImages.of(images, split.held_out[: evaluations.images]),
-        SampleOfImages.of(images, first_by_content(images, training, evaluations.images)),
-        precision,
-        ranks,
-        args.batch_size,
-        args.seed,
-    )
+    held_out_loss = sample_score = None
+    if evaluations.images > 0:
+        held_out = SampleOfImages.of(images, split.held_out[: evaluations.images])
+        places = first_by_content(dataset, evaluations.images)
+        training = SampleOfImages.of(dataset, places)
+        held_out_loss = HeldOutLoss(
+            task, held_out, training, precision, ranks, args.batch_size, args.seed
+        )
+    if args.eval_images > 0:
+        features = build_features(EFFICIENTNET, None, None, precision.device)
+        generator = build_generator(args, state, task, dataset, precision)
+        sample_score = SampleScore(
+            generator, features, dataset, args.eval_images, args.batch_size, ranks
+        )
+    return RunEvaluation(held_out_loss, sample_score)
 
 
 def build_schedule(
@@ -514,22 +538,34 @@ def build_previews(
     """What draws previews, or None without."""
     if not args.vis:
         return None
-    from utils.generation import ImageGenerator, Sampling
     from utils.training.previews import PreviewGrid
 
-    sampling = Sampling(
-        args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale
-    )
-    generator = ImageGenerator(
+    generator = build_generator(args, state, task, dataset, precision)
+    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size)
+
+
+def build_generator(
+    args: Namespace, state: TrainState, task: DiffusionTask, dataset: ImageSet, precision: Precision
+) -> ImageGenerator:
+    """What turns seeds into images with the averaged network, for previews and evaluations."""
+    from utils.generation import ImageGenerator
+
+    return ImageGenerator(
         state.ema.network,
-        sampling.build(task.diffusion.config, precision.device),
+        sampling_of(args).build(task.diffusion.config, precision.device),
         task.codec,
         args.image_size,
         dataset.channels,
         precision,
         args.cfg_scale,
     )
-    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size)
+
+
+def sampling_of(args: Namespace) -> Sampling:
+    """How previews and evaluations make images."""
+    from utils.generation import Sampling
+
+    return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
 
 
 def build_recorder(

@@ -160,3 +160,34 @@ def test_a_split_that_makes_no_sense_is_refused(script, many_images, tmp_path, f
         "train", *options(many_images, "--run_name", "a", "--epochs", 2, "--resume"), status=2
     )
     assert "held_out" in done.stderr
+
+
+def test_evaluate_reads_the_verdict_of_a_run(script, many_images, tmp_path):
+    often = ["--eval_interval_epochs", 2]
+    trained = script("train", *options(many_images, "--run_name", "a", *often)).stdout
+    run = tmp_path / "results" / "a"
+    before = {path.name for path in run.iterdir()}
+    done = script("evaluate", "--run", run, "--json", tmp_path / "verdict.json").stdout
+    assert trained.splitlines()[-1] in done.splitlines()
+    assert json.loads((tmp_path / "verdict.json").read_text())["sentence"] in done
+    assert (tmp_path / "results" / "evaluation" / "curves.png").exists()
+    assert {path.name for path in run.iterdir()} == before
+    assert "is no folder of a run" in script("evaluate", "--run", many_images, status=2).stderr
+
+
+@pytest.mark.metrics
+def test_kid_at_each_evaluation(script, many_images, tmp_path):
+    """Also on two processes, and in the place of the held-out loss where nothing is held out."""
+    kid = ["--eval_images", 12, "--eval_interval_epochs", 4, "--val_fraction", 0]
+    out = script("train", *options(many_images, "--run_name", "a", *kid)).stdout
+    assert "the KID of 12 generated images" in out
+    found = read_evaluations(tmp_path / "results" / "a")
+    assert len(found) == 2 and all(each.time_steps == [] for each in found)
+    again = ["--run_name", "b", "--distributed", "--world_size", 2, "--batch_size", 8]
+    script("train", *options(many_images, *kid, *again))
+    for one, two in zip(found, read_evaluations(tmp_path / "results" / "b"), strict=True):
+        assert abs(one.scores["kid"] - two.scores["kid"]) < 1e-3
+    rows = metrics(tmp_path / "results" / "a")
+    assert {int(row["step"]) for row in rows if row["kid"]} == {each.step for each in found}
+    best = min(found, key=lambda each: each.scores["kid"])
+    assert Checkpoint.read(tmp_path / "results" / "a" / "ema_best.pt").state["step"] == best.step

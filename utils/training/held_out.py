@@ -14,7 +14,6 @@ from utils.data.split import scattered
 from utils.devices import Precision
 from utils.errors import ReadError
 from utils.ranks import Ranks
-from utils.runs.evaluations import Evaluation
 from utils.training.diffusion_task import DiffusionTask
 
 LEVELS = 8
@@ -52,10 +51,9 @@ class SampleOfImages:
         return cls(torch.stack(pixels), torch.tensor(labels), numbers)
 
 
-def first_by_content(images: ImageSet, places: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the places, chosen by the images' pixels alone."""
-    numbers = scattered(images.checksums[places])
-    return places[np.argsort(numbers, kind="stable")[:count]]
+def first_by_content(images: ImageSet, count: int) -> np.ndarray:
+    """The places of `count` images, or of all, chosen by their pixels alone."""
+    return np.argsort(scattered(images.checksums), kind="stable")[:count]
 
 
 class HeldOutLoss:
@@ -86,8 +84,10 @@ class HeldOutLoss:
         self._labels = torch.cat([held_out.labels, training.labels])
         self._numbers = held_out.numbers + training.numbers
 
-    def __call__(self, network: nn.Module, step: int) -> Evaluation:
-        """All processes call it together, with equal networks."""
+    def __call__(self, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """The losses of held-out and of training images, both (m, len(time_steps)), on all
+        processes, which call it together with equal networks.
+        """
         levels = len(self.time_steps)
         count = len(self._numbers) * levels
         losses = torch.zeros(count, dtype=torch.float64)
@@ -97,9 +97,7 @@ class HeldOutLoss:
                 rows = list(mine[start : start + self.batch_size])
                 losses[rows] = self._losses(network, rows)
         table = self.ranks.start_sum(losses).get().view(-1, levels).numpy()
-        return Evaluation(
-            step, self.time_steps, held_out=table[: self.images], training=table[self.images :]
-        )
+        return table[: self.images], table[self.images :]
 
     def _losses(self, network: nn.Module, rows: list[int]) -> Tensor:
         """Row i is image i // levels at time step i % levels. (rows,) float64, on the CPU."""

@@ -132,22 +132,29 @@ def evaluation_lines(
     split: Split, images: int, evaluations: EvaluationPlan | None, steps_per_epoch: int
 ) -> list[str]:
     """What is held out of `images`, and when it is measured."""
-    if evaluations is None:
-        return ["held out    no images, so the run cannot say whether it is done (--val_fraction)"]
     held_out = len(split.held_out)
     lines = [f"held out    {held_out:,} of {images:,} images, to measure on"]
+    if held_out == 0:
+        lines = ["held out    no images, so the run cannot say whether it is done (--val_fraction)"]
     if len(split.unused):
         lines.append(
             f"            {len(split.unused):,} more are near copies of training images and are "
             "used for neither"
         )
+    if evaluations is None:
+        return lines
     often = f"every {evaluations.interval:,} steps"
     if evaluations.interval % steps_per_epoch == 0:
         epochs = evaluations.interval // steps_per_epoch
         often = "every epoch" if epochs == 1 else f"every {epochs:,} epochs"
+    parts = []
+    if evaluations.images:
+        parts.append(f"the loss of {evaluations.images:,} held-out and as many training images")
+    if evaluations.generated:
+        parts.append(f"the KID of {evaluations.generated:,} generated images")
     lines.append(
-        f"evaluation  {often}, {evaluations.count} in all, of {evaluations.images:,} held-out and "
-        f"as many training images: {evaluations.share:.1%} of the run's time"
+        f"evaluation  {often}, {evaluations.count:,} in all: {' and '.join(parts)}; "
+        f"{evaluations.share:.1%} of the run's time"
     )
     return lines
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 from utils.console import Progress
 from utils.errors import NotSaved, UserError
+from utils.evaluation.verdict import Verdict, judge, sentence
 from utils.ranks import Ranks
 from utils.runs.evaluations import Evaluation
 from utils.runs.files import BEST_SLIM, SLIM
 from utils.runs.folder import RunFolder
 from utils.training.state import TrainState
-from utils.training.verdict import Verdict, judge, sentence
 
 # (sign of life, called now and then) -> the picture
 PreviewFunction = Callable[[Callable[[], None]], Image.Image]
@@ -132,6 +132,7 @@ class RunRecorder:
         self._epochs = epochs
         self._last_loss = ""
         self._step = first_step
+        self._total_steps = total_steps
         self._progress = Progress(total_steps, initial=first_step, unit="step", title="training")
         self._write_status("running", judge(run.evaluations))
 
@@ -198,7 +199,7 @@ class RunRecorder:
             {
                 "state": state,
                 "step": self._step,
-                "total_steps": self._progress.total,
+                "total_steps": self._total_steps,
                 "verdict": verdict.to_dict(),
                 "sentence": self._sentence(verdict),
                 "best_file": BEST_SLIM if verdict.best_step is not None else None,
@@ -206,7 +207,8 @@ class RunRecorder:
         )
 
     def _sentence(self, verdict: Verdict) -> str:
-        return sentence(verdict, self._run.path / BEST_SLIM, self._epochs)
+        is_finished = self._step >= self._total_steps
+        return sentence(verdict, self._run.path / BEST_SLIM, self._epochs, is_finished)
 
     def _sign_of_life(self, busy: bool) -> None:
         self._ranks.main_is_busy(busy)
@@ -224,7 +226,7 @@ class RunRecorder:
             saved = "the last checkpoint could not be written"
         self._write_status("failed", judge(self._run.evaluations))
         self._run.log(f"error: {error}", shown=False)
-        self._run.log(f"step {step:,} of {self._progress.total:,}: {saved}")
+        self._run.log(f"step {step:,} of {self._total_steps:,}: {saved}")
 
     def finished(self, step: int) -> None:
         self._end(step, "finished", f"finished; the weights are in {self._run.path / SLIM}")
@@ -243,6 +245,6 @@ class RunRecorder:
         is_safe = self._run.finish_saving(is_last=True)
         if not is_safe:
             how = "the last checkpoint could not be written"
-        self._run.log(f"step {step:,} of {self._progress.total:,}: {how}")
+        self._run.log(f"step {step:,} of {self._total_steps:,}: {how}")
         if not is_safe:
             raise NotSaved(f"{how} into {self._run.path}")

@@ -111,14 +111,14 @@ def float64():
 
 def test_each_loss_is_that_of_its_image_and_time_step(float64):
     network, measure = small_network(), held_out_loss()
-    evaluation = measure(network, 17)
-    assert evaluation.step == 17 and evaluation.held_out.shape == (5, 8)
+    held_out, training = measure(network)
+    assert held_out.shape == training.shape == (5, 8)
     diffusion = measure.task.diffusion
     network.eval()
-    for which, table in ((sample(5, 1), evaluation.held_out), (sample(5, 2), evaluation.training)):
+    for which, table in ((sample(5, 1), held_out), (sample(5, 2), training)):
         for i in range(5):
             x0 = which.pixels[i : i + 1].double() / 127.5 - 1
-            for level, t in enumerate(evaluation.time_steps):
+            for level, t in enumerate(measure.time_steps):
                 generator = torch.Generator().manual_seed(mix(3, which.numbers[i], t))
                 noise = torch.randn(1, 8, 8, generator=generator)[None]
                 abar = diffusion.alphas_cumprod[t]
@@ -131,15 +131,15 @@ def test_each_loss_is_that_of_its_image_and_time_step(float64):
 
 def test_the_network_keeps_its_mode_and_gets_no_gradients(float64):
     network = small_network().train()
-    evaluation = held_out_loss()(network, 1)
-    again = held_out_loss(batch_size=3)(network, 2)
+    held_out, _ = held_out_loss()(network)
+    again, _ = held_out_loss(batch_size=3)(network)
     assert network.training and all(p.grad is None for p in network.parameters())
-    assert np.abs(evaluation.held_out - again.held_out).max() < 1e-10  # no dropout, any batch
+    assert np.abs(held_out - again).max() < 1e-10  # no dropout, any batch
 
 
 def test_processes_share_the_work(float64):
     """Each measures its part, and the sum over them is the whole."""
-    network, alone = small_network(), held_out_loss()(small_network(), 1)
+    network, alone = small_network(), held_out_loss()(small_network())
     parts = []
 
     class OneOfThree(Ranks):
@@ -148,10 +148,10 @@ def test_processes_share_the_work(float64):
             return PendingSum(tensor)
 
     for rank in range(3):
-        held_out_loss(OneOfThree(rank=rank, world_size=3))(network, 1)
+        held_out_loss(OneOfThree(rank=rank, world_size=3))(network)
     assert max(int((part != 0).sum()) for part in parts) == 27  # of 80
     together = torch.stack(parts).sum(0).view(-1, 8).numpy()
-    expected = np.concatenate([alone.held_out, alone.training])
+    expected = np.concatenate(alone)
     assert np.abs(together - expected).max() < 1e-10
 
 
@@ -164,7 +164,7 @@ def test_without_classes(float64):
         labels.append(label)
         return x
 
-    measure(network, 1)
+    measure(network)
     assert set(labels) == {None}
 
 

@@ -32,10 +32,17 @@ class Change:
             return math.copysign(math.inf, self.mean) if self.mean else 0.0
         return self.mean / self.standard_error
 
+    def beyond(self, other: "Change") -> float:
+        """By how many standard errors this change is above another, of other images."""
+        error = math.hypot(self.standard_error, other.standard_error)
+        return Change(self.mean - other.mean, error).z
+
 
 @dataclass(frozen=True)
 class Rise:
-    """At one time step the held-out loss has risen above the best value that it had."""
+    """At one time step the held-out loss has risen above the best value that it had, and that of
+    training images has not.
+    """
 
     time_step: int
     best_step: int  # of training, where it was best
@@ -111,8 +118,8 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
 
 def find_rise(evaluations: Sequence[Evaluation]) -> Rise | None:
     """The time step at which the held-out loss has risen most clearly: by more than 3 standard
-    errors above its best, at two evaluations in a row, the last of which is the latest pair that
-    shows it.
+    errors above its best, and above what the loss of training images did meanwhile, at two
+    evaluations in a row and since then.
     """
     rises = [_rise_at(evaluations, i) for i in range(len(evaluations[0].time_steps))]
     found = [rise for rise in rises if rise is not None]
@@ -125,7 +132,9 @@ def _rise_at(evaluations: Sequence[Evaluation], level: int) -> Rise | None:
     rise = None
     for evaluation in evaluations[1:]:
         difference = change(best.held_out[:, level], evaluation.held_out[:, level])
-        if difference.z <= SIGNIFICANT:
+        seen = change(best.training[:, level], evaluation.training[:, level])
+        # Early in training, the loss at a time step may rise for all images.
+        if difference.z <= SIGNIFICANT or difference.beyond(seen) <= SIGNIFICANT:
             was_above = None
             if difference.mean < 0:
                 best = evaluation
@@ -171,10 +180,11 @@ def gap_between(evaluation: Evaluation) -> tuple[float, float]:
 CRITERIA = {"held_out_loss": "the lowest loss on held-out images", "kid": "the lowest KID"}
 
 
-def sentence(verdict: Verdict, best_file: object, epochs: int) -> str:
+def sentence(verdict: Verdict, best_file: object, epochs: int, is_finished: bool = True) -> str:
     """The verdict for people: what happened, which file is best, what to do next.
 
-    `best_file` is the checkpoint that the criterion chose, `epochs` the length of the run.
+    `best_file` is the checkpoint that the criterion chose, `epochs` the length of the run, which
+    may not have come to its end.
     """
     if verdict.kind == UNKNOWN:
         return _unknown(verdict, best_file)
@@ -192,13 +202,13 @@ def sentence(verdict: Verdict, best_file: object, epochs: int) -> str:
     if verdict.kind == NOT_DONE:
         return (
             f"It is not done: the loss on held-out images still fell by {verdict.fall:.1%} in the "
-            f"last quarter of the run (z = {verdict.fall_z:.1f}); {_gap(verdict)}. Continue with "
-            f"--epochs {2 * epochs} --resume."
+            f"last quarter (z = {verdict.fall_z:.1f}); {_gap(verdict)}. "
+            + (f"Continue with --epochs {2 * epochs} --resume." if is_finished else "Go on.")
         )
     direction = "fell" if verdict.fall >= 0 else "rose"
     return (
         f"It is done: the loss on held-out images {direction} by only {abs(verdict.fall):.1%} in "
-        f"the last quarter of the run; {_gap(verdict)}; {best}."
+        f"the last quarter; {_gap(verdict)}; {best}."
     )
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.runs.evaluations import Evaluation
-from utils.training.verdict import (
+from utils.evaluation.verdict import (
     DONE,
     MEMORISES,
     NOT_DONE,
@@ -14,14 +13,18 @@ from utils.training.verdict import (
     judge,
     sentence,
 )
+from utils.runs.evaluations import Evaluation
 
 TIME_STEPS = [30, 300, 900]
 IMAGES = 40
 
 
-def evaluations(*levels: list[float], spread: float = 0.3, wobble: float = 0.002, kid=None):
+def evaluations(
+    *levels: list[float], seen=None, spread: float = 0.3, wobble: float = 0.002, kid=None
+):
     """One per entry: the mean loss at each of the time steps, from images that differ by `spread`
-    and change from one evaluation to the next by `wobble`.
+    and change from one evaluation to the next by `wobble`. Training images have the same loss, or
+    that in `seen`.
     """
     generator = np.random.default_rng(0)
     of_image = 1 + spread * generator.standard_normal((IMAGES, 1))
@@ -29,7 +32,7 @@ def evaluations(*levels: list[float], spread: float = 0.3, wobble: float = 0.002
     for i, level in enumerate(levels):
         noise = wobble * generator.standard_normal((IMAGES, len(TIME_STEPS)))
         held_out = of_image * np.array(level) + noise
-        training = (2 - of_image) * np.array(level)
+        training = (2 - of_image) * np.array(level if seen is None else seen[i])
         scores = {} if kid is None else {"kid": kid[i], "kid_se": 0.01}
         found.append(Evaluation(100 * (i + 1), TIME_STEPS, held_out, training, scores))
     return found
@@ -58,7 +61,7 @@ def test_levelled_off_is_done():
 def test_a_rise_at_one_time_step_is_memorising():
     levels = [[x[0], x[0], x[0]] for x in falling(0.5, 8)]
     levels += [[0.5, 0.53, 0.5], [0.5, 0.56, 0.5], [0.49, 0.6, 0.49]]
-    verdict = judge(evaluations(*levels))
+    verdict = judge(evaluations(*levels, seen=falling(0.3, 11)))
     assert verdict.kind == MEMORISES
     rise = verdict.rise
     assert (rise.time_step, rise.best_step, rise.since_step) == (300, 800, 900)
@@ -68,20 +71,26 @@ def test_a_rise_at_one_time_step_is_memorising():
     assert f"results/a/ema_best.pt, of step {verdict.best_step:,}" in text
 
 
+def test_a_rise_for_all_images_is_not_memorising():
+    levels = falling(0.5, 8) + [[0.5, 0.53, 0.5], [0.5, 0.56, 0.5], [0.49, 0.6, 0.49]]
+    assert judge(evaluations(*levels)).rise is None
+    assert judge(evaluations(*levels, seen=falling(0.3, 11))).rise is not None
+
+
 def test_one_evaluation_above_the_best_is_chance():
     levels = falling(0.5, 8) + [[0.5, 0.56, 0.5], [0.5, 0.5, 0.5], [0.5, 0.56, 0.5]]
-    assert judge(evaluations(*levels)).kind != MEMORISES
+    assert judge(evaluations(*levels, seen=falling(0.3, 11))).kind != MEMORISES
 
 
 def test_a_rise_that_has_passed_is_forgotten():
     levels = falling(0.5, 8) + [[0.5, 0.56, 0.5]] * 2 + [[0.4, 0.4, 0.4]] * 8
-    assert judge(evaluations(*levels)).kind == DONE
+    assert judge(evaluations(*levels, seen=[[0.4] * 3] * 18)).kind == DONE
 
 
 def test_a_rise_within_its_error_is_none():
     """The images change by 0.3 either way, so that a mean of 40 is uncertain by 0.05."""
     levels = falling(0.5, 8) + [[0.5, 0.56, 0.5]] * 3
-    assert judge(evaluations(*levels, wobble=0.3)).rise is None
+    assert judge(evaluations(*levels, wobble=0.3, seen=falling(0.3, 11))).rise is None
 
 
 def test_the_change_is_paired_by_image():

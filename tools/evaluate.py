@@ -11,6 +11,7 @@ The figures of distributions need `pip install -r requirements-metrics.txt`; pai
 docs/evaluating.md says what each figure means.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -108,13 +109,13 @@ def check_combination(args) -> None:
 def evaluate(args) -> None:
     """Two folders: every part that is asked for, the report, the picture."""
     from utils.devices import choose_device
+    from utils.evaluation.distribution import check_numbers
     from utils.evaluation.extract import Reader
     from utils.evaluation.features import check_features
     from utils.evaluation.image_folder import left_out_lines, open_folder
     from utils.evaluation.paired import compare_pairs
     from utils.evaluation.report import Report, check_can_write, write_json
     from utils.ranks import Ranks
-    from utils.runs.folder import new_folder
 
     # What is wrong with the options is said before any long work
     check_features(args.features, args.feature_weights, args.feature_size)
@@ -128,37 +129,53 @@ def evaluate(args) -> None:
     reader = Reader(args.image_size)
 
     # The images
+    maker = None
     if args.weight_path is not None:
         maker = prepare_maker(args, device, real, network, warnings)
         reader = maker.reader
-        folder = new_folder(args.result_path, args.evaluate_name)
-        maker.write(folder / "images")
-        generated = open_folder(folder / "images", "GENERATED")
     else:
         generated = open_folder(args.generated, "GENERATED")
-        folder = new_folder(args.result_path, args.evaluate_name)
-    for each in (real, generated):
-        warnings.add(*each.remarks, *left_out_lines(each))
+        if network is not None and args.num_compared:
+            check_numbers(len(real), len(generated), args.num_compared)
+    with results_folder(args) as folder:
+        if maker is not None:
+            maker.write(folder / "images")
+            generated = open_folder(folder / "images", "GENERATED")
+        for each in (real, generated):
+            warnings.add(*each.remarks, *left_out_lines(each))
 
-    # The figures
-    report = Report(real, generated, reader, warnings=warnings.lines)
-    if args.paired:
-        report.paired = compare_pairs(real, generated, reader)
-        warnings.add(*report.paired.remarks)
-    if train is not None:
-        report.copies = copies_of(args, device, train, generated, reader, warnings)
-    if network is not None:
-        report.features = compare_features(args, real, generated, network, reader, warnings)
+        # The figures
+        report = Report(real, generated, reader, warnings=warnings.lines)
+        if args.paired:
+            report.paired = compare_pairs(real, generated, reader)
+            warnings.add(*report.paired.remarks)
+        if train is not None:
+            report.copies = copies_of(args, device, train, generated, reader, warnings)
+        if network is not None:
+            report.features = compare_features(args, real, generated, network, reader, warnings)
 
-    # What people and programs read
-    for line in report.lines():
-        opt.say(line)
-    file = folder / "evaluation.png"
-    write_picture(report, file)
-    opt.say(f"\nreal beside generated, worst and best matches in {file}")
+        # What people and programs read
+        for line in report.lines():
+            opt.say(line)
+        file = folder / "evaluation.png"
+        write_picture(report, file)
+        opt.say(f"\nreal beside generated, worst and best matches in {file}")
     if args.json is not None:
         write_json(report.to_dict(), args.json)
         opt.say(f"all figures in {args.json}")
+
+
+@contextlib.contextmanager
+def results_folder(args):
+    """The folder for the picture, made before the long work; where that fails, none is left."""
+    from utils.runs.folder import new_folder
+
+    folder = new_folder(args.result_path, args.evaluate_name)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # not empty: it stays
+            folder.rmdir()
 
 
 class Warnings:

@@ -4,6 +4,7 @@ Two halves of real data do not have a distance of 0 and a precision of 1 either,
 stands beside the same figure between two halves of REAL, of the same number of images.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ COVERAGE_K = 5
 FEWEST = COVERAGE_K + 1  # images of a set that have a k-th neighbour each
 FD_FACTOR = 5  # times its dimension: the images that a Frechet distance needs
 ALL_IMAGES = 0  # as --num_compared
+MEASURES = 4  # steps of `figures_of`, for its progress
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,16 @@ class ClassFigures:
     floor: Figures | None
 
     @classmethod
-    def of(cls, chosen: "Chosen", fd_needs: int) -> "ClassFigures":
+    def of(
+        cls, chosen: "Chosen", fd_needs: int, report: Callable[[], None] = lambda: None
+    ) -> "ClassFigures":
         """As many images of both folders, and as many for the floor where REAL has them."""
         n = min(len(chosen.real), len(chosen.generated))
-        figures = _figures_if_enough(chosen.real.first(n), chosen.generated.first(n), fd_needs)
+        real, generated = chosen.real.first(n), chosen.generated.first(n)
+        figures = _figures_if_enough(real, generated, fd_needs, report)
         m = min(n, len(chosen.first), len(chosen.second))
-        floor = _figures_if_enough(chosen.first.first(m), chosen.second.first(m), fd_needs)
+        first, second = chosen.first.first(m), chosen.second.first(m)
+        floor = _figures_if_enough(first, second, fd_needs, report)
         return cls(n, figures, floor)
 
 
@@ -122,7 +128,7 @@ def check_numbers(real: int, generated: int, asked: int | None) -> None:
         if min(available, generated) < FEWEST:
             raise TooFewImages(
                 f"too few images: REAL has {real:,} and GENERATED {generated:,}; features are "
-                f"compared from {2 * FEWEST} and {FEWEST} on (--features none leaves them out)"
+                f"compared from {2 * FEWEST} and {FEWEST} on, --paired and --copies take fewer"
             )
         return
     if asked < FEWEST:
@@ -161,20 +167,19 @@ def compare(chosen: Chosen, classes: "Classes | None", fd_needs: int) -> Compari
     `fd_needs`: images from which on a Frechet distance is computed for a class.
     """
     has_floor = len(chosen.first) >= FEWEST
-    parts = 1 + has_floor + (len(classes.names) if classes is not None else 0)
-    with Progress(parts, title="figures", unit="part", leave=False) as progress:
-        figures = figures_of(chosen.real.features(), chosen.generated.features())
-        progress.update()
+    pairs = 1 + has_floor + (2 * len(classes.names) if classes is not None else 0)
+    with Progress(MEASURES * pairs, title="figures", unit="figure", leave=False) as progress:
+        report = progress.update
+        figures = figures_of(chosen.real.features(), chosen.generated.features(), report=report)
         floor = None
         if has_floor:
-            floor = figures_of(chosen.first.features(), chosen.second.features())
-            progress.update()
+            floor = figures_of(chosen.first.features(), chosen.second.features(), report=report)
         found = Comparison(figures, floor)
         if classes is None:
             return found
         for label, name in enumerate(classes.names):
-            found.per_class[name] = ClassFigures.of(chosen.of_class(classes, label), fd_needs)
-            progress.update()
+            of_class = chosen.of_class(classes, label)
+            found.per_class[name] = ClassFigures.of(of_class, fd_needs, report)
     return found
 
 
@@ -203,15 +208,25 @@ def choose_rows(
     )
 
 
-def figures_of(real: Tensor, generated: Tensor, with_fd: bool = True) -> Figures:
-    """All figures of two sets of features, (N,D) and (M,D)."""
+def figures_of(
+    real: Tensor,
+    generated: Tensor,
+    with_fd: bool = True,
+    report: Callable[[], None] = lambda: None,
+) -> Figures:
+    """All figures of two sets of features, (N,D) and (M,D). `report` is called MEASURES times."""
     kid, kid_se = kernel_distance(real, generated)
+    report()
     precision, recall = precision_recall(real, generated, k=PRECISION_K)
+    report()
     density, coverage = density_coverage(real, generated, k=COVERAGE_K)
+    report()
+    fd = frechet_distance(real, generated) if with_fd else None
+    report()
     return Figures(
         n=len(generated),
         n_real=len(real),
-        fd=frechet_distance(real, generated) if with_fd else None,
+        fd=fd,
         kid=kid,
         kid_se=kid_se,
         precision=precision,
@@ -221,10 +236,12 @@ def figures_of(real: Tensor, generated: Tensor, with_fd: bool = True) -> Figures
     )
 
 
-def _figures_if_enough(a: Rows, b: Rows, fd_needs: int) -> Figures | None:
+def _figures_if_enough(
+    a: Rows, b: Rows, fd_needs: int, report: Callable[[], None]
+) -> Figures | None:
     if len(a) < FEWEST:
         return None
-    return figures_of(a.features(), b.features(), with_fd=len(a) >= fd_needs)
+    return figures_of(a.features(), b.features(), len(a) >= fd_needs, report)
 
 
 # --- Per class ---

@@ -12,13 +12,24 @@ from torch import Tensor
 
 from utils.console import Progress
 from utils.data.decode import DECODER_VERSION, Decoded
-from utils.data.reading import ahead, in_mode, is_grey, try_decode, why_unreadable
+from utils.data.reading import (
+    AHEAD_PER_THREAD,
+    LARGEST_POOL,
+    ahead,
+    available_cores,
+    in_mode,
+    is_grey,
+    try_decode,
+    why_unreadable,
+)
 from utils.errors import UserError
 from utils.evaluation.feature_cache import FeatureCache
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import ImageFolder
 
 LARGEST_WAITING = 256 * 2**20  # bytes of pixels that wait for others of their size
+LARGEST_AHEAD = 2**30  # bytes that images take which are read ahead of their turn
+FIRST_LOOK = 4  # images that tell how large the others may be
 UNREADABLE = b"unreadable"  # instead of a file's digest
 
 
@@ -102,6 +113,23 @@ def feature_set(
     return FeatureSet(features, places[is_readable], facts, digests)
 
 
+def threads_for(folder: ImageFolder, places: np.ndarray, reader: Reader, copies: int) -> int | None:
+    """How many threads may read the images without filling the memory; None for as many as useful.
+
+    copies: the memory of a thread, in multiples of an image's bytes. The first images say how
+    large they are.
+    """
+    largest = 1
+    for place in places[:FIRST_LOOK]:
+        image = reader.read(folder.path(place))
+        if isinstance(image, Decoded):
+            largest = max(largest, image.pixels.nbytes)
+    most = LARGEST_AHEAD // (largest * copies)
+    if most >= LARGEST_POOL:
+        return None
+    return max(1, min(most, available_cores()))
+
+
 def content_digests(folder: ImageFolder, places: Sequence[int] | np.ndarray) -> list[bytes]:
     """A digest of the bytes of each file."""
     title = f"{folder.role}: contents"
@@ -152,7 +180,8 @@ def _extract(
                 rows[row] = values
             progress.update(len(batch))
 
-        images = ahead(lambda place: reader.read(folder.path(place)), places)
+        threads = threads_for(folder, places, reader, copies=AHEAD_PER_THREAD)
+        images = ahead(lambda place: reader.read(folder.path(place)), places, threads)
         for row, image in enumerate(images):
             if isinstance(image, Exception):
                 name = folder.names[places[row]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.runs.files import open_regular
 
 INCEPTION_SHA256 = "6726825d"  # the first digits, for the weights of the published FID
 INCEPTION_FILE = f"weights-inception-2015-12-05-{INCEPTION_SHA256}.pth"
@@ -49,10 +50,10 @@ def _timeout(seconds: float) -> Iterator[None]:
 
 
 def sha256_of(file: Path) -> str:
-    """The checksum of a file's contents. UserError where it cannot be read."""
+    """The checksum of a file's contents. UserError where it cannot be read, or never ends."""
     digest = hashlib.sha256()
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)
     except OSError as error:

@@ -10,11 +10,12 @@ from model.metrics import psnr, ssim
 from utils.console import Progress
 from utils.data.reading import ahead, why_unreadable
 from utils.errors import UserError, name_list
-from utils.evaluation.extract import Reader
+from utils.evaluation.extract import Reader, threads_for
 from utils.evaluation.image_folder import ImageFolder, relative_stem
 
 BRIGHTEST = 255.0  # of 8 bits
 SMALLEST_FOR_SSIM = 11  # pixels: its window
+COPIES = 100  # bytes that comparing two images takes for each of their bytes, in float64
 SHOWN = 3  # names of missing partners
 
 
@@ -91,7 +92,9 @@ class PairedReport:
     def lines(self) -> list[str]:
         """For people."""
         lines = [f"pairs       {len(self.pairs):,} by file name, 8 bits, all channels"]
-        if self.identical:
+        if self.identical == len(self.pairs):
+            lines.append("            all of them are identical: their PSNR is infinite")
+        elif self.identical:
             lines.append(
                 f"            {self.identical:,} of them are identical: their PSNR is infinite, "
                 f"and the mean is over the others"
@@ -138,8 +141,10 @@ def compare_pairs(real: ImageFolder, generated: ImageFolder, reader: Reader) -> 
     def measure(pair: Pair) -> tuple[float, float] | str:
         return _measure(pair, real, generated, reader)
 
+    first = np.array([pair.real for pair in pairs])
+    threads = threads_for(real, first, reader, COPIES)
     with Progress(len(pairs), title="pairs", unit="pair", leave=False) as progress:
-        for pair, found in zip(pairs, ahead(measure, pairs), strict=True):
+        for pair, found in zip(pairs, ahead(measure, pairs, threads), strict=True):
             progress.update()
             if isinstance(found, str):
                 broken.append(found)

@@ -90,7 +90,7 @@ def _grey_against_colour(real: FeatureSet, generated: FeatureSet) -> list[str]:
     """Where one side is all grey and the other is not."""
     counts = [(found.facts.grey, len(found.places)) for found in (real, generated)]
     all_grey = [grey == count for grey, count in counts]
-    if all_grey[0] == all_grey[1]:
+    if all_grey[0] == all_grey[1] or min(count for _, count in counts) == 0:
         return []
     parts = []
     for role, (grey, count) in zip(("REAL", "GENERATED"), counts, strict=True):

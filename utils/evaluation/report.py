@@ -1,5 +1,6 @@
 """What an evaluation found: lines for people, a dict for programs."""
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -266,20 +267,35 @@ def check_can_write(file: Path) -> None:
         raise UserError(f"--json {file} is a folder; name a file")
     if not file.parent.is_dir():
         raise UserError(f"--json {file}: there is no folder {file.parent}")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UserError(f"--json {file} cannot be written: Permission denied")
+    try:
+        if _may_be_replaced(file):
+            half = _half_written(file)
+            half.touch()
+            half.unlink()
+        elif not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"--json {file} cannot be written: {error.strerror}") from None
 
 
 def write_json(contents: dict, file: Path) -> None:
     """UserError where the disk refuses it."""
-    text = json.dumps(contents, indent=2, allow_nan=False, ensure_ascii=True)
-    is_plain = not file.is_symlink() and (file.is_file() or not file.exists())
-    half = file.with_name(f".{file.name}.tmp")
+    text = json.dumps(contents, indent=2, allow_nan=False, ensure_ascii=True) + "\n"
     try:
-        if is_plain:
-            half.write_text(text + "\n", encoding="utf-8")
+        if _may_be_replaced(file):
+            half = _half_written(file)
+            half.write_text(text, encoding="utf-8")
             os.replace(half, file)
-        else:  # a link stays one, and /dev/stdout is no file to replace
-            file.write_text(text + "\n", encoding="utf-8")
+        else:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+def _may_be_replaced(file: Path) -> bool:
+    """Whether another file may take its place: a link stays one, and so does /dev/stdout."""
+    return not file.is_symlink() and (file.is_file() or not file.exists())
+
+
+def _half_written(file: Path) -> Path:
+    return file.with_name(f".{file.name}.tmp")

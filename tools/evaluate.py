@@ -150,7 +150,7 @@ def evaluate(args) -> None:
             report.paired = compare_pairs(real, generated, reader)
             warnings.add(*report.paired.remarks)
         if train is not None:
-            report.copies = copies_of(args, device, train, generated, reader, warnings)
+            report.copies = copies_of(args, network, train, generated, reader, warnings)
         if network is not None:
             report.features = compare_features(args, real, generated, network, reader, warnings)
 
@@ -160,6 +160,8 @@ def evaluate(args) -> None:
         file = folder / "evaluation.png"
         write_picture(report, file)
         opt.say(f"\nreal beside generated, worst and best matches in {file}")
+        if report.copies is not None:
+            write_copies(report.copies, folder)
     if args.json is not None:
         write_json(report.to_dict(), args.json)
         opt.say(f"all figures in {args.json}")
@@ -240,9 +242,26 @@ def compare_features(args, real, generated, network, reader, warnings: Warnings)
     return FeatureReport(network, chosen, found)
 
 
-def copies_of(args, device, train, generated, reader, warnings: Warnings):
-    """Which of GENERATED are copies of training images: a report with lines() and to_dict()."""
-    raise NotImplementedError("--copies")
+def copies_of(args, network, train, generated, reader, warnings: Warnings):
+    """Which of GENERATED are copies of training images."""
+    from utils.evaluation.copy_folders import copies_of_folder
+
+    report, remarks = copies_of_folder(
+        train, generated, reader.image_size, network, args.batch_size
+    )
+    warnings.add(*remarks)
+    return report
+
+
+def write_copies(report, folder: Path) -> None:
+    """The closest pairs as a picture, and the nearest training image of each image as a table."""
+    from utils.evaluation.copy_report import write_table
+    from utils.pictures import save_image
+
+    picture, table = folder / "copies.png", folder / "copies.csv"
+    save_image(report.panel(), picture)
+    write_table(report.rows(), table)
+    opt.say(f"generated beside nearest training images in {picture}, all of them in {table}")
 
 
 def verdict_of_run(args) -> None:

@@ -295,9 +295,18 @@ class CopyCheck:
         from utils.evaluation.copies import TrainingImages
 
         self.images = TrainingImages(training_set(folder, generator, ranks), not ranks.is_main)
-        threshold = self.images.calibrate().threshold if ranks.is_main else None
-        self.threshold = ranks.gather(threshold)[ranks.main_rank]
+        self.threshold = ranks.gather(self.calibrate() if ranks.is_main else None)[ranks.main_rank]
         self.found: list[dict] = []
+
+    def calibrate(self) -> float:
+        """The distance up to which an image counts as a copy; and what to know about it."""
+        from utils.evaluation.copy_report import near_copy_remark
+
+        calibration = self.images.calibrate()
+        remark = near_copy_remark(calibration)
+        if remark:
+            opt.say(f"--nearest: {remark}")
+        return calibration.threshold
 
     def look_at(self, name: str, pixels) -> dict:
         """The nearest training image of (C,H,W) uint8, for the text of the image `name`."""

@@ -20,6 +20,7 @@ import torch
 from helpers import DEMO, TINY
 from script_server import import_what_scripts_import
 
+from tools import evaluate as evaluate_script
 from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
 from tools import train as train_script
@@ -226,6 +227,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--image_size": ["0", "x", "64,", "1,2,3", "7"],
     "--conditional": ["maybe"],
     "--num_classes": ["0", "x", "7"],
+    "--val_fraction": ["-0.1", "0.6", "x", "0.01"],
     "--flip": ["2"],
     "--resume": ["True", "x"],
     "--allow_changes": ["x"],
@@ -266,6 +268,8 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--keep": ["-1"],
     "--vis": ["x"],
     "--vis_interval_epochs": ["0"],
+    "--eval_interval_epochs": ["0", "x"],
+    "--eval_images": ["-1", "x"],
     "--num_vis": ["0"],
     "--image_format": ["bmp"],
     "--sample": ["dpm"],
@@ -290,6 +294,16 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--generate_name": ["a/b", ""],
     "--animate": ["mp4"],
     "--nearest": ["missing", "{file}", "{empty}"],
+    # evaluate.py
+    "--paired": ["x", "True"],
+    "--copies": ["missing", "{file}", "{empty}", ""],
+    "--run": ["", "{empty}"],
+    "--features": ["vgg", "timm:", ""],
+    "--feature_weights": ["", "{file}"],
+    "--feature_size": ["31", "1025", "x", "64"],
+    "--num_compared": ["-1", "x"],
+    "--evaluate_name": ["a/b", ""],
+    "--json": ["", "{empty}", "{file}/x", "missing/x"],
     # prepare_dataset.py
     "--out": ["", "{full}"],
     "--split": ["all"],
@@ -299,7 +313,9 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
 
 
 @pytest.mark.parametrize(
-    "script", [train_script, generate_script, prepare_script], ids=["train", "generate", "prepare"]
+    "script",
+    [train_script, generate_script, prepare_script, evaluate_script],
+    ids=["train", "generate", "prepare", "evaluate"],
 )
 def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys):
     (tmp_path / "file").write_text("hello")
@@ -321,6 +337,17 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
             str(tmp_path / "out"),
         ],
         prepare_script: ["mnist", "--out", str(tmp_path / "out")],
+        evaluate_script: [
+            str(images),
+            "--weight_path",
+            str(tmp_path / "w.pt"),
+            "--copies",
+            str(images),
+            "--features",
+            "none",
+            "--result_path",
+            str(tmp_path / "out"),
+        ],
     }[script]
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "full": DEMO}
     for action in script.build_parser()._actions:
@@ -329,7 +356,10 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
             continue
         assert flag in BAD, f"{flag} has no case of bad input"
         for value in BAD[flag]:
-            if script is generate_script and (flag, value) == ("--image_size", "7"):
+            if script in (generate_script, evaluate_script) and (flag, value) == (
+                "--image_size",
+                "7",
+            ):
                 continue  # works there: that network has one level
             begun = time.monotonic()
             with pytest.raises((SystemExit, UserError)) as stop:

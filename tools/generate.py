@@ -78,7 +78,7 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.class_name != ONE_OF_EACH:
-        check_seeds(args.seed, args.num_images)
+        opt.check_seeds(args.seed, args.num_images)
     if args.nearest is not None and not args.nearest.is_dir():
         found = "is a file" if args.nearest.exists() else "does not exist"
         raise opt.UserError(f"--nearest {args.nearest} {found}; name the folder of training images")
@@ -94,20 +94,11 @@ def main(argv: list[str] | None = None) -> None:
     launch(partial(generate, args), processes)
 
 
-def check_seeds(first: int, count: int) -> None:
-    """Raise UserError if the images need seeds beyond the largest one."""
-    last = first + count - 1
-    if last > opt.seed.high:
-        raise opt.UserError(
-            f"--seed {first} with {count} images needs seeds up to {last}; "
-            f"{opt.seed.high} is the largest"
-        )
-
-
 def generate(args, ranks) -> None:
     """One process: its share of the images, written as they are done."""
     from utils.devices import choose_device, choose_precision
-    from utils.generation import ImageGenerator, sampling_remarks
+    from utils.generation import ImageGenerator, image_settings, sampling_remarks
+    from utils.runs.folder import new_folder
 
     # Weights and their metadata
     device = choose_device(args.use_gpu, ranks)
@@ -124,7 +115,7 @@ def generate(args, ranks) -> None:
 
     # Images: this process takes every world_size-th
     count = args.num_images if labels is None else len(labels)
-    check_seeds(args.seed, count)
+    opt.check_seeds(args.seed, count)
     copies = None
     if args.nearest is not None:
         from utils.evaluation.copy_check import CopyCheck
@@ -133,7 +124,7 @@ def generate(args, ranks) -> None:
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = [checkpoint.class_names[label] for label in labels] if labels else []
-    settings = settings_of(args, checkpoint, generator, sampling)
+    settings = image_settings(checkpoint, generator, sampling, args.use_ema)
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
     for place, pixels in images_of(args, ranks, generator, labels, count, frames):
@@ -214,13 +205,9 @@ def choose_sampling(args, checkpoint):
     """How the images are made. Raises UserError for guidance that was not trained."""
     from utils.generation import Sampling
 
-    if checkpoint.class_names and not checkpoint.guidance_was_trained and args.cfg_scale != 1:
-        raise opt.UserError(
-            f"{args.weight_path} was trained with --label_drop 0, without guidance: "
-            "add --cfg_scale 1"
-        )
-    return Sampling(
-        sampler=args.sample or checkpoint.sampler,
+    return Sampling.of_checkpoint(
+        checkpoint,
+        sampler=args.sample,
         sample_steps=args.sample_steps,
         timestep_spacing=args.timestep_spacing,
         eta=args.eta,
@@ -268,22 +255,6 @@ def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
     )
 
 
-def settings_of(args, checkpoint, generator, sampling) -> dict:
-    """What goes into the text of each PNG."""
-    settings = {
-        "sampler": sampling.sampler,
-        "sample_steps": sampling.steps(generator.sampler.noise_steps),
-        "timestep_spacing": sampling.timestep_spacing,
-        "clip_sample": sampling.clip_sample,
-        "cfg_scale": sampling.cfg_scale,
-        "use_ema": args.use_ema,
-    }
-    if sampling.sampler == "ddim":
-        settings["eta"] = sampling.eta
-    settings["weights"] = args.weight_path.name
-    return {**settings, **generator.network.config, **checkpoint.config["diffusion"]}
-
-
 # --- Making and writing ---
 
 
@@ -311,21 +282,6 @@ def images_of(args, ranks, generator, labels, count: int, frames: list):
                     pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
                     frames.append(tuple(generator.pixels(x) for x in pair))
             yield from zip(places, generator.finished(denoised), strict=True)
-
-
-def new_folder(parent: Path, name: str) -> Path:
-    """parent/name, or where that exists name-2, name-3, ...: earlier images stay."""
-    most = 100_000
-    for number in range(1, most):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise opt.UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    raise opt.UserError(f"{parent} holds {most:,} folders named {name}; choose another name")
 
 
 def write_image(pixels, file: Path, settings: dict) -> None:

@@ -29,10 +29,14 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from torch.nn import Module
 
     from utils.data import ImageSet
+    from utils.data.split import Split
     from utils.devices import Precision
+    from utils.generation import ImageGenerator, Sampling
     from utils.ranks import Ranks
+    from utils.runs.checkpoint import Checkpoint
     from utils.runs.folder import RunFolder
     from utils.training.diffusion_task import DiffusionTask
+    from utils.training.evaluation import EvaluateFunction, EvaluationPlan
     from utils.training.previews import PreviewGrid
     from utils.training.recorder import Recorder
     from utils.training.schedule import Schedule
@@ -48,6 +52,7 @@ OPTIONS: opt.Table = {
         Option("--mode",              "auto",          opt.IMAGE_MODES,     "colour channels; auto: L (grey) if all images are grey, else RGB"),
         Option("--conditional",       True,            opt.switch,          "learn the classes; False: ignore the folders", decides=True),
         Option("--num_classes",       None,            opt.positive,        "expected number of class folders; only checked"),
+        Option("--val_fraction",      None,            opt.half,            "share of the images that is held out to measure on; 0: none; not set: 5%, at least 20 and at most 256, none below 200 images"),
         Option("--flip",              False,           opt.switch,          "mirror half of the images left to right", decides=True),
         Option("--resume",            False,           opt.switch,          "resume this run from its last checkpoint"),
         Option("--allow_changes",     False,           opt.switch,          "with --resume: resume even if options or images have changed"),
@@ -88,7 +93,7 @@ OPTIONS: opt.Table = {
         Option("--ema_decay",         0.996,           opt.below_one,       "the EMA averages about the last 1/(1-decay) steps", decides=True),
         Option("--amp --fp16",        False,           opt.switch,          "mixed precision (bf16 or fp16) where the hardware benefits", decides=True),
     ],
-    "saving and previews": [
+    "saving, evaluation and previews": [
         Option("--save_model_interval", False,         opt.switch,          "also keep numbered checkpoints: ckpt_<epoch>.pt"),
         Option("--save_model_interval_epochs", 10,     opt.positive,        "epochs between numbered checkpoints"),
         Option("--start_model_interval", -1,           opt.minus_one_up,    "first epoch that may have a numbered checkpoint"),
@@ -102,6 +107,8 @@ OPTIONS: opt.Table = {
         Option("--sample_steps",      25,              opt.positive,        "sampling steps of previews"),
         Option("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "which time steps the sampler of previews visits"),
         Option("--cfg_scale",         1.5,             opt.not_negative,    "guidance scale of previews; 1: none"),
+        Option("--eval_interval_epochs", None,         opt.positive,        "epochs between evaluations on held-out images; not set: about 20 in a run, fewer where they would take more than 2% of its time"),
+        Option("--eval_images",       0,               opt.natural,         "images generated at each evaluation to measure their KID; needs requirements-metrics.txt"),
         Option("--log_interval",      10,              opt.positive,        "steps between metric writes"),
     ],
     "machine": [
@@ -187,6 +194,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
         wrap_network,
     )
     from utils.runs.folder import RunFolder
+    from utils.training.plan import evaluation_lines
 
     # Device, and the folder that this run alone may write
     device = choose_device(args.use_gpu, ranks)
@@ -197,25 +205,33 @@ def train(args: Namespace, ranks: Ranks) -> None:
         run = RunFolder(args.result_path / args.run_name, args.resume)
 
     # Data
-    dataset = load_data(args, ranks)
+    resumed = open_resumed(args)
+    all_images, split = load_data(args, ranks, resumed)
+    dataset = all_images.subset(split.training(len(all_images)))
     global_batch = args.batch_size * args.grad_accum * ranks.world_size  # images per step
     epoch_steps = steps_per_epoch(len(dataset), global_batch)
-    schedule = build_schedule(args, epoch_steps)
 
     # What is trained: task, network, EMA, optimizer
     task = build_task(args)
-    config = build_config(args, dataset, task, schedule, global_batch)
+    evaluations = plan_evaluations(args, task, dataset, split, epoch_steps, global_batch)
+    schedule = build_schedule(args, epoch_steps, evaluations)
+    held_out = split.to_record(all_images.checksums, all_images.fingerprint())
+    config = build_config(args, dataset, held_out, task, schedule, global_batch)
     state = build_state(args, config, precision)
+    evaluate = build_evaluation(
+        args, ranks, all_images, dataset, split, evaluations, state, task, precision
+    )
     previews = build_previews(args, state, task, dataset, precision)
 
     # Resume or pretrain
-    source, remarks = restore(args, state, schedule)
+    remarks = restore(args, state, schedule, resumed)
     check_agreement(ranks, state)
     network = wrap_network(state.network, ranks, args.compile)
 
     # The plan
     remarks = [precision_remark, *plan_remarks(args, schedule, previews), *remarks]
-    lines = describe(dataset, all_classes=args.plan)
+    lines = describe(all_images, all_classes=args.plan)
+    lines += evaluation_lines(split, len(all_images), evaluations, epoch_steps)
     lines += describe_plan(
         args, ranks, dataset, state, precision, network, task, schedule, previews, remarks
     )
@@ -223,12 +239,13 @@ def train(args: Namespace, ranks: Ranks) -> None:
         opt.say("\n".join(lines))
         return
     if run is not None:
+        source = None if resumed is None else Path(resumed.source)
         run.start({"args": state.args, "config": state.config}, state.step, source)
         run.log("\n".join(lines))
 
     # Fit
     recorder = build_recorder(args, run, ranks, previews, state, schedule)
-    start_fit(args, ranks, dataset, state, precision, network, task, schedule, recorder)
+    start_fit(args, ranks, dataset, state, precision, network, task, schedule, recorder, evaluate)
 
 
 def start_fit(
@@ -241,6 +258,7 @@ def start_fit(
     task: DiffusionTask,
     schedule: Schedule,
     recorder: Recorder,
+    evaluate: EvaluateFunction | None,
 ) -> None:
     """Train from the state's step to the end of the schedule."""
     from utils.data import StepSampler, build_loader
@@ -265,17 +283,29 @@ def start_fit(
             recorder,
             Update(precision, ranks, args.grad_accum, args.grad_clip),
             names_of=lambda step: [dataset.files[i] for i in order(step, step + 1)],
+            evaluate=evaluate,
         )
     finally:
         prepared.close()
         batches.close()  # otherwise an error would wait for the workers forever
 
 
-def load_data(args: Namespace, ranks: Ranks) -> ImageSet:
-    """The images. Returns when every process has them: decoding is exempt from --timeout."""
+def open_resumed(args: Namespace) -> Checkpoint | None:
+    """The checkpoint that the run resumes from, if it does."""
+    if not args.resume:
+        return None
+    from utils.training import resume
+
+    return resume.open_resumed("diffusion", args.result_path / args.run_name, args.start_epoch)
+
+
+def load_data(args: Namespace, ranks: Ranks, resumed: Checkpoint | None) -> tuple[ImageSet, Split]:
+    """The images, and which of them are held out. Returns when every process has them: decoding is
+    exempt from --timeout.
+    """
     from utils.data import load_image_set
 
-    dataset = load_image_set(
+    images = load_image_set(
         args.dataset_path,
         args.image_size,
         args.conditional,
@@ -283,8 +313,26 @@ def load_data(args: Namespace, ranks: Ranks) -> ImageSet:
         cache=args.cache,
         quiet=not ranks.is_main,
     )
+    split = choose_split(args, images, resumed) if ranks.is_main else None
     ranks.wait_for_all()
-    return dataset
+    return images, ranks.gather(split)[ranks.main_rank]
+
+
+def choose_split(args: Namespace, images: ImageSet, resumed: Checkpoint | None) -> Split:
+    """Which images are held out; for a run that is resumed, the same as before."""
+    from utils.data.near_copies import near_copy_finder
+    from utils.data.split import recorded_split, split_set
+
+    share = args.val_fraction
+    record = None if resumed is None else resumed.held_out
+    if resumed is not None and share is None:
+        share = record["share"] if record else 0.0  # earlier versions held nothing out
+    if record and share == record["share"]:
+        split = recorded_split(record, images.checksums, images.fingerprint())
+        if split is not None:
+            return split
+    finder = near_copy_finder(images)
+    return split_set(images.checksums, images.labels.array, share, finder)
 
 
 def check_agreement(ranks: Ranks, state: TrainState) -> None:
@@ -313,7 +361,12 @@ def build_task(args: Namespace) -> DiffusionTask:
 
 
 def build_config(
-    args: Namespace, dataset: ImageSet, task: DiffusionTask, schedule: Schedule, global_batch: int
+    args: Namespace,
+    dataset: ImageSet,
+    held_out: dict,
+    task: DiffusionTask,
+    schedule: Schedule,
+    global_batch: int,
 ) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
     classes = len(dataset.class_names) or None
@@ -339,7 +392,7 @@ def build_config(
         },
         "diffusion": task.diffusion.config,
         "codec": task.codec.config,
-        "data": dataset.metadata(),
+        "data": {**dataset.metadata(), "held_out": held_out},
         "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
         "training": {**training, "global_batch": global_batch},
         "length": {"epochs": args.epochs, "total_steps": schedule.total_steps},
@@ -382,7 +435,74 @@ def build_state(args: Namespace, config: dict, precision: Precision) -> TrainSta
     )
 
 
-def build_schedule(args: Namespace, epoch_steps: int) -> Schedule:
+def plan_evaluations(
+    args: Namespace,
+    task: DiffusionTask,
+    dataset: ImageSet,
+    split: Split,
+    epoch_steps: int,
+    global_batch: int,
+) -> EvaluationPlan | None:
+    """When the run is evaluated and on how much; None where there is nothing to measure."""
+    from model.guidance import needs_null
+    from utils.training.evaluation import plan_evaluations
+    from utils.training.held_out import evaluation_time_steps
+
+    if len(split.held_out) == 0 and args.eval_images == 0:
+        return None
+    is_guided = bool(dataset.class_names) and needs_null(args.cfg_scale)
+    calls = len(sampling_of(args).build(task.diffusion.config, "cpu").calls())
+    return plan_evaluations(
+        total_steps=args.epochs * epoch_steps,
+        steps_per_epoch=epoch_steps,
+        global_batch=global_batch,
+        held_out=len(split.held_out),
+        levels=len(evaluation_time_steps(task.diffusion)),
+        interval_epochs=args.eval_interval_epochs,
+        generated=args.eval_images,
+        rows_per_generated=calls * (2 if is_guided else 1),
+    )
+
+
+def build_evaluation(
+    args: Namespace,
+    ranks: Ranks,
+    images: ImageSet,
+    dataset: ImageSet,
+    split: Split,
+    evaluations: EvaluationPlan | None,
+    state: TrainState,
+    task: DiffusionTask,
+    precision: Precision,
+) -> EvaluateFunction | None:
+    """What measures the averaged network, or None where there is nothing to measure."""
+    if evaluations is None:
+        return None
+    from utils.evaluation.features import EFFICIENTNET, build_features
+    from utils.training.evaluation import RunEvaluation
+    from utils.training.held_out import HeldOutLoss, SampleOfImages, first_by_content
+    from utils.training.sample_score import SampleScore
+
+    held_out_loss = sample_score = None
+    if evaluations.images > 0:
+        held_out = SampleOfImages.of(images, split.held_out[: evaluations.images])
+        places = first_by_content(dataset, evaluations.images)
+        training = SampleOfImages.of(dataset, places)
+        held_out_loss = HeldOutLoss(
+            task, held_out, training, precision, ranks, args.batch_size, args.seed
+        )
+    if args.eval_images > 0:
+        features = build_features(EFFICIENTNET, None, None, precision.device)
+        generator = build_generator(args, state, task, dataset, precision)
+        sample_score = SampleScore(
+            generator, features, dataset, args.eval_images, args.batch_size, ranks
+        )
+    return RunEvaluation(held_out_loss, sample_score)
+
+
+def build_schedule(
+    args: Namespace, epoch_steps: int, evaluations: EvaluationPlan | None
+) -> Schedule:
     """The length of the run, its learning rate, and what is due when."""
     from utils.training.schedule import Schedule
 
@@ -396,6 +516,7 @@ def build_schedule(args: Namespace, epoch_steps: int) -> Schedule:
         preview_epochs=args.vis_interval_epochs,
         numbered_epochs=args.save_model_interval_epochs if args.save_model_interval else 0,
         first_numbered_epoch=args.start_model_interval,
+        evaluation_steps=evaluations.interval if evaluations else 0,
     )
 
 
@@ -417,22 +538,34 @@ def build_previews(
     """What draws previews, or None without."""
     if not args.vis:
         return None
-    from utils.generation import ImageGenerator, Sampling
     from utils.training.previews import PreviewGrid
 
-    sampling = Sampling(
-        args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale
-    )
-    generator = ImageGenerator(
+    generator = build_generator(args, state, task, dataset, precision)
+    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size)
+
+
+def build_generator(
+    args: Namespace, state: TrainState, task: DiffusionTask, dataset: ImageSet, precision: Precision
+) -> ImageGenerator:
+    """What turns seeds into images with the averaged network, for previews and evaluations."""
+    from utils.generation import ImageGenerator
+
+    return ImageGenerator(
         state.ema.network,
-        sampling.build(task.diffusion.config, precision.device),
+        sampling_of(args).build(task.diffusion.config, precision.device),
         task.codec,
         args.image_size,
         dataset.channels,
         precision,
         args.cfg_scale,
     )
-    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size)
+
+
+def sampling_of(args: Namespace) -> Sampling:
+    """How previews and evaluations make images."""
+    from utils.generation import Sampling
+
+    return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
 
 
 def build_recorder(
@@ -456,33 +589,34 @@ def build_recorder(
         state.step,
         args.keep,
         args.image_format,
+        args.epochs,
     )
 
 
 def restore(
-    args: Namespace, state: TrainState, schedule: Schedule
-) -> tuple[Path | None, list[str]]:
-    """The checkpoint file that the run resumes from, if it does, and remarks for the plan."""
+    args: Namespace, state: TrainState, schedule: Schedule, resumed: Checkpoint | None
+) -> list[str]:
+    """Bring the state to where the run resumes or starts; remarks for the plan."""
     from utils.training.resume import learning_rate_remark, pretrain, resume
 
     if args.pretrain:
-        return None, pretrain(state, args.pretrain_path)
-    if not args.resume:
-        return None, []
-    run = args.result_path / args.run_name
-    resumed = resume(state, run, args.start_epoch, args.allow_changes)
+        return pretrain(state, args.pretrain_path)
+    if resumed is None:
+        return []
+    remarks = resume(state, resumed, args.allow_changes)
     if state.step > schedule.total_steps:
         raise opt.UserError(
-            f"{resumed.file} has done {state.step} steps; "
+            f"{resumed.source} has done {state.step} steps; "
             f"--epochs {args.epochs} is only {schedule.total_steps}"
         )
-    before = resumed.length.get("total_steps")
-    if before is None and resumed.length.get("epochs"):
-        before = resumed.length["epochs"] * schedule.steps_per_epoch
+    length = resumed.config.get("length", {})
+    before = length.get("total_steps")
+    if before is None and length.get("epochs"):
+        before = length["epochs"] * schedule.steps_per_epoch
     remark = learning_rate_remark(
         before, schedule.total_steps, state.step, lambda step, total: rate_at(args, total, step)
     )
-    return resumed.file, resumed.remarks + ([remark] if remark else [])
+    return remarks + ([remark] if remark else [])
 
 
 # --- The plan ---

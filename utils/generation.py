@@ -1,4 +1,4 @@
-"""From a checkpoint to images: shared by generate.py and previews."""
+"""From a checkpoint to images: shared by generate.py, evaluate.py and previews."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +32,32 @@ class Sampling:
     eta: float = 0.0  # ddim's
     clip_sample: bool = True
     cfg_scale: float = 1.0
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        sampler: str | None,  # None: the one chosen in training
+        sample_steps: int | None,
+        timestep_spacing: str,
+        eta: float,
+        clip_sample: bool,
+        cfg_scale: float,
+    ) -> "Sampling":
+        """Raises UserError for guidance that was not trained."""
+        if checkpoint.class_names and not checkpoint.guidance_was_trained and cfg_scale != 1:
+            raise UserError(
+                f"{checkpoint.source} was trained with --label_drop 0, without guidance: "
+                "add --cfg_scale 1"
+            )
+        return cls(
+            sampler or checkpoint.sampler,
+            sample_steps,
+            timestep_spacing,
+            eta,
+            clip_sample,
+            cfg_scale,
+        )
 
     def steps(self, noise_steps: int) -> int:
         """The number of sampling steps for a network trained with so many."""
@@ -198,6 +224,24 @@ def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Modul
     checkpoint = Checkpoint.read(Path(path))
     network = inference_network(checkpoint, use_ema)
     return network, checkpoint.config["diffusion"], checkpoint.class_names
+
+
+def image_settings(
+    checkpoint: Checkpoint, generator: ImageGenerator, sampling: Sampling, use_ema: bool
+) -> dict:
+    """What goes into the text of each PNG beside its seed and class."""
+    settings = {
+        "sampler": sampling.sampler,
+        "sample_steps": sampling.steps(generator.sampler.noise_steps),
+        "timestep_spacing": sampling.timestep_spacing,
+        "clip_sample": sampling.clip_sample,
+        "cfg_scale": sampling.cfg_scale,
+        "use_ema": use_ema,
+    }
+    if sampling.sampler == "ddim":
+        settings["eta"] = sampling.eta
+    settings["weights"] = Path(checkpoint.source).name
+    return {**settings, **cast(dict, generator.network.config), **checkpoint.config["diffusion"]}
 
 
 def sampling_remarks(sampler: BaseDiffusion) -> list[str]:

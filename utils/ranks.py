@@ -162,11 +162,15 @@ class Ranks:
         The main process calls it now and then, at the end with False; the others, until it returns
         False.
         """
+        return self.told_by_main(busy)
+
+    def told_by_main(self, flag: bool) -> bool:
+        """The flag of the main process, on all of them."""
         if self.world_size == 1:
-            return busy
-        flag = torch.tensor(float(busy))
-        dist.broadcast(flag, self.main_rank)
-        return busy if self.is_main else bool(flag.item())
+            return flag
+        answer = torch.tensor(float(flag))
+        dist.broadcast(answer, self.main_rank)
+        return flag if self.is_main else bool(answer.item())
 
 
 def _digest(parameter: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def test_a_run_leaves_all_that_it_promises(script, images, tmp_path):
         "ckpt_2.pt",
         "ckpt_3.pt",
         "config.json",
+        "status.json",
     }
     found = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
     assert found == expected | {"log.txt", "metrics.csv", "samples"}

@@ -41,6 +41,7 @@ class Decoded:
     """Pixels and what the plan says of their file."""
 
     pixels: np.ndarray  # (H,W,3) uint8, sRGB
+    own_size: tuple[int, int]  # (H, W) before it was fitted, upright
     has_16_bits: bool = False
     brightest: float = 1.0  # of a file with 16 bits: its largest sample, as a part of the range
 
@@ -75,8 +76,8 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     return decode(path, size).pixels
 
 
-def decode(path: str | Path, size: tuple[int, int]) -> Decoded:
-    """`read_image`, with facts for the plan."""
+def decode(path: str | Path, size: tuple[int, int] | None) -> Decoded:
+    """`read_image`, with facts for the plan. Without a size, the image keeps its own."""
     with open(path, "rb") as file, quiet_pillow():
         picture = _open(file)
         colour, alpha = _colour_and_alpha(picture)
@@ -86,9 +87,10 @@ def decode(path: str | Path, size: tuple[int, int]) -> Decoded:
         method = TRANSPOSE.get(picture.orientation)
         if method is not None:
             shown = shown.transpose(method)
-        if shown.size != size[::-1]:
+        own_size = (shown.height, shown.width)
+        if size is not None and size != own_size:
             shown = ImageOps.fit(shown, size[::-1], Image.Resampling.BICUBIC)
-        return Decoded(np.asarray(shown), has_16_bits, brightest)
+        return Decoded(np.asarray(shown), own_size, has_16_bits, brightest)
 
 
 # --- Opening ---

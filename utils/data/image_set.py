@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,8 @@ class ImageSet(Dataset):
     left_out: dict[str, str] = field(default_factory=dict)  # broken image or empty class: why
     account: Account = field(default_factory=Account)  # of all files: used, left out and why
     remarks: list[str] = field(default_factory=list)  # for the plan
-    pixels: np.ndarray | MappedPixels | None = None  # (N,C,H,W) uint8; None: decode at each use
+    pixels: np.ndarray | MappedPixels | None = None  # (R,C,H,W) uint8; None: decode at each use
+    rows: np.ndarray | None = None  # (N,) int64: where image i lies in `pixels`; None: in row i
     retry_pauses: Sequence[float] = (0.5, 1.0, 2.0, 4.0)  # seconds before reading once more
 
     def __post_init__(self) -> None:
@@ -71,7 +72,8 @@ class ImageSet(Dataset):
         """A copy of image i from memory or the cache; None where it is not there or damaged."""
         if self.pixels is None:
             return None
-        image = np.array(self.pixels[i])
+        row = i if self.rows is None else int(self.rows[i])
+        image = np.array(self.pixels[row])
         if not self._is_verified[i]:
             rows = np.broadcast_to(image, (3, *self.image_size)).transpose(1, 2, 0)
             if checksum(rows) != self.checksums[i]:
@@ -105,6 +107,19 @@ class ImageSet(Dataset):
                 f"or start a new run"
             )
         return np.ascontiguousarray(pixels[..., : self.channels].transpose(2, 0, 1))
+
+    def subset(self, places: np.ndarray) -> "ImageSet":
+        """The images at these places, in their order; all classes stay. Decoded pixels are shared,
+        not copied.
+        """
+        rows = np.arange(len(self)) if self.rows is None else self.rows
+        return replace(
+            self,
+            files=self.files.take(places),
+            labels=FlatNumbers(self.labels.array[places]),
+            checksums=self.checksums[places],
+            rows=rows[places],
+        )
 
     def metadata(self) -> dict:
         """What a checkpoint keeps of the set."""

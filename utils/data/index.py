@@ -356,8 +356,7 @@ def _sorted_entries(folder: bytes) -> Iterator[os.DirEntry]:
             entries: Iterable[os.DirEntry] = sorted(listing, key=_name_of)
     except OSError as error:
         raise UserError(
-            f"dataset_path: the folder {readable(folder.rstrip(b'/'))} cannot be read: "
-            f"{error.strerror}"
+            f"the folder {readable(folder.rstrip(b'/'))} cannot be read: {error.strerror}"
         ) from None
     return iter(entries)
 

@@ -112,12 +112,12 @@ def read_all(
 
     def decode_place(place: int) -> Decoded | Exception:
         path = os.path.join(index.root, index.names[place])
-        return _try_decode(path, image_size)
+        return try_decode(path, image_size)
 
     with reading_progress(len(index), quiet) as progress:
         for place, result in enumerate(ahead(decode_place, range(len(index)))):
             if isinstance(result, Exception):
-                facts.broken[place] = _reason(result, index.names[place])
+                facts.broken[place] = why_unreadable(result, index.names[place])
                 if isinstance(result, OSError) and result.errno is not None:
                     facts.unreadable.append(place)
             else:
@@ -167,8 +167,11 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _try_decode(path: str, image_size: tuple[int, int]) -> Decoded | Exception:
-    """The pixels, or why there are none. Pillow's plugins raise what they like on damaged files."""
+def try_decode(path: str, image_size: tuple[int, int] | None) -> Decoded | Exception:
+    """The pixels, or why there are none. Pillow's plugins raise what they like on damaged files.
+
+    Without a size, the image keeps its own.
+    """
     try:
         return decode(path, image_size)
     except MemoryError:  # not the image's fault
@@ -177,7 +180,8 @@ def _try_decode(path: str, image_size: tuple[int, int]) -> Decoded | Exception:
         return error
 
 
-def _reason(error: Exception, name: str) -> str:
+def why_unreadable(error: Exception, name: str) -> str:
+    """Why a file could not be decoded, without the folders before its name."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"[Errno {error.errno}] {error.strerror}: '{os.path.basename(name)}'"
     return str(error) or type(error).__name__

@@ -5,7 +5,7 @@ answers at once.
 from utils.console import Progress, say
 from utils.errors import ReadError, UserError, name_list
 from utils.options.script import run_script
-from utils.options.shared import shared, shared_flags
+from utils.options.shared import check_seeds, shared, shared_flags
 from utils.options.table import (
     ROOT,
     Option,
@@ -39,6 +39,7 @@ from utils.options.types import (
     Switch,
     below_one,
     file_name,
+    half,
     image_size,
     minus_one_up,
     natural,
@@ -82,9 +83,11 @@ __all__ = [
     "Table",
     "UserError",
     "below_one",
+    "check_seeds",
     "checked_default",
     "default_text",
     "file_name",
+    "half",
     "image_size",
     "make_parser",
     "markdown_tables",

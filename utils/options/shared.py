@@ -6,6 +6,7 @@ to these.
 
 from typing import Any
 
+from utils.errors import UserError
 from utils.options import types as t
 from utils.options.table import Option
 
@@ -48,3 +49,13 @@ def shared(flag: str, default: Any, help: str | None = None) -> Option:
 def shared_flags() -> dict[str, t.OptionType]:
     """The type of each common flag."""
     return {flag: kind for flag, (kind, _) in _ROWS.items()}
+
+
+def check_seeds(first: int, count: int) -> None:
+    """Raise UserError if that many images need seeds beyond the largest one."""
+    last = first + count - 1
+    if last > t.seed.high:
+        raise UserError(
+            f"--seed {first} with {count} images needs seeds up to {last}; "
+            f"{t.seed.high} is the largest"
+        )

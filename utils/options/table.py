@@ -25,6 +25,7 @@ class Option:
     type: OptionType
     help: str
     decides: bool = False
+    may_lack: bool = False  # an argument that need not be given
 
     @property
     def flags(self) -> list[str]:
@@ -73,6 +74,8 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     settings: dict[str, Any] = {"type": option.type, "metavar": option.name.upper()}
     if isinstance(option.type, Choice):
         settings["metavar"] = "|".join(option.type.values)
+    if option.may_lack:
+        settings["nargs"] = "?"
     if isinstance(option.type, Switch):
         settings |= {"nargs": "?", "const": True, "metavar": "True|False"}
     shown = option.help

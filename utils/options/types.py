@@ -179,6 +179,7 @@ seed = Number(int, 0, 2**32 - 1)  # torch's CPU generator takes no more
 seconds = Number(float, 0, 1e7, open_low=True)
 noise_steps = Number(int, 1, 1_000_000)
 probability = Number(float, 0, 1)
+half = Number(float, 0, 0.5)
 below_one = Number(float, 0, 0.999999)
 not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)

@@ -142,6 +142,11 @@ class Checkpoint:
         return self.config["data"]["class_names"]
 
     @property
+    def held_out(self) -> dict | None:
+        """Which images were held out of training (`Split.to_record`); None: it does not say."""
+        return self.config["data"].get("held_out")
+
+    @property
     def sampler(self) -> str:
         """The sampler chosen in training."""
         return self.config["sampling"]["sampler"]
@@ -215,6 +220,7 @@ def _check_config(config: _Fields) -> None:
         "mode", lambda value: value in tuple(CHANNELS), f"one of {', '.join(CHANNELS)}"
     )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
+    data.value("held_out", _is_split, "a split of the images", default=None)
     sampling.value("sampler", _is_text, "a name")
     sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
     classes = network.value("num_classes", _is_count, "a whole number", default=None)
@@ -254,6 +260,17 @@ def _is_text(value: Any) -> bool:
 
 def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_split(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("share"), float):
+        return False
+    if not 0 <= value["share"] <= 1 or not _is_text(value.get("of")):
+        return False
+    return all(
+        isinstance(value.get(name), list) and all(_is_count(number) for number in value[name])
+        for name in ("images", "unused")
+    )
 
 
 def _is_image_size(value: Any) -> bool:

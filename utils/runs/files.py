@@ -21,6 +21,8 @@ READABLE_VERSIONS = (1, 2)
 LAST = "ckpt_last.pt"  # resumes
 PREVIOUS = "ckpt_prev.pt"  # the one before
 SLIM = "ema_last.pt"  # for generation only
+BEST = "ckpt_best.pt"  # the best so far, by the run's criterion
+BEST_SLIM = "ema_best.pt"
 
 
 def save_checkpoint(contents: Mapping, path: Path, keep_previous: bool = False) -> None:

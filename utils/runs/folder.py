@@ -1,6 +1,7 @@
 """results/<run_name>/: everything that a run writes, and the lock that keeps others out."""
 
 import json
+import os
 import re
 import threading
 import time
@@ -12,8 +13,16 @@ from PIL import Image
 from utils.console import say
 from utils.errors import UserError
 from utils.pictures import save_image
+from utils.runs.evaluations import (
+    EVALUATIONS,
+    Evaluation,
+    append_evaluation,
+    cut_back_evaluations,
+)
 from utils.runs.failures import Failures
 from utils.runs.files import (
+    BEST,
+    BEST_SLIM,
     LAST,
     PREVIOUS,
     SLIM,
@@ -22,12 +31,14 @@ from utils.runs.files import (
     snapshot,
 )
 from utils.runs.metrics_log import METRICS, MetricsLog
-from utils.runs.safeguards import FolderLock, reason, warn_once
+from utils.runs.safeguards import FolderLock, add_name, reason, warn_once
 from utils.text import printable
 
 LOG = "log.txt"
 CONFIG = "config.json"
+STATUS = "status.json"
 SAMPLES = "samples"
+MOST_OF_ONE_NAME = 100_000  # folders name, name-2, ...
 ONLY_TO_RESUME = ("network", "optimizer", "scaler")  # what the file for generation leaves out
 
 
@@ -58,6 +69,7 @@ class RunFolder:
         self._saving: threading.Thread | None = None
         self._save_error: Exception | None = None
         self._may_replace_previous = True
+        self.evaluations: list[Evaluation] = []  # of the whole run, by step
 
     def start(self, config: dict, step: int, source: Path | None = None) -> None:
         """Write config.json, and cut the metrics back to `step`, where the run begins or resumes.
@@ -75,6 +87,7 @@ class RunFolder:
             text = json.dumps(config, indent=2) + "\n"
             (self.path / CONFIG).write_text(text, encoding="utf-8")
             self._metrics.cut_back(step)
+            self.evaluations = cut_back_evaluations(self.path, step)
         except OSError as error:
             raise cannot_be_written(self.path, error) from None
 
@@ -91,6 +104,30 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[dict[str, float]]) -> None:
         """Add one row per step to metrics.csv and to TensorBoard; NaN is left empty."""
         self._metrics.append(rows)
+
+    def write_evaluation(self, evaluation: Evaluation, epoch: int) -> None:
+        """Add it to evaluations.jsonl, and what it measured to the row of its step in metrics.csv
+        and to TensorBoard.
+        """
+        self.evaluations.append(evaluation)
+        with self._failures.tolerated(EVALUATIONS):
+            append_evaluation(self.path, evaluation)
+        self._metrics.amend({"step": evaluation.step, "epoch": epoch, **evaluation.scalars()})
+
+    def write_status(self, status: dict) -> None:
+        """Write status.json, for programs that watch the run."""
+        with self._failures.tolerated(STATUS):
+            temporary = self.path / f"{STATUS}.tmp"
+            temporary.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path / STATUS)
+
+    def keep_as_best(self) -> None:
+        """Keep the checkpoint that was saved last as ckpt_best.pt and ema_best.pt too."""
+        if not self.finish_saving():
+            return
+        with self._failures.tolerated(BEST):
+            add_name(self.path / LAST, self.path / BEST)
+            add_name(self.path / SLIM, self.path / BEST_SLIM)
 
     def write_preview(self, picture: Image.Image, epoch: int, step: int, image_format: str) -> Path:
         """Save a grid of samples as samples/epoch_<n>.<format>, and show it in TensorBoard."""
@@ -180,6 +217,22 @@ class RunFolder:
 
 def cannot_be_written(path: Path, error: OSError) -> UserError:
     return UserError(f"the results folder {path} cannot be written: {reason(error)}")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """parent/name, or where that exists name-2, name-3, ...: earlier results stay."""
+    for number in range(1, MOST_OF_ONE_NAME):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    raise UserError(
+        f"{parent} holds {MOST_OF_ONE_NAME:,} folders named {name}; choose another name"
+    )
 
 
 def holds_a_run(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from utils.runs.failures import Failures
 
 METRICS = "metrics.csv"
 TENSORBOARD = "TensorBoard"
+LONGEST_ROW = 2**16  # bytes
 POSITION = ("step", "epoch")  # columns that say where a row belongs; no curves in TensorBoard
 
 
@@ -55,6 +57,14 @@ class MetricsLog:
             with self._failures.tolerated(TENSORBOARD):
                 self._append_to_tensorboard(rows)
 
+    def amend(self, row: dict[str, float]) -> None:
+        """Add values to the last row, which is of the same "step"; where it is not, as a row."""
+        with self._failures.tolerated(METRICS):
+            self._amend_csv(row)
+        if TENSORBOARD not in self._failures:
+            with self._failures.tolerated(TENSORBOARD):
+                self._append_to_tensorboard([row])
+
     def add_image(self, name: str, picture: Image.Image, step: int) -> None:
         """Show a picture in TensorBoard, unless that has failed."""
         if TENSORBOARD in self._failures:
@@ -87,6 +97,44 @@ class MetricsLog:
             with contextlib.suppress(OSError):
                 os.truncate(self.file, size)  # no half rows
             raise
+
+    def _amend_csv(self, row: dict[str, float]) -> None:
+        columns = self._columns(list(row)) if self._size() > 0 else []
+        last = self._last_line()
+        if not last.startswith(f"{int(row['step'])},"):
+            self._append_to_csv([row])
+            return
+        before = dict(zip(columns, next(csv.reader([last])), strict=False))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writerow(before | without_nan(row))
+        # In place, and never shorter than before: a kill leaves a row or half a row, which a
+        # resumed run drops, and none of the rows before it is touched.
+        size = self._size()
+        start = size - len(last.encode())
+        try:
+            self._overwrite(start, text.getvalue())
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._overwrite(start, last)
+                os.truncate(self.file, size)
+            raise
+
+    def _overwrite(self, start: int, text: str) -> None:
+        """Write the text over what metrics.csv holds from byte `start` on."""
+        with open(self.file, "r+b") as stream:
+            stream.seek(start)
+            stream.write(text.encode())
+
+    def _last_line(self) -> str:
+        """The last line of metrics.csv with its end; "" where there is none."""
+        size = self._size()
+        if size == 0:
+            return ""
+        with open(self.file, "rb") as stream:
+            stream.seek(max(0, size - LONGEST_ROW))
+            lines = stream.read().splitlines(keepends=True)
+        return lines[-1].decode(errors="replace")
 
     def _size(self) -> int:
         """Bytes of metrics.csv; 0 where it is not there."""

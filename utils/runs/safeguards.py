@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -86,6 +87,21 @@ def keep_copy(path: Path, copy: Path) -> None:
             f"the file system of {path.parent} has no hard links ({reason(error)}); while a "
             f"checkpoint is being replaced, {copy.name} is the only one",
         )
+
+
+def add_name(path: Path, name: Path) -> None:
+    """Have the file under a second name too, in the place of an earlier file of that name: as a
+    hard link, or where there are none as a copy. OSError where the disk fails.
+    """
+    temporary = name.with_name(name.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        with open(path, "rb") as source, open(temporary, "wb") as copy:
+            shutil.copyfileobj(source, copy)
+            sync_file(copy, temporary)
+    os.replace(temporary, name)
 
 
 class FolderLock:

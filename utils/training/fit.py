@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.devices import Precision
 from utils.errors import ReadError, Stopped, UserError, is_out_of_memory, name_list
 from utils.ranks import Ranks, is_lost_connection
+from utils.training.evaluation import EvaluateFunction
 from utils.training.meter import Meter
 from utils.training.prefetch import Batch, Draws, Prepared
 from utils.training.randomness import seed_dropout
@@ -48,6 +49,7 @@ def fit(
     recorder: Recorder,
     update: Update,
     names_of: Callable[[int], list[str]] = lambda step: [],  # the images of a step, for messages
+    evaluate: EvaluateFunction | None = None,  # where the schedule says so
 ) -> None:
     """Train until the schedule's last step, or a signal.
 
@@ -55,7 +57,9 @@ def fit(
     are no longer finite, or no checkpoint can be written. After an error from outside (an
     unreadable image, a lost process, a failing disk) it saves before it raises that error again.
     """
-    loop = TrainingLoop(network, loader, loss_fn, state, schedule, recorder, update, names_of)
+    loop = TrainingLoop(
+        network, loader, loss_fn, state, schedule, recorder, update, names_of, evaluate
+    )
     with stop_signals() as received:
         try:
             loop.run(received)
@@ -89,6 +93,7 @@ class TrainingLoop:
         recorder: Recorder,
         update: Update,
         names_of: Callable[[int], list[str]],
+        evaluate: EvaluateFunction | None = None,
     ):
         self.network = network
         self.loader = loader
@@ -99,6 +104,7 @@ class TrainingLoop:
         self.update = update
         self.ranks = update.ranks
         self.names_of = names_of
+        self.evaluate = evaluate
         self.meter = Meter(self.ranks)
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.first_step = state.step
@@ -118,7 +124,7 @@ class TrainingLoop:
     # --- Between two steps ---
 
     def look(self, stop: bool) -> None:
-        """Read what was measured, save, and draw a preview, as far as they are due."""
+        """Read what was measured, save, evaluate, and draw a preview, as far as they are due."""
         state, schedule = self.state, self.schedule
         # At the start too: a kill may have left a save half done, and a full disk is found out.
         save_is_due = stop or self.saved_step is None or schedule.save_is_due(state.step)
@@ -128,9 +134,8 @@ class TrainingLoop:
         self.report()
         if save_is_due and state.step != self.saved_step:
             self.save()
-        if schedule.preview_is_due(state.step) and not stop:
-            resumed = state.step == self.first_step
-            self.recorder.preview(state, schedule.epoch(state.step), resumed)
+        if not stop:
+            self.show(resumed=state.step == self.first_step)
         self.meter.restart_clock()  # none of this counts as training
 
     def report(self) -> None:
@@ -154,6 +159,17 @@ class TrainingLoop:
             wait=self.saved_step is None,
         )
         self.saved_step = state.step
+
+    def show(self, resumed: bool) -> None:
+        """Evaluate the averaged network and draw a preview of it, as far as they are due. A resumed
+        run does only what an interruption prevented.
+        """
+        state, epoch = self.state, self.schedule.epoch(self.state.step)
+        if self.evaluate is not None and self.schedule.evaluation_is_due(state.step):
+            if not (resumed and self.recorder.has_evaluation(state.step)):
+                self.recorder.evaluation(self.evaluate(state.ema.network, state.step), epoch)
+        if self.schedule.preview_is_due(state.step):
+            self.recorder.preview(state, epoch, resumed)
 
     def fail(self, problem: str) -> None:
         self.recorder.error(problem)

@@ -9,9 +9,11 @@ from torch.utils.data import default_collate
 
 from model.guidance import needs_null
 from utils.data import ImageSet
+from utils.data.split import Split
 from utils.devices import Precision
 from utils.errors import ReadError
 from utils.ranks import Ranks
+from utils.training.evaluation import EvaluationPlan
 from utils.training.fit import LossFunction
 from utils.training.optimizer import STATE_NAMES
 from utils.training.prefetch import Batch, DrawFunction, draw_batch
@@ -124,6 +126,37 @@ def plan_lines(
         f"time        {cost.seconds_per_step:.3f} s per step, about {left} left: until {finish}",
         f"disk        {disk:,.0f} MB of checkpoints below {results}",
     ]
+
+
+def evaluation_lines(
+    split: Split, images: int, evaluations: EvaluationPlan | None, steps_per_epoch: int
+) -> list[str]:
+    """What is held out of `images`, and when it is measured."""
+    held_out = len(split.held_out)
+    lines = [f"held out    {held_out:,} of {images:,} images, to measure on"]
+    if held_out == 0:
+        lines = ["held out    no images, so the run cannot say whether it is done (--val_fraction)"]
+    if len(split.unused):
+        lines.append(
+            f"            {len(split.unused):,} more are near copies of training images and are "
+            "used for neither"
+        )
+    if evaluations is None:
+        return lines
+    often = f"every {evaluations.interval:,} steps"
+    if evaluations.interval % steps_per_epoch == 0:
+        epochs = evaluations.interval // steps_per_epoch
+        often = "every epoch" if epochs == 1 else f"every {epochs:,} epochs"
+    parts = []
+    if evaluations.images:
+        parts.append(f"the loss of {evaluations.images:,} held-out and as many training images")
+    if evaluations.generated:
+        parts.append(f"the KID of {evaluations.generated:,} generated images")
+    lines.append(
+        f"evaluation  {often}, {evaluations.count:,} in all: {' and '.join(parts)}; "
+        f"{evaluations.share:.1%} of the run's time"
+    )
+    return lines
 
 
 def remark_lines(remarks: list[str]) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a run folder does with metrics, checkpoints and previews. Only the main process writes."""
+"""What a run folder does with metrics, checkpoints, evaluations and previews. Only the main process
+writes.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,8 +9,10 @@ from PIL import Image
 
 from utils.console import Progress
 from utils.errors import NotSaved, UserError
+from utils.evaluation.verdict import Verdict, judge, sentence
 from utils.ranks import Ranks
-from utils.runs.files import SLIM
+from utils.runs.evaluations import Evaluation
+from utils.runs.files import BEST_SLIM, SLIM
 from utils.runs.folder import RunFolder
 from utils.training.state import TrainState
 
@@ -36,6 +40,12 @@ class Recorder(Protocol):
 
     def preview(self, state: TrainState, epoch: int, resumed: bool) -> None:
         """Draw and write a preview of the averaged network; all processes call it together."""
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether this step was evaluated before; the same answer on all processes."""
+
+    def evaluation(self, evaluation: Evaluation, epoch: int) -> None:
+        """What was measured of the checkpoint that was saved last."""
 
     def error(self, text: str) -> None:
         """The run ends with this error; nothing of the step is saved."""
@@ -78,6 +88,12 @@ class SilentRecorder:
         while self._has_previews and self._ranks.main_is_busy(False):
             pass
 
+    def has_evaluation(self, step: int) -> bool:
+        return self._ranks.told_by_main(False)
+
+    def evaluation(self, evaluation: Evaluation, epoch: int) -> None:
+        pass
+
     def error(self, text: str) -> None:
         pass
 
@@ -106,16 +122,22 @@ class RunRecorder:
         first_step: int,
         keep: int = 0,  # numbered checkpoints; 0: all
         image_format: str = "png",
+        epochs: int = 1,  # of the whole run
     ):
         self._run = run
         self._ranks = ranks
         self._preview_fn = preview_fn
         self._keep = keep
         self._image_format = image_format
+        self._epochs = epochs
         self._last_loss = ""
+        self._step = first_step
+        self._total_steps = total_steps
         self._progress = Progress(total_steps, initial=first_step, unit="step", title="training")
+        self._write_status("running", judge(run.evaluations))
 
     def step_done(self) -> None:
+        self._step += 1
         self._progress.update()
 
     def check_saving(self) -> None:
@@ -147,11 +169,53 @@ class RunRecorder:
             self._run.log(f"epoch {epoch}: {loss}samples in {file}")
         self._sign_of_life(False)
 
+    def has_evaluation(self, step: int) -> bool:
+        found = any(evaluation.step == step for evaluation in self._run.evaluations)
+        return self._ranks.told_by_main(found)
+
+    def evaluation(self, evaluation: Evaluation, epoch: int) -> None:
+        self._run.write_evaluation(evaluation, epoch)
+        verdict = judge(self._run.evaluations)
+        is_best = verdict.best_step == evaluation.step
+        if is_best:
+            self._run.keep_as_best()
+        text = f"epoch {epoch}: " + ", ".join(self._in_words(evaluation))
+        self._run.log(text + (", the best so far" if is_best else ""))
+        self._write_status("running", verdict)
+
+    def _in_words(self, evaluation: Evaluation) -> list[str]:
+        parts = []
+        if evaluation.time_steps:
+            parts.append(f"loss on held-out images {evaluation.held_out_loss:.4f}")
+            parts.append(f"on training images {evaluation.training.mean():.4f}")
+        if "kid" in evaluation.scores:
+            scores = evaluation.scores
+            parts.append(f"KID {scores['kid']:.4f} +- {scores['kid_se']:.4f}")
+        return parts
+
+    def _write_status(self, state: str, verdict: Verdict) -> None:
+        """`state`: running, finished, stopped or failed."""
+        self._run.write_status(
+            {
+                "state": state,
+                "step": self._step,
+                "total_steps": self._total_steps,
+                "verdict": verdict.to_dict(),
+                "sentence": self._sentence(verdict),
+                "best_file": BEST_SLIM if verdict.best_step is not None else None,
+            }
+        )
+
+    def _sentence(self, verdict: Verdict) -> str:
+        is_finished = self._step >= self._total_steps
+        return sentence(verdict, self._run.path / BEST_SLIM, self._epochs, is_finished)
+
     def _sign_of_life(self, busy: bool) -> None:
         self._ranks.main_is_busy(busy)
 
     def error(self, text: str) -> None:
         self._progress.close()
+        self._write_status("failed", judge(self._run.evaluations))
         self._run.log(f"error: {text}", shown=False)  # the script prints it where it ends
 
     def ended_by(self, error: Exception, step: int) -> None:
@@ -160,24 +224,27 @@ class RunRecorder:
             saved = f"saved at step {step:,}; --resume continues from here"
         else:
             saved = "the last checkpoint could not be written"
+        self._write_status("failed", judge(self._run.evaluations))
         self._run.log(f"error: {error}", shown=False)
-        self._run.log(f"step {step:,} of {self._progress.total:,}: {saved}")
+        self._run.log(f"step {step:,} of {self._total_steps:,}: {saved}")
 
     def finished(self, step: int) -> None:
-        self._end(step, f"finished; the weights are in {self._run.path / SLIM}")
+        self._end(step, "finished", f"finished; the weights are in {self._run.path / SLIM}")
+        self._run.log(self._sentence(judge(self._run.evaluations)))
 
     def stopped(self, step: int) -> None:
-        self._end(step, "stopped, saved; --resume continues from here")
+        self._end(step, "stopped", "stopped, saved; --resume continues from here")
 
     def close(self) -> None:
         self._progress.close()
         self._run.close()
 
-    def _end(self, step: int, how: str) -> None:
+    def _end(self, step: int, state: str, how: str) -> None:
         self._progress.close()
+        self._write_status(state, judge(self._run.evaluations))
         is_safe = self._run.finish_saving(is_last=True)
         if not is_safe:
             how = "the last checkpoint could not be written"
-        self._run.log(f"step {step:,} of {self._progress.total:,}: {how}")
+        self._run.log(f"step {step:,} of {self._total_steps:,}: {how}")
         if not is_safe:
             raise NotSaved(f"{how} into {self._run.path}")

@@ -1,7 +1,6 @@
 """Continuing from a file: an interrupted run, or other weights to fine-tune."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
@@ -13,20 +12,10 @@ from utils.text import composed
 from utils.training.state import TrainState
 
 
-@dataclass
-class Resumed:
-    """What a run continues from."""
+def open_resumed(kind: str, run: Path, start_epoch: int) -> Checkpoint:
+    """The checkpoint that a run continues from: of an epoch, or (-1) the last one.
 
-    file: Path
-    length: dict  # of the run until now: epochs, total_steps
-    remarks: list[str]  # on what differs without changing the result
-
-
-def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) -> Resumed:
-    """Restore the state from a checkpoint of the run: of an epoch, or (-1) the last one.
-
-    Raises UserError where there is none, or where it was made with other settings or images (which
-    `allow_changes` permits), each named with both values.
+    Raises UserError where there is none that can be resumed.
     """
     contents, file = find_checkpoint(run, start_epoch)
     if "config" not in contents:
@@ -34,8 +23,19 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
             f"{file} holds bare weights and no training state; --pretrain starts from them"
         )
     checkpoint = Checkpoint.parse(contents, file)
-    checkpoint.check_kind(state.kind)
+    checkpoint.check_kind(kind)
     checkpoint.check_resumable()
+    return checkpoint
+
+
+def resume(state: TrainState, checkpoint: Checkpoint, allow_changes: bool) -> list[str]:
+    """Restore the state from a checkpoint of its run; remarks on what differs without changing the
+    result.
+
+    Raises UserError where it was made with other settings or images (which `allow_changes`
+    permits), each named with both values.
+    """
+    file = checkpoint.source
     changed = changes(checkpoint, state)
     if changed and not allow_changes:
         raise UserError(
@@ -60,7 +60,7 @@ def resume(state: TrainState, run: Path, start_epoch: int, allow_changes: bool) 
         raise UserError(
             f"{file} cannot be resumed from: its optimizer or scaler does not fit ({error})"
         ) from None
-    return Resumed(file, checkpoint.config.get("length", {}), remarks)
+    return remarks
 
 
 def changes(checkpoint: Checkpoint, state: TrainState) -> list[str]:
@@ -85,6 +85,9 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **config["data"],
     }
     facts["the images"] = facts.pop("fingerprint", None)
+    held_out = facts.pop("held_out", None)
+    if held_out is not None:
+        facts["val_fraction"] = held_out["share"]
     names = facts.get("class_names", [])
     facts["class_names"] = [composed(name) for name in names]
     return facts

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a run, its learning rate, and when it logs, saves and draws previews."""
+    """The length of a run, its learning rate, and when it logs, saves, evaluates and previews."""
 
     total_steps: int
     steps_per_epoch: int
@@ -16,6 +16,7 @@ class Schedule:
     preview_epochs: int = 1
     numbered_epochs: int = 0  # a numbered checkpoint every so many epochs; 0: none
     first_numbered_epoch: int = 0
+    evaluation_steps: int = 0  # steps between evaluations; 0: none
 
     def epoch(self, step: int) -> int:
         """Whole epochs completed after `step` steps."""
@@ -32,9 +33,14 @@ class Schedule:
         return step % self.log_interval == 0
 
     def save_is_due(self, step: int) -> bool:
-        if self.is_finished(step) or self.ends_epoch(step):
+        if self.is_finished(step) or self.ends_epoch(step) or self.evaluation_is_due(step):
             return True
         return self.save_steps > 0 and step % self.save_steps == 0
+
+    def evaluation_is_due(self, step: int) -> bool:
+        if step == 0 or self.evaluation_steps == 0:
+            return False
+        return self.is_finished(step) or step % self.evaluation_steps == 0
 
     def preview_is_due(self, step: int) -> bool:
         if step == 0:

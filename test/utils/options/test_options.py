@@ -18,7 +18,7 @@ from utils.data.cache import CACHE_CHOICES
 from utils.data.image_set import MODES
 from utils.options import Option
 
-SCRIPTS = ("train", "generate", "prepare_dataset")
+SCRIPTS = ("train", "generate", "prepare_dataset", "evaluate")
 
 
 def load(script):

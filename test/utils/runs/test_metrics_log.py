@@ -1,5 +1,6 @@
 """metrics.csv and TensorBoard: no step twice, no half rows, a failing disk ends no run."""
 
+import errno
 import os
 
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from utils.runs.failures import Failures
 from utils.runs.folder import RunFolder
-from utils.runs.metrics_log import MetricsLog
+from utils.runs.metrics_log import METRICS, MetricsLog
 
 
 @pytest.fixture
@@ -107,3 +108,39 @@ def test_tensorboard_begins_anew_after_a_failure(log, monkeypatch, capsys):
     assert made == [8, None]
     assert capsys.readouterr().out.count("TensorBoard could not be written: Input/output") == 1
     assert os.path.exists(log.file)
+
+
+def test_values_are_added_to_the_last_row(tmp_path):
+    log = MetricsLog(tmp_path, Failures(tmp_path))
+    log.append([{"step": 1, "epoch": 1, "loss": 0.5}, {"step": 2, "epoch": 1, "loss": 0.25}])
+    log.amend({"step": 2, "epoch": 1, "kid": 0.125})
+    log.append([{"step": 3, "epoch": 1, "loss": 0.5}])
+    log.amend({"step": 3, "epoch": 1, "kid": 0.0625, "other": 1.5})
+    assert (tmp_path / METRICS).read_text().splitlines() == [
+        "step,epoch,loss,kid,other",
+        "1,1,0.5,,",
+        "2,1,0.25,0.125,",
+        "3,1,0.5,0.0625,1.5",
+    ]
+    log.amend({"step": 4, "epoch": 2, "kid": 1.0})  # no such row: one of its own
+    log.amend({"step": 4, "epoch": 2, "kid": 2.0})  # measured again: replaced
+    log.close()
+    assert (tmp_path / METRICS).read_text().splitlines()[-1] == "4,2,,2.0,"
+
+
+def test_a_row_that_cannot_be_added_to_stays(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path, Failures(tmp_path))
+    log.append([{"step": 1, "epoch": 1, "loss": 0.5, "kid": float("nan")}])
+    before = (tmp_path / METRICS).read_bytes()
+    original = MetricsLog._overwrite
+
+    def fails_half_way(self, start, text):
+        if "0.125" in text:
+            original(self, start, text[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, start, text)
+
+    monkeypatch.setattr(MetricsLog, "_overwrite", fails_half_way)
+    log.amend({"step": 1, "epoch": 1, "kid": 0.125})
+    log.close()
+    assert (tmp_path / METRICS).read_bytes() == before

@@ -27,6 +27,7 @@ class FakeRecorder:
         self.numbers: list[int | None] = []
         self.rows: list[dict] = []
         self.previews: list[int] = []
+        self.evaluations: list[int] = []
         self.errors: list[str] = []
         self.ended: list[str] = []
         self.weights: list[torch.Tensor] = []
@@ -49,6 +50,13 @@ class FakeRecorder:
 
     def preview(self, state, epoch, resumed):
         self.previews.append(state.step)
+
+    def has_evaluation(self, step):
+        return step in self.evaluations
+
+    def evaluation(self, evaluation, epoch):
+        assert self.saved[-1] == evaluation  # of the checkpoint that was saved last
+        self.evaluations.append(evaluation)
 
     def error(self, text):
         self.errors.append(text)
@@ -94,14 +102,18 @@ def squares(network, batch, draws):
     return {"loss": (network(batch[0]) ** 2).mean()}
 
 
-def run(loader, loss_fn=squares, state=None, **schedule):
+def names_of(step):
+    return ["a.png"]
+
+
+def run(loader, loss_fn=squares, state=None, recorder=None, evaluate=None, **schedule):
     """fit on a tiny network: the recorder, the state, and the error that ended it."""
-    state, recorder = state or new_state(), FakeRecorder()
+    state, recorder = state or new_state(), recorder or FakeRecorder()
     options = {"log_interval": 2, "save_steps": 0, "preview_epochs": 2} | schedule
     plan = Schedule(STEPS, 4, lambda step: 0.1, **options)
     update = Update(Precision(torch.float32, torch.device("cpu")), Ranks())
     try:
-        fit(state.network, loader, loss_fn, state, plan, recorder, update, lambda step: ["a.png"])
+        fit(state.network, loader, loss_fn, state, plan, recorder, update, names_of, evaluate)
     except (Exception, KeyboardInterrupt) as error:
         assert recorder.closed == 1  # whatever happened
         return recorder, state, error
@@ -117,6 +129,41 @@ def test_what_a_run_saves_and_reports():
     assert recorder.previews == [8, 12]
     assert [row["step"] for row in recorder.rows] == list(range(1, STEPS + 1))
     assert recorder.ended == ["finished 12"]
+
+
+def step_of(network, step):
+    """In the place of an evaluation."""
+    return step
+
+
+def test_evaluates_what_it_has_saved():
+    recorder, _, error = run(batches(), evaluate=step_of, evaluation_steps=5)
+    assert error is None and recorder.evaluations == [5, 10, 12]
+    assert recorder.saved == [0, 4, 5, 8, 10, 12]
+    assert run(batches(), evaluate=step_of)[0].evaluations == []  # never due
+
+
+def test_a_resumed_run_evaluates_only_what_is_missing():
+    for known, expected in (([5], [5, 10, 12]), ([], [5, 10, 12])):
+        state, recorder = new_state(), FakeRecorder()
+        state.step = 5
+        recorder.evaluations += known
+        rest = list(batches())[5:]
+        run(iter(rest), state=state, recorder=recorder, evaluate=step_of, evaluation_steps=5)
+        assert recorder.evaluations == expected
+
+
+def test_a_signal_does_not_wait_for_an_evaluation():
+    def loss_fn(network, batch, draws):
+        out = squares(network, batch, draws)
+        loss_fn.calls += 1
+        if loss_fn.calls == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return out
+
+    loss_fn.calls = 0
+    recorder, _, error = run(batches(), loss_fn, evaluate=step_of, evaluation_steps=5)
+    assert isinstance(error, Stopped) and recorder.saved[-1] == 5 and recorder.evaluations == []
 
 
 def test_saves_inside_an_epoch():

@@ -1,0 +1,146 @@
+"""Which images are held out."""
+
+import numpy as np
+import pytest
+
+from utils.data.split import (
+    FEWEST,
+    MOST,
+    NOTHING_HELD_OUT,
+    recorded_split,
+    scattered,
+    split_set,
+)
+from utils.errors import UserError
+
+
+def some_checksums(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 2**32, count, dtype=np.uint32)
+
+
+def no_near_copies(places: np.ndarray) -> list[np.ndarray]:
+    return [np.empty(0, np.int64) for _ in places]
+
+
+def linked(pairs: list[tuple[int, int]]):
+    """A finder of near copies for a set in which these pairs are."""
+
+    def find(places):
+        found = []
+        for place in places:
+            others = [b for a, b in pairs if a == place] + [a for a, b in pairs if b == place]
+            found.append(np.array(others, np.int64))
+        return found
+
+    return find
+
+
+def split(checksums, share=None, labels=None, find=no_near_copies):
+    labels = np.zeros(len(checksums), int) if labels is None else labels
+    return split_set(checksums, labels, share, find)
+
+
+@pytest.mark.parametrize("count", [200, 201, 350, 1000, 2000, 5000, 6000, 60_000, 300_000])
+def test_how_many_by_default(count):
+    for seed in range(5):
+        found = split(some_checksums(count, seed))
+        assert FEWEST <= len(found.held_out) <= MOST
+        assert len(found.unused) == 0
+        assert len(found.training(count)) == count - len(found.held_out)
+        if 1000 <= count <= 4000:
+            assert 0.03 * count < len(found.held_out) < 0.07 * count
+
+
+def test_none_of_few_images_or_on_request():
+    assert split(some_checksums(199)) is NOTHING_HELD_OUT
+    assert split(some_checksums(5000), share=0) is NOTHING_HELD_OUT
+    assert len(NOTHING_HELD_OUT.training(7)) == 7
+
+
+def test_a_share_that_is_asked_for():
+    found = split(some_checksums(1000), share=0.2)
+    assert 160 < len(found.held_out) < 240
+    with pytest.raises(UserError, match="--val_fraction 0.01 of 150 images holds out"):
+        split(some_checksums(150), share=0.01)
+
+
+def test_adding_pictures_moves_none():
+    """As long as the share is the same, which it is for a fixed one."""
+    before, more = some_checksums(1500), some_checksums(700, seed=1)
+    places = np.random.default_rng(2).permutation(2200)
+    after = np.concatenate([before, more])[places]
+    for share in (None, 0.1):
+        old = set(before[split(before, share).held_out])
+        new = set(after[split(after, share).held_out])
+        assert old == {checksum for checksum in new if checksum in set(before)}
+
+
+def test_the_order_does_not_depend_on_the_folder():
+    checksums = some_checksums(1000)
+    shuffled = checksums[np.random.default_rng(3).permutation(1000)]
+    assert (checksums[split(checksums).held_out] == shuffled[split(shuffled).held_out]).all()
+
+
+def test_equal_images_stay_together():
+    checksums = np.repeat(some_checksums(400), 2)
+    held_out = split(checksums).held_out
+    numbers, counts = np.unique(checksums[held_out], return_counts=True)
+    assert len(numbers) >= FEWEST / 2 and (counts == 2).all()
+
+
+def test_near_copies_do_not_straddle():
+    """Also along chains: what is drawn and linked to training images is used for neither."""
+    checksums = some_checksums(1000)
+    drawn = split(checksums, 0.1).held_out
+    trained = split(checksums, 0.1).training(1000)
+    a, b, c, d, e = (int(place) for place in drawn[:5])
+    pairs = [(a, int(trained[0])), (a, b), (b, c), (d, e)]  # a-b-c hang on a training image
+    found = split(checksums, 0.1, find=linked(pairs))
+    assert set(found.unused) == {a, b, c}
+    assert {d, e} <= set(found.held_out) and len(found.held_out) == len(drawn) - 3
+    assert set(found.training(1000)) == set(trained)
+
+
+def test_near_copies_count_towards_the_fewest():
+    """Where many are used for neither, more are drawn."""
+    checksums = some_checksums(300)
+    pairs = [(i, i + 1) for i in range(0, 150, 2)]  # half of the images have one near copy
+    found = split(checksums, find=linked(pairs))
+    assert len(found.held_out) >= FEWEST and len(found.unused) > 0
+
+
+def test_a_set_of_near_copies_holds_nothing_out():
+    def all_alike(places):
+        return [np.setdiff1d(np.arange(300), place) for place in places]
+
+    assert split(some_checksums(300), find=all_alike) is NOTHING_HELD_OUT
+    with pytest.raises(UserError, match="holds out 0, which says nothing"):
+        split(some_checksums(300), share=0.3, find=all_alike)
+
+
+def test_no_class_is_held_out_whole():
+    checksums = some_checksums(1000)
+    numbers = scattered(checksums)
+    labels = np.zeros(1000, int)
+    labels[np.argsort(numbers)[:3]] = [1, 1, 2]  # the very first to be drawn
+    found = split(checksums, labels=labels)
+    assert set(labels[found.training(1000)]) == {0, 1, 2}
+    assert len(found.held_out) >= FEWEST
+
+
+def test_scattered_is_like_random_numbers():
+    """Also for checksums that follow each other."""
+    numbers = np.sort(scattered(np.arange(100_000, dtype=np.uint32)))
+    assert numbers[0] >= 0 and numbers[-1] < 1
+    assert np.abs(numbers - np.linspace(0, 1, 100_000)).max() < 0.01
+
+
+def test_what_a_checkpoint_records():
+    checksums = some_checksums(1000)
+    pairs = [(int(split(checksums).held_out[0]), int(split(checksums).training(1000)[0]))]
+    found = split(checksums, find=linked(pairs))
+    record = found.to_record(checksums, "digest")
+    again = recorded_split(record, checksums, "digest")
+    assert again.share == found.share and len(again.unused) == 1
+    assert (again.held_out == found.held_out).all() and (again.unused == found.unused).all()
+    assert recorded_split(record, checksums, "another digest") is None

@@ -1,0 +1,124 @@
+"""The loss of images that the network does not learn from, beside that of images that it does."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.diffusion import GaussianDiffusion
+from model.randomness import mix
+from model.samplers.base import evaluation_mode
+from utils.data import ImageSet
+from utils.data.split import scattered
+from utils.devices import Precision
+from utils.errors import ReadError
+from utils.ranks import Ranks
+from utils.training.diffusion_task import DiffusionTask
+
+LEVELS = 8
+# Log-SNRs beyond these are left out: nothing of the image is seen there, or nothing of the noise.
+LOWEST_LOG_SNR, HIGHEST_LOG_SNR = -6.0, 8.0
+
+
+def evaluation_time_steps(diffusion: GaussianDiffusion, count: int = LEVELS) -> list[int]:
+    """Time steps equally spaced in log-SNR, ascending; fewer where the process has no more."""
+    log_snr = diffusion.levels.log_snr(torch.arange(diffusion.noise_steps)).flatten()
+    low = max(LOWEST_LOG_SNR, float(log_snr[-1]))
+    high = min(HIGHEST_LOG_SNR, float(log_snr[0]))
+    wanted = torch.linspace(high, low, count, dtype=torch.float64)
+    nearest = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)
+    return sorted(set(nearest.tolist()))
+
+
+@dataclass
+class SampleOfImages:
+    """Some images of a set, on the host."""
+
+    pixels: Tensor  # (m,C,H,W) uint8
+    labels: Tensor  # (m,)
+    numbers: list[int]  # of each image: what its noise is drawn from
+
+    @classmethod
+    def of(cls, images: ImageSet, places: np.ndarray) -> "SampleOfImages":
+        """The images at these places. Raises ReadError where one cannot be read."""
+        items = [images[int(place)] for place in places]
+        for item in items:
+            if isinstance(item, ReadError):
+                raise item
+        pixels, labels, _ = zip(*items, strict=True)
+        numbers = [int(images.checksums[place]) for place in places]
+        return cls(torch.stack(pixels), torch.tensor(labels), numbers)
+
+
+def first_by_content(images: ImageSet, count: int) -> np.ndarray:
+    """The places of `count` images, or of all, chosen by their pixels alone."""
+    return np.argsort(scattered(images.checksums), kind="stable")[:count]
+
+
+class HeldOutLoss:
+    """Measures the loss of held-out images, and of as many training images, at a few time steps.
+
+    The noise of an image at a time step is a function of (seed, image, t): two evaluations see the
+    same, so that their difference is the network's. The processes of a run share the work.
+    """
+
+    def __init__(
+        self,
+        task: DiffusionTask,
+        held_out: SampleOfImages,
+        training: SampleOfImages,
+        precision: Precision,
+        ranks: Ranks,
+        batch_size: int,
+        seed: int,
+    ):
+        self.task = task
+        self.precision = precision
+        self.ranks = ranks
+        self.batch_size = batch_size
+        self.seed = seed
+        self.time_steps = evaluation_time_steps(task.diffusion)
+        self.images = len(held_out.labels)
+        self._pixels = torch.cat([held_out.pixels, training.pixels])
+        self._labels = torch.cat([held_out.labels, training.labels])
+        self._numbers = held_out.numbers + training.numbers
+
+    def __call__(self, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """The losses of held-out and of training images, both (m, len(time_steps)), on all
+        processes, which call it together with equal networks.
+        """
+        levels = len(self.time_steps)
+        count = len(self._numbers) * levels
+        losses = torch.zeros(count, dtype=torch.float64)
+        mine = range(self.ranks.rank, count, self.ranks.world_size)
+        with evaluation_mode(network), torch.no_grad():
+            for start in range(0, len(mine), self.batch_size):
+                rows = list(mine[start : start + self.batch_size])
+                losses[rows] = self._losses(network, rows)
+        table = self.ranks.start_sum(losses).get().view(-1, levels).numpy()
+        return table[: self.images], table[self.images :]
+
+    def _losses(self, network: nn.Module, rows: list[int]) -> Tensor:
+        """Row i is image i // levels at time step i % levels. (rows,) float64, on the CPU."""
+        device = self.precision.device
+        images = [row // len(self.time_steps) for row in rows]
+        steps = [self.time_steps[row % len(self.time_steps)] for row in rows]
+        pixels = self._pixels[images].to(device)
+        x0 = self.task.codec.encode(pixels)
+        noise = [
+            torch.randn(x0.shape[1:], generator=self._generator(image, t))
+            for image, t in zip(images, steps, strict=True)
+        ]
+        draws = {
+            "t": torch.tensor(steps, device=device),
+            "noise": torch.stack(noise).to(device),
+            "dropped": torch.zeros(len(rows), dtype=torch.bool, device=device),
+        }
+        labels = self._labels[images].to(device) if self.task.conditional else None
+        with self.precision.autocast():
+            losses = self.task.diffusion.losses_of(network, x0, labels, draws, self.task.loss_kind)
+        return losses.cpu().double()
+
+    def _generator(self, image: int, t: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mix(self.seed, self._numbers[image], t))

@@ -118,7 +118,9 @@ def generate(args, ranks) -> None:
     opt.check_seeds(args.seed, count)
     copies = None
     if args.nearest is not None:
-        copies = CopyCheck(args.nearest, generator, ranks)
+        from utils.evaluation.copy_check import CopyCheck
+
+        copies = CopyCheck(args.nearest, generator.image_size, generator.channels, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = [checkpoint.class_names[label] for label in labels] if labels else []
@@ -138,7 +140,7 @@ def generate(args, ranks) -> None:
 
     # What shows them together
     everyones = [pair for part in ranks.gather(shown) for pair in part]
-    nearest = [] if copies is None else copies.everyones(ranks)
+    nearest = [] if copies is None else copies.everyones()
     if not ranks.is_main:
         return
     plural = "" if count == 1 else "s"
@@ -154,7 +156,7 @@ def generate(args, ranks) -> None:
         save_animation(frames, file)
         opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
     if copies is not None:
-        write_nearest(nearest, folder)
+        opt.say(copies.write(nearest, folder))
 
 
 # --- What the checkpoint and the options say ---
@@ -251,77 +253,6 @@ def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
     raise opt.UserError(
         f"--class_name {asked!r} is unknown; known are {choices}, or -1 for one of each"
     )
-
-
-# --- Copies of training images ---
-
-
-class CopyCheck:
-    """Finds the training image that is nearest to each image, and tells which are copies.
-
-    Every process looks at its own images.
-    """
-
-    def __init__(self, folder: Path, generator, ranks):
-        from utils.evaluation.copies import TrainingImages
-
-        self.images = TrainingImages(training_set(folder, generator, ranks), not ranks.is_main)
-        threshold = self.images.calibrate().threshold if ranks.is_main else None
-        self.threshold = ranks.gather(threshold)[ranks.main_rank]
-        self.found: list[dict] = []
-
-    def look_at(self, name: str, pixels) -> dict:
-        """The nearest training image of (C,H,W) uint8, for the text of the image `name`."""
-        (match,) = self.images.matches(pixels[None], self.threshold)
-        found = {
-            "nearest": match.nearest,
-            "distance": f"{match.distance:.4f}",
-            "copy": match.is_copy,
-        }
-        self.found.append({"file": name, **found})
-        return found
-
-    def everyones(self, ranks) -> list[dict]:
-        """What all processes have found, in the order of the images."""
-        found = [row for part in ranks.gather(self.found) for row in part]
-        return sorted(found, key=lambda row: int(Path(row["file"]).stem))
-
-
-def training_set(folder: Path, generator, ranks):
-    """The training images as the network draws its own: at its size, grey or in colour."""
-    from utils.data import load_image_set
-    from utils.image_facts import mode_of
-
-    def load(mode: str):
-        quiet = not ranks.is_main
-        return load_image_set(
-            folder, generator.image_size, conditional=False, mode=mode, quiet=quiet
-        )
-
-    found = load("auto")
-    mode = mode_of(generator.channels)
-    if found.mode != mode:
-        kinds = {"L": "grey", "RGB": "colour"}
-        if ranks.is_main:
-            opt.say(
-                f"warning: {folder} holds {kinds[found.mode]} images, but the network draws "
-                f"{kinds[mode]} ones: they are compared in {kinds[mode]}"
-            )
-        found = load(mode)
-    if found.left_out and ranks.is_main:
-        opt.say(f"warning: left out of {folder}: {opt.name_list(found.left_out)}")
-    ranks.wait_for_all()
-    return found
-
-
-def write_nearest(rows: list[dict], folder: Path) -> None:
-    """nearest.csv, a row for each image, and a line that says how many are copies."""
-    from utils.evaluation.copy_report import share_line, write_table
-
-    file = folder / "nearest.csv"
-    write_table(rows, file)
-    flagged = sum(row["copy"] for row in rows)
-    opt.say(f"{share_line(flagged, len(rows))}; the nearest training images are in {file}")
 
 
 # --- Making and writing ---

@@ -40,7 +40,8 @@ class Nearest:
 class CopySearch:
     """Finds the training images that an image may be a copy of.
 
-    Every result is the same whatever the images are batched with.
+    Every result is the same whatever the images are batched with. The work is done in small
+    pieces, so one thread of torch does it nearly as fast as several.
     """
 
     def __init__(self, training: Tensor | Iterable[Tensor]):

@@ -4,13 +4,14 @@
 generate.py needs it; `find_copies` looks through a whole set and makes a report.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.metrics.copies import CopySearch
+from model.metrics.copies import CopySearch, Nearest
 from model.metrics.copy_features import feature_threshold, nearest_features
 from model.metrics.copy_threshold import SAMPLE, Calibration, calibrate
 from utils.console import Progress
@@ -23,6 +24,19 @@ from utils.image_facts import mode_of
 BATCH = 256  # images that are read together
 CLOSEST_PAIRS = 24  # of the panel
 COLOURS = {"L": "grey", "RGB": "in colour"}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread. The pieces of a search are so small that several threads gain
+    little on an idle machine, and on a busy one wait for each other ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -45,27 +59,35 @@ class TrainingImages:
         progress = Progress(
             len(training), title="training images", unit="image", shown=not quiet, leave=False
         )
-        with progress:
+        with progress, one_thread():
             self.search = CopySearch(_counted(batches_of(training), progress))
 
     def calibrate(self, quiet: bool = False) -> Calibration:
         """From which distance on an image counts as a copy."""
         sample = min(SAMPLE, len(self.search))
-        with Progress(
+        progress = Progress(
             sample, title="measuring training images", unit="image", shown=not quiet, leave=False
-        ) as progress:
+        )
+        with progress, one_thread():
             return calibrate(self.search, progress.update)
 
     def matches(self, pixels: Tensor, threshold: float) -> list[Match]:
         """(B,C,H,W) uint8 -> the nearest training image of each. Raises UserError unless the
         channels and the size are those of training.
         """
-        self.check(pixels)
-        nearest = self.search.nearest(pixels)
+        nearest = self.nearest(pixels)
         pairs = zip(nearest.index.tolist(), nearest.distance.tolist(), strict=True)
         return [
             Match(self.name(index), distance, distance <= threshold) for index, distance in pairs
         ]
+
+    def nearest(self, pixels: Tensor) -> Nearest:
+        """(B,C,H,W) uint8 -> the nearest training images, by their places in the set. Raises
+        UserError as `matches` does.
+        """
+        self.check(pixels)
+        with one_thread():
+            return self.search.nearest(pixels)
 
     def name(self, index: int) -> str:
         return readable(self.image_set.files[index])
@@ -167,8 +189,7 @@ def _compare(
         total, title="looking for copies", unit="image", shown=not quiet, leave=False
     ) as progress:
         while batch is not None:
-            images.check(batch)
-            nearest = images.search.nearest(batch)
+            nearest = images.nearest(batch)
             found = zip(batch, nearest.index.tolist(), nearest.distance.tolist(), strict=True)
             for pixels, index, distance in found:
                 closest.append(_Pair(distance, len(indices), index, pixels))

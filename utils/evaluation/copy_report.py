@@ -13,7 +13,8 @@ from model.metrics.copy_threshold import FALSE_ALARMS, Calibration, wilson_inter
 from utils.errors import UserError
 from utils.pictures import image_grid
 
-PAIRS_PER_ROW = 4  # of the panel
+PAIRS_PER_ROW = 3  # of the panel
+LEAST_WIDTH = 128  # pixels of an image of the panel, so that names have room below it
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,9 @@ class CopyReport:
             f"            flagged up to a distance of {self.calibration.threshold:.4f} to the "
             f"nearest training image",
         ]
-        siblings = self.calibration.with_near_copy / len(self.calibration.sample)
-        if siblings > FALSE_ALARMS:
-            lines.append(
-                f"            {siblings:.1%} of the training images have a near copy among the "
-                f"others; as many more of new images of that kind would be flagged"
-            )
+        remark = near_copy_remark(self.calibration)
+        if remark:
+            lines.append(f"            {remark}")
         if self.features is not None:
             flagged = int(self.features.copies.sum())
             low, high = wilson_interval(flagged, self.of)
@@ -124,8 +122,10 @@ class CopyReport:
             captions += [self.names[place], self.nearest[place]]
             mark = " copy" if self.copies[place] else ""
             ends += [f"{self.distance[place]:.3f}{mark}", ""]
+        factor = -(-LEAST_WIDTH // self.closest.shape[-1])
+        pixels = self.closest.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
         columns = 2 * min(PAIRS_PER_ROW, len(self.closest_places))
-        return image_grid(self.closest, columns, captions=captions, caption_ends=ends)
+        return image_grid(pixels, columns, captions=captions, caption_ends=ends)
 
 
 def share_line(flagged: int, of: int) -> str:
@@ -134,6 +134,17 @@ def share_line(flagged: int, of: int) -> str:
     return (
         f"{flagged:,} of {of:,} images flagged as copies of training images: {flagged / of:.1%} "
         f"(95% interval {low:.1%} to {high:.1%}); {FALSE_ALARMS:.0%} is expected of new images"
+    )
+
+
+def near_copy_remark(calibration: Calibration) -> str:
+    """What near copies in the training set mean for new images; "" where there are hardly any."""
+    share = calibration.with_near_copy / len(calibration.sample)
+    if share <= FALSE_ALARMS:
+        return ""
+    return (
+        f"{share:.1%} of the training images have a near copy among the others; if new images are "
+        f"like that too, as many more of them are flagged"
     )
 
 

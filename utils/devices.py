@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,3 +135,16 @@ def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
         # Gradients as views of the buckets save one copy.
         return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
     return network
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread. Where the pieces of work are small, several threads gain little
+    on an idle machine, and on a busy one wait for each other ten times as long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

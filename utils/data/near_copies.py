@@ -10,6 +10,7 @@ from model.metrics.copies import NEAR_COPY, CopySearch
 from utils.console import Progress
 from utils.data.image_set import ImageSet
 from utils.data.split import FindNearCopies
+from utils.devices import one_thread
 from utils.errors import ReadError
 
 SEARCHED_AT_ONCE = 4096  # images
@@ -25,9 +26,10 @@ def near_copy_finder(images: ImageSet, quiet: bool = False) -> FindNearCopies:
         if len(places) == 0:
             return []
         queries = _pixels(images, places)
-        with Progress(
+        progress = Progress(
             len(images), title="looking for near copies", unit="image", shown=not quiet, leave=False
-        ) as progress:
+        )
+        with progress, one_thread():
             for first, chunk in _chunks(images):
                 for i, near in enumerate(CopySearch(chunk).within(queries, NEAR_COPY)):
                     found[i].append(near.numpy() + first)

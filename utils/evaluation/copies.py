@@ -4,7 +4,6 @@
 generate.py needs it; `find_copies` looks through a whole set and makes a report.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from model.metrics.copy_threshold import SAMPLE, Calibration, calibrate
 from utils.console import Progress
 from utils.data import ImageSet
 from utils.data.flat import readable
+from utils.devices import one_thread
 from utils.errors import ReadError, UserError
 from utils.evaluation.copy_report import CopyReport, FeatureColumn
 from utils.image_facts import mode_of
@@ -24,19 +24,6 @@ from utils.image_facts import mode_of
 BATCH = 256  # images that are read together
 CLOSEST_PAIRS = 24  # of the panel
 COLOURS = {"L": "grey", "RGB": "in colour"}
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread. The pieces of a search are so small that several threads gain
-    little on an idle machine, and on a busy one wait for each other ten times as long.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

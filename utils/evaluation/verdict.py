@@ -117,13 +117,13 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
 
 
 def find_rise(evaluations: Sequence[Evaluation]) -> Rise | None:
-    """The time step at which the held-out loss has risen most clearly: by more than 3 standard
-    errors above its best, and above what the loss of training images did meanwhile, at two
-    evaluations in a row and since then.
+    """The time step at which the held-out loss rose first: by more than 3 standard errors above
+    its best, and above what the loss of training images did meanwhile, at two evaluations in a row
+    and since then. Of several, the one at which it is clearest.
     """
     rises = [_rise_at(evaluations, i) for i in range(len(evaluations[0].time_steps))]
     found = [rise for rise in rises if rise is not None]
-    return max(found, key=lambda rise: rise.z, default=None)
+    return min(found, key=lambda rise: (rise.since_step, -rise.z), default=None)
 
 
 def _rise_at(evaluations: Sequence[Evaluation], level: int) -> Rise | None:

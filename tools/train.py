@@ -126,6 +126,8 @@ OPTIONS: opt.Table = {
 
 WORLD_SIZE = next(row.default for row in OPTIONS["machine"] if row.name == "world_size")
 
+FEWEST_FOR_KID = 3  # images
+
 # Options that do nothing without another: (option, value when it is not set, the other).
 NEEDS = [
     ("start_epoch", -1, "resume"),
@@ -158,7 +160,16 @@ def check(args: Namespace) -> None:
         value = getattr(args, name)
         if value != unset and not getattr(args, other):
             raise opt.UserError(f"--{name} {value} does nothing without --{other}")
-    if args.conditional and args.label_drop == 0 and args.vis and args.cfg_scale != 1:
+    draws = args.vis or args.eval_images > 0
+    if args.eval_images > 0:
+        from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
+
+        need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    if 0 < args.eval_images < FEWEST_FOR_KID:
+        raise opt.UserError(
+            f"--eval_images {args.eval_images} is too few for a KID: {FEWEST_FOR_KID} are the fewest"
+        )
+    if args.conditional and args.label_drop == 0 and draws and args.cfg_scale != 1:
         raise opt.UserError(
             "with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1"
         )
@@ -233,7 +244,17 @@ def train(args: Namespace, ranks: Ranks) -> None:
     lines = describe(all_images, all_classes=args.plan)
     lines += evaluation_lines(split, len(all_images), evaluations, epoch_steps)
     lines += describe_plan(
-        args, ranks, dataset, state, precision, network, task, schedule, previews, remarks
+        args,
+        ranks,
+        dataset,
+        state,
+        precision,
+        network,
+        task,
+        schedule,
+        evaluations,
+        previews,
+        remarks,
     )
     if args.plan:
         opt.say("\n".join(lines))
@@ -328,11 +349,12 @@ def choose_split(args: Namespace, images: ImageSet, resumed: Checkpoint | None) 
     if resumed is not None and share is None:
         share = record["share"] if record else 0.0  # earlier versions held nothing out
     if record and share == record["share"]:
-        split = recorded_split(record, images.checksums, images.fingerprint())
+        split = recorded_split(record, len(images), images.fingerprint())
         if split is not None:
             return split
     finder = near_copy_finder(images)
-    return split_set(images.checksums, images.labels.array, share, finder)
+    is_asked_for = args.val_fraction is not None
+    return split_set(images.checksums, images.labels.array, share, finder, is_asked_for)
 
 
 def check_agreement(ranks: Ranks, state: TrainState) -> None:
@@ -590,6 +612,7 @@ def build_recorder(
         args.keep,
         args.image_format,
         args.epochs,
+        holds_out=bool(state.config["data"]["held_out"]["images"]),
     )
 
 
@@ -662,6 +685,7 @@ def describe_plan(
     network: Module,
     task: DiffusionTask,
     schedule: Schedule,
+    evaluations: EvaluationPlan | None,
     previews: PreviewGrid | None,
     remarks: list[str],
 ) -> list[str]:
@@ -686,6 +710,8 @@ def describe_plan(
         steps_left=schedule.total_steps - state.step,
         previews=PreviewCost.of(previews, schedule.previews_left(state.step)),
         checkpoints_kept=kept,
+        evaluation_share=evaluations.share if evaluations else 0.0,
+        has_best=evaluations is not None,
     )
     lines = plan_lines(
         state,

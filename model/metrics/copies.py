@@ -23,7 +23,8 @@ from model.metrics.copy_distance import (
 NEAR_COPY = 0.06  # of the range: images this close to each other are near copies
 CANDIDATES = 64  # training images whose distance is measured, per query
 
-PREPARED_AT_ONCE = 512  # images
+PREPARED_AT_ONCE = 512  # images, of which there are fewer where they are large
+PREPARED_NUMBERS = 2**22  # of all of them: 16 MB as floats
 QUERIES_AT_ONCE = 16
 COMPARED_AT_ONCE = 4096  # training images per query: what a processor's cache holds
 MEASURED_AT_ONCE = 256  # pairs of images
@@ -57,7 +58,7 @@ class CopySearch:
             if not prepared:
                 self.image_shape = tuple(batch.shape[1:])
             self._check_shape(batch)
-            prepared += [prepare(chunk) for chunk in batch.split(PREPARED_AT_ONCE)]
+            prepared += [prepare(chunk) for chunk in batch.split(images_at_once(batch))]
         if sum(map(len, prepared)) == 0:
             raise ValueError("there are no training images")
         self.prepared = torch.cat(prepared)  # (N,C,h,w) uint8
@@ -120,7 +121,7 @@ class CopySearch:
         """(B,C,H,W) uint8 -> each prepared, (C,h,w)."""
         check_pixels(images)
         self._check_shape(images)
-        for chunk in images.to(self.prepared.device).split(PREPARED_AT_ONCE):
+        for chunk in images.to(self.prepared.device).split(images_at_once(images)):
             yield from prepare(chunk)
 
     def _bounded(self, queries: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -149,6 +150,12 @@ class CopySearch:
                 f"images have the shape (C,H,W) {tuple(images.shape[1:])}, "
                 f"but the first training images {self.image_shape}"
             )
+
+
+def images_at_once(images: Tensor) -> int:
+    """How many images of this shape (B,C,H,W) are prepared together."""
+    numbers = images[0].numel() if len(images) else 1
+    return max(1, min(PREPARED_AT_ONCE, PREPARED_NUMBERS // numbers))
 
 
 def check_pixels(images: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 TILE = 2048  # features a side of what is computed at once
 JACKKNIFE_BLOCKS = 50
 # Squared distances below this part of the squared norms are rounding: the features are equal.
-ROUNDING = 1e-12
+ROUNDING = 1e-11
 
 
 # --- Frechet distance ---
@@ -196,17 +196,20 @@ def _squared_distances(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Tiles of the matrix of squared distances, with their rows in `a` and columns in `b`.
 
-    Distances to features that are equal are exactly zero. `origin` is subtracted first, since
-    rounding grows with the norms.
+    Distances to features that are equal up to rounding in float32 are exactly zero. `origin` is
+    subtracted first, since rounding here grows with the norms.
     """
     for rows in _slices(len(a)):
-        left = _float64(a[rows]) - origin
+        left = _float64(a[rows])
+        left_scale = left.square().sum(1)[:, None]
+        left = left - origin
         left_norms = left.square().sum(1)[:, None]
         for columns in _slices(len(b)):
-            right = _float64(b[columns]) - origin
-            norms = left_norms + right.square().sum(1)
-            squared = norms - 2 * (left @ right.T)
-            yield rows, columns, torch.where(squared < ROUNDING * norms, 0.0, squared)
+            right = _float64(b[columns])
+            scale = left_scale + right.square().sum(1)
+            right = right - origin
+            squared = left_norms + right.square().sum(1) - 2 * (left @ right.T)
+            yield rows, columns, torch.where(squared < ROUNDING * scale, 0.0, squared)
 
 
 def _origin(features: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import DEMO, TINY, assert_equal_states, metrics
 
+from utils.data import load_image_set
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.evaluations import read_evaluations
 
@@ -33,7 +35,7 @@ def test_a_run_says_whether_it_is_done(script, many_images, tmp_path):
     often = ["--eval_interval_epochs", 2]
     out = script("train", *options(many_images, "--run_name", "a", *often)).stdout
     run = tmp_path / "results" / "a"
-    evaluations = read_evaluations(run)
+    evaluations, _ = read_evaluations(run)
     assert "of 240 images, to measure on" in out and "evaluation  every 2 epochs, 4 in all" in out
     assert len(evaluations) == 4 and evaluations[0].held_out.shape[1] == 8
 
@@ -71,7 +73,7 @@ def test_the_weights_do_not_depend_on_evaluations(script, many_images, tmp_path)
         script("train", *options(many_images, "--run_name", name, "--epochs", 3, *extra))
     results = tmp_path / "results"
     assert_equal_states(results / "often" / "ckpt_last.pt", results / "usual" / "ckpt_last.pt")
-    assert len(read_evaluations(results / "often")) == 3
+    assert len(read_evaluations(results / "often")[0]) == 3
 
 
 def test_resumed_at_an_evaluation_as_if_nothing_had_happened(script, many_images, tmp_path):
@@ -84,7 +86,7 @@ def test_resumed_at_an_evaluation_as_if_nothing_had_happened(script, many_images
         cut = tmp_path / "results" / f"cut{is_measured}"
         shutil.copytree(whole, cut)
         if not is_measured:
-            steps = [evaluation.step for evaluation in read_evaluations(whole)]
+            steps = [evaluation.step for evaluation in read_evaluations(whole)[0]]
             lines = (cut / "evaluations.jsonl").read_text().splitlines(keepends=True)
             (cut / "evaluations.jsonl").write_text(lines[0])
             table = (cut / "metrics.csv").read_text().splitlines(keepends=True)
@@ -104,11 +106,21 @@ def test_resumed_at_an_evaluation_as_if_nothing_had_happened(script, many_images
         assert ours == theirs
 
 
+def images_of(folder):
+    return load_image_set(folder, (8, 8), conditional=True, cache="ram", quiet=True)
+
+
+def pixels_of(folder, places) -> set[int]:
+    """The checksums of the images at these places."""
+    return set(images_of(folder).checksums[places].tolist())
+
+
 def test_the_split_of_a_run_stays(script, many_images, tmp_path):
     """With its images, with more images, and where another share is asked for."""
     script("train", *options(many_images, "--run_name", "a", "--epochs", 1))
     run = tmp_path / "results" / "a"
     before = Checkpoint.read(run / "ckpt_last.pt").held_out
+    held_out = pixels_of(many_images, before["images"])
     script("train", *options(many_images, "--run_name", "a", "--epochs", 2, "--resume"))
     assert Checkpoint.read(run / "ckpt_last.pt").held_out == before
 
@@ -123,7 +135,16 @@ def test_the_split_of_a_run_stays(script, many_images, tmp_path):
     assert "the images" in done.stderr
     script("train", *options(many_images, *again, "--allow_changes"))
     after = Checkpoint.read(run / "ckpt_last.pt").held_out
-    assert set(before["images"]) <= set(after["images"]) and after["share"] == before["share"]
+    assert held_out <= pixels_of(many_images, after["images"])
+    assert after["share"] == before["share"]
+
+    # A held-out file that is lost is noticed, although the training images are the same.
+    Path(many_images / images_of(many_images).files[after["images"][0]]).unlink()
+    again = ["--run_name", "a", "--epochs", 4, "--resume"]
+    done = script("train", *options(many_images, *again), status=2)
+    assert "the images held out" in done.stderr and "the images " in done.stderr
+    out = script("train", *options(many_images, *again, "--allow_changes")).stdout
+    assert "other images are held out than before" in out
 
 
 def test_runs_of_earlier_versions_go_on_with_all_their_images(script, many_images, tmp_path):
@@ -181,12 +202,13 @@ def test_kid_at_each_evaluation(script, many_images, tmp_path):
     kid = ["--eval_images", 12, "--eval_interval_epochs", 4, "--val_fraction", 0]
     out = script("train", *options(many_images, "--run_name", "a", *kid)).stdout
     assert "the KID of 12 generated images" in out
-    found = read_evaluations(tmp_path / "results" / "a")
+    found, _ = read_evaluations(tmp_path / "results" / "a")
     assert len(found) == 2 and all(each.time_steps == [] for each in found)
     again = ["--run_name", "b", "--distributed", "--world_size", 2, "--batch_size", 8]
     script("train", *options(many_images, *kid, *again))
-    for one, two in zip(found, read_evaluations(tmp_path / "results" / "b"), strict=True):
-        assert abs(one.scores["kid"] - two.scores["kid"]) < 1e-3
+    for one, two in zip(found, read_evaluations(tmp_path / "results" / "b")[0], strict=True):
+        for name in ("kid", "kid_se"):
+            assert abs(one.scores[name] - two.scores[name]) < 1e-3
     rows = metrics(tmp_path / "results" / "a")
     assert {int(row["step"]) for row in rows if row["kid"]} == {each.step for each in found}
     best = min(found, key=lambda each: each.scores["kid"])

@@ -174,7 +174,7 @@ def load_image_set(
 
 
 def _nothing_found(index: FolderIndex) -> str:
-    text = f"dataset_path {index.root} holds no images"
+    text = f"{index.root} holds no images"
     reasons = index.account.reasons.items()
     if not reasons:
         return f"{text}: no files were found in it; name a folder with images below it"

@@ -13,7 +13,8 @@ from utils.data.split import FindNearCopies
 from utils.devices import one_thread
 from utils.errors import ReadError
 
-SEARCHED_AT_ONCE = 4096  # images
+SEARCHED_AT_ONCE = 2**16  # images, of which a search keeps small copies
+READ_AT_ONCE = 2**25  # bytes of pixels
 
 
 def near_copy_finder(images: ImageSet, quiet: bool = False) -> FindNearCopies:
@@ -23,28 +24,31 @@ def near_copy_finder(images: ImageSet, quiet: bool = False) -> FindNearCopies:
 
     def find(places: np.ndarray) -> Sequence[np.ndarray]:
         found: list[list[np.ndarray]] = [[] for _ in places]
-        if len(places) == 0:
-            return []
-        queries = _pixels(images, places)
         progress = Progress(
             len(images), title="looking for near copies", unit="image", shown=not quiet, leave=False
         )
         with progress, one_thread():
-            for first, chunk in _chunks(images):
-                for i, near in enumerate(CopySearch(chunk).within(queries, NEAR_COPY)):
-                    found[i].append(near.numpy() + first)
-                progress.update(len(chunk))
+            for first in range(0, len(images), SEARCHED_AT_ONCE):
+                some = np.arange(first, min(first + SEARCHED_AT_ONCE, len(images)))
+                search = CopySearch(_batches(images, some))
+                i = 0
+                for queries in _batches(images, places):
+                    for near in search.within(queries, NEAR_COPY):
+                        found[i].append(near.numpy() + first)
+                        i += 1
+                progress.update(len(some))
         near_copies = [np.concatenate(parts) for parts in found]
         return [near[near != place] for near, place in zip(near_copies, places, strict=True)]
 
     return find
 
 
-def _chunks(images: ImageSet) -> Iterator[tuple[int, Tensor]]:
-    """The set in parts: the place of the first image of each, and their pixels."""
-    for first in range(0, len(images), SEARCHED_AT_ONCE):
-        places = np.arange(first, min(first + SEARCHED_AT_ONCE, len(images)))
-        yield first, _pixels(images, places)
+def _batches(images: ImageSet, places: np.ndarray) -> Iterator[Tensor]:
+    """The images at these places, (n,C,H,W) uint8, as many at a time as the memory should hold."""
+    height, width = images.image_size
+    at_once = max(1, READ_AT_ONCE // (images.channels * height * width))
+    for start in range(0, len(places), at_once):
+        yield _pixels(images, places[start : start + at_once])
 
 
 def _pixels(images: ImageSet, places: np.ndarray) -> Tensor:

@@ -144,7 +144,7 @@ def near_copy_remark(calibration: Calibration) -> str:
         return ""
     return (
         f"{share:.1%} of the training images have a near copy among the others; if new images are "
-        f"like that too, as many more of them are flagged"
+        f"like that too, that share of them is flagged in addition"
     )
 
 

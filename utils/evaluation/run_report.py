@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.evaluation.verdict import SIGNIFICANT, Verdict, gap_between, judge, sentence
+from utils.evaluation.verdict import (
+    SIGNIFICANT,
+    Circumstances,
+    Verdict,
+    gap_between,
+    judge,
+    sentence,
+)
 from utils.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations
 from utils.runs.files import BEST_SLIM, read_checkpoint
 from utils.runs.folder import CONFIG, STATUS
@@ -23,15 +30,14 @@ class RunReport:
     state: str  # running, finished, stopped, failed; or "unknown"
     step: int
     total_steps: int
-    epochs: int
     evaluations: list[Evaluation]
     verdict: Verdict
+    circumstances: Circumstances
     remarks: list[str]
 
     @property
     def sentence(self) -> str:
-        is_finished = self.step >= self.total_steps
-        return sentence(self.verdict, self.path / BEST_SLIM, self.epochs, is_finished)
+        return sentence(self.verdict, self.circumstances)
 
     def lines(self) -> list[str]:
         """For people."""
@@ -70,7 +76,7 @@ class RunReport:
             "total_steps": self.total_steps,
             "verdict": self.verdict.to_dict(),
             "sentence": self.sentence,
-            "best_file": None if self.verdict.best_step is None else BEST_SLIM,
+            "best_file": BEST_SLIM if self.circumstances.best_file else None,
             "evaluations": [{"step": each.step, **each.scalars()} for each in self.evaluations],
             "warnings": self.remarks,
         }
@@ -93,28 +99,42 @@ def thinned(evaluations: list[Evaluation]) -> list[Evaluation]:
 
 def read_run(path: Path) -> RunReport:
     """The report on the run in this folder. Raises UserError where it holds none."""
-    config = _read_json(path / CONFIG, path)
+    config = _dict(_read_json(path / CONFIG, path), "config")
     status = _read_json(path / STATUS, path) if (path / STATUS).exists() else {}
     try:
-        evaluations = read_evaluations(path)
+        evaluations, damaged = read_evaluations(path)
     except OSError as error:
         raise UserError(f"{path / EVALUATIONS} cannot be read: {reason(error)}") from None
-    length = _dict(_dict(config, "config"), "length")
     last = evaluations[-1].step if evaluations else 0
+    length = _dict(config, "length")
+    total_steps = _whole(length.get("total_steps"), last)
+    step = max(last, _whole(status.get("step"), last))
     verdict = judge(evaluations)
+    remarks = [f"{damaged} damaged lines of {EVALUATIONS} are left out"] if damaged else []
+    best_file, remark = _best_file(path, verdict)
+    if remark:
+        remarks.append(remark)
+    circumstances = Circumstances(
+        best_file=best_file,
+        epochs=_whole(length.get("epochs"), 1),
+        is_finished=step >= total_steps,
+        holds_out=bool(_dict(_dict(config, "data"), "held_out").get("images")),
+    )
     return RunReport(
         path=path,
         state=str(status.get("state", "unknown")),
-        step=_whole(status.get("step"), last),
-        total_steps=_whole(length.get("total_steps"), last),
-        epochs=_whole(length.get("epochs"), 1),
+        step=step,
+        total_steps=total_steps,
         evaluations=evaluations,
         verdict=verdict,
-        remarks=_remarks_on_best(path, verdict),
+        circumstances=circumstances,
+        remarks=remarks,
     )
 
 
 def _read_json(file: Path, run: Path) -> dict:
+    if not run.is_dir():
+        raise UserError(f"{run} is no folder; name a run's folder, <result_path>/<run_name>")
     try:
         contents = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -124,7 +144,7 @@ def _read_json(file: Path, run: Path) -> dict:
         ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {reason(error)}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {error}") from None
     if not isinstance(contents, dict):
         raise UserError(f"{file} is damaged: it holds no JSON object")
@@ -140,18 +160,19 @@ def _whole(value: Any, default: int) -> int:
     return value if type(value) is int else default
 
 
-def _remarks_on_best(path: Path, verdict: Verdict) -> list[str]:
-    """Whether the file that is called the best is the one that the evaluations mean."""
+def _best_file(path: Path, verdict: Verdict) -> tuple[Path | None, str]:
+    """The file with the weights of the best step; None and a remark where it holds others."""
     if verdict.best_step is None:
-        return []
+        return None, ""
     file = path / BEST_SLIM
     try:
-        step = read_checkpoint(file).get("state", {}).get("step")
+        state = read_checkpoint(file).get("state", {})
     except UserError as error:
-        return [str(error)]
+        return None, str(error)
+    step = state.get("step") if isinstance(state, dict) else None
     if step == verdict.best_step:
-        return []
-    return [
+        return file, ""
+    return None, (
         f"{file} is of step {step}, but the best one by the evaluations is of step "
         f"{verdict.best_step}: the run went back to an earlier epoch, or could not write it"
-    ]
+    )

@@ -2,21 +2,38 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from utils.runs.evaluations import Evaluation
 
-SIGNIFICANT = 3.0  # standard errors
+SIGNIFICANT = 3.0  # standard errors, as far as they are known exactly
 FALLING = 0.003  # of the held-out loss, in the last quarter of a run: less is no reason to go on
 LAST_QUARTER = 0.75
 FEWEST_EVALUATIONS = 3  # for a verdict
+FEWEST_IMAGES = 8  # that two evaluations must have in common
 
 MEMORISES = "memorises"
+WORSE = "worse"
 NOT_DONE = "not done"
 DONE = "done"
 UNKNOWN = "unknown"
+
+
+def significant(images: int) -> float:
+    """How many standard errors are significant, where the error itself is known from so many images
+    only: the quantile of Student's t that is as rare as 3 standard errors of a normal distribution
+    (Abramowitz & Stegun 26.7.5).
+    """
+    z, degrees = SIGNIFICANT, max(1, images - 1)
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,15 @@ class Change:
 
     mean: float
     standard_error: float
+    images: int
+
+    @property
+    def is_rise(self) -> bool:
+        return self.z > significant(self.images)
+
+    @property
+    def is_fall(self) -> bool:
+        return self.z < -significant(self.images)
 
     @property
     def z(self) -> float:
@@ -32,10 +58,10 @@ class Change:
             return math.copysign(math.inf, self.mean) if self.mean else 0.0
         return self.mean / self.standard_error
 
-    def beyond(self, other: "Change") -> float:
-        """By how many standard errors this change is above another, of other images."""
+    def beyond(self, other: "Change") -> "Change":
+        """By how much this change is above another, of other images."""
         error = math.hypot(self.standard_error, other.standard_error)
-        return Change(self.mean - other.mean, error).z
+        return Change(self.mean - other.mean, error, min(self.images, other.images))
 
 
 @dataclass(frozen=True)
@@ -60,6 +86,7 @@ class Verdict:
     best_step: int | None  # of training, by the criterion
     criterion: str
     best_value: float | None
+    evaluations: int = 0  # that say something of the loss
     rise: Rise | None = None
     fall: float | None = None  # of the held-out loss in the last quarter, as a part of it
     fall_z: float | None = None
@@ -72,48 +99,80 @@ class Verdict:
 
 def judge(evaluations: Sequence[Evaluation]) -> Verdict:
     """The verdict on a run with these evaluations, by step."""
-    criterion = criterion_of(evaluations)
-    if criterion is None:
-        return Verdict(UNKNOWN, None, "none", None)
-    best = min(evaluations, key=lambda each: score(each, criterion))
-    value = score(best, criterion)
-    measured = [each for each in evaluations if each.time_steps]
+    measured = comparable(evaluations)
+    best, criterion, value = find_best(evaluations, measured)
     if len(measured) < FEWEST_EVALUATIONS:
-        return Verdict(UNKNOWN, best.step, criterion, value)
+        return Verdict(UNKNOWN, best, criterion, value, len(measured))
     gap, gap_z = gap_between(measured[-1])
     rise = find_rise(measured)
-    fall, fall_z = fall_in_last_quarter(measured)
+    fall = -last_quarter(measured).mean / measured[-1].held_out_loss
+    fall_z = -last_quarter(measured).z
     kind = DONE
     if rise is not None:
         kind = MEMORISES
-    elif fall > FALLING and fall_z > SIGNIFICANT:
+    elif has_become_worse(measured):
+        kind = WORSE
+    elif fall > FALLING and last_quarter(measured).is_fall:
         kind = NOT_DONE
-    return Verdict(kind, best.step, criterion, value, rise, fall, fall_z, gap, gap_z)
+    return Verdict(kind, best, criterion, value, len(measured), rise, fall, fall_z, gap, gap_z)
 
 
-def criterion_of(evaluations: Sequence[Evaluation]) -> str | None:
-    """What the best checkpoint is chosen by; lower is better."""
+def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The latest evaluations that measured the same: with the losses of the images that all of them
+    have in common, in one order.
+    """
+    chosen: list[Evaluation] = []
+    held_out: set[int] = set()
+    training: set[int] = set()
+    for evaluation in reversed(evaluations):
+        if not evaluation.time_steps:
+            continue
+        if not chosen:
+            held_out, training = set(evaluation.held_out_images), set(evaluation.training_images)
+        both = (held_out & set(evaluation.held_out_images)) if chosen else held_out
+        others = (training & set(evaluation.training_images)) if chosen else training
+        is_same = not chosen or evaluation.measure == chosen[0].measure
+        if not is_same or min(len(both), len(others)) < min(FEWEST_IMAGES, len(held_out)):
+            break
+        held_out, training = both, others
+        chosen.append(evaluation)
+    return [_of_images(each, held_out, training) for each in reversed(chosen)]
+
+
+def _of_images(evaluation: Evaluation, held_out: set[int], training: set[int]) -> Evaluation:
+    """Only these images, by their numbers; of equal images, one."""
+    rows = {number: row for row, number in enumerate(evaluation.held_out_images)}
+    training_rows = {number: row for row, number in enumerate(evaluation.training_images)}
+    return replace(
+        evaluation,
+        held_out=evaluation.held_out[[rows[number] for number in sorted(held_out)]],
+        training=evaluation.training[[training_rows[number] for number in sorted(training)]],
+        held_out_images=sorted(held_out),
+        training_images=sorted(training),
+    )
+
+
+def find_best(
+    evaluations: Sequence[Evaluation], measured: Sequence[Evaluation]
+) -> tuple[int | None, str, float | None]:
+    """The step that is best, by which criterion, and its value: by KID where all evaluations have
+    it, else by the held-out loss of those that compare.
+    """
     if evaluations and all("kid" in each.scores for each in evaluations):
-        return "kid"
-    if evaluations and all(each.time_steps for each in evaluations):
-        return "held_out_loss"
-    return None
-
-
-def score(evaluation: Evaluation, criterion: str) -> float:
-    if criterion == "kid":
-        return evaluation.scores["kid"]
-    return evaluation.held_out_loss
+        best = min(evaluations, key=lambda each: each.scores["kid"])
+        return best.step, "kid", best.scores["kid"]
+    if measured:
+        best = min(measured, key=lambda each: each.held_out_loss)
+        return best.step, "held_out_loss", best.held_out_loss
+    return None, "none", None
 
 
 def change(before: np.ndarray, after: np.ndarray) -> Change:
-    """Between the losses (m,) of the same images with the same noise. Two evaluations may have
-    measured different numbers of images; the first are the same.
-    """
-    common = min(len(before), len(after))
-    differences = after[:common] - before[:common]
-    error = differences.std(ddof=1) / math.sqrt(common) if common > 1 else math.inf
-    return Change(float(differences.mean()), float(error))
+    """Between the losses (m,) of the same images with the same noise."""
+    differences = after - before
+    count = len(differences)
+    error = differences.std(ddof=1) / math.sqrt(count) if count > 1 else math.inf
+    return Change(float(differences.mean()), float(error), count)
 
 
 def find_rise(evaluations: Sequence[Evaluation]) -> Rise | None:
@@ -129,16 +188,15 @@ def find_rise(evaluations: Sequence[Evaluation]) -> Rise | None:
 def _rise_at(evaluations: Sequence[Evaluation], level: int) -> Rise | None:
     best = evaluations[0]
     was_above: Evaluation | None = None
-    rise = None
+    rise: Rise | None = None
     for evaluation in evaluations[1:]:
         difference = change(best.held_out[:, level], evaluation.held_out[:, level])
         seen = change(best.training[:, level], evaluation.training[:, level])
         # Early in training, the loss at a time step may rise for all images.
-        if difference.z <= SIGNIFICANT or difference.beyond(seen) <= SIGNIFICANT:
-            was_above = None
+        if not difference.is_rise or not difference.beyond(seen).is_rise:
+            was_above = rise = None
             if difference.mean < 0:
                 best = evaluation
-                rise = None
             continue
         if was_above is not None:
             rise = Rise(
@@ -153,15 +211,20 @@ def _rise_at(evaluations: Sequence[Evaluation], level: int) -> Rise | None:
     return rise
 
 
-def fall_in_last_quarter(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
-    """By how much the held-out loss fell, as a part of what it is, and by how many standard errors:
-    from the last evaluation in the first three quarters to the end.
-    """
+def last_quarter(evaluations: Sequence[Evaluation]) -> Change:
+    """Of the held-out loss from the last evaluation in the first three quarters to the end."""
     last = evaluations[-1]
     earlier = [each for each in evaluations[:-1] if each.step <= LAST_QUARTER * last.step]
     before = earlier[-1] if earlier else evaluations[-2]
-    difference = change(before.held_out.mean(1), last.held_out.mean(1))
-    return -difference.mean / last.held_out_loss, -difference.z
+    return change(before.held_out.mean(1), last.held_out.mean(1))
+
+
+def has_become_worse(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether the held-out loss is significantly above the best that it was."""
+    last = evaluations[-1]
+    best = min(evaluations, key=lambda each: each.held_out_loss)
+    difference = change(best.held_out.mean(1), last.held_out.mean(1))
+    return difference.is_rise and difference.mean > FALLING * best.held_out_loss
 
 
 def gap_between(evaluation: Evaluation) -> tuple[float, float]:
@@ -180,15 +243,21 @@ def gap_between(evaluation: Evaluation) -> tuple[float, float]:
 CRITERIA = {"held_out_loss": "the lowest loss on held-out images", "kid": "the lowest KID"}
 
 
-def sentence(verdict: Verdict, best_file: object, epochs: int, is_finished: bool = True) -> str:
-    """The verdict for people: what happened, which file is best, what to do next.
+@dataclass(frozen=True)
+class Circumstances:
+    """What a sentence needs to know of a run, beside its evaluations."""
 
-    `best_file` is the checkpoint that the criterion chose, `epochs` the length of the run, which
-    may not have come to its end.
-    """
+    best_file: Path | None  # the weights of the best step; None: they were not kept
+    epochs: int
+    is_finished: bool
+    holds_out: bool  # whether images are held out
+
+
+def sentence(verdict: Verdict, run: Circumstances) -> str:
+    """The verdict for people: what happened, which file is best, what to do next."""
     if verdict.kind == UNKNOWN:
-        return _unknown(verdict, best_file)
-    best = f"{best_file}, of step {verdict.best_step:,}, has {CRITERIA[verdict.criterion]}"
+        return _unknown(verdict, run)
+    best = _best(verdict, run)
     if verdict.kind == MEMORISES:
         rise = verdict.rise
         assert rise is not None
@@ -199,36 +268,48 @@ def sentence(verdict: Verdict, best_file: object, epochs: int, is_finished: bool
             "images, --flip or --dropout delay this, longer training does not help."
         )
     assert verdict.fall is not None
+    if verdict.kind == WORSE:
+        return (
+            "It has become worse: the loss on held-out images is significantly above its lowest "
+            f"value, and not because it memorises; {best}. A lower --lr may help."
+        )
     if verdict.kind == NOT_DONE:
+        advice = f"continue with --epochs {2 * run.epochs} --resume" if run.is_finished else "go on"
         return (
             f"It is not done: the loss on held-out images still fell by {verdict.fall:.1%} in the "
-            f"last quarter (z = {verdict.fall_z:.1f}); {_gap(verdict)}. "
-            + (f"Continue with --epochs {2 * epochs} --resume." if is_finished else "Go on.")
+            f"last quarter (z = {verdict.fall_z:.1f}); {_gap(verdict)}; {best}; {advice}."
         )
-    direction = "fell" if verdict.fall >= 0 else "rose"
     return (
-        f"It is done: the loss on held-out images {direction} by only {abs(verdict.fall):.1%} in "
-        f"the last quarter; {_gap(verdict)}; {best}."
+        f"It is done: the loss on held-out images changed by only {-verdict.fall:+.1%} in the last "
+        f"quarter; {_gap(verdict)}; {best}."
     )
+
+
+def _best(verdict: Verdict, run: Circumstances) -> str:
+    lowest = CRITERIA[verdict.criterion]
+    if run.best_file is None:
+        return f"step {verdict.best_step:,} had {lowest}, but its weights were not kept"
+    return f"{run.best_file}, of step {verdict.best_step:,}, has {lowest}"
 
 
 def _gap(verdict: Verdict) -> str:
     assert verdict.gap is not None and verdict.gap_z is not None
     side = "above" if verdict.gap >= 0 else "below"
     text = f"it is {abs(verdict.gap):.1%} {side} that on training images (z = {verdict.gap_z:.1f}"
-    if verdict.gap_z < SIGNIFICANT:
+    if abs(verdict.gap_z) < SIGNIFICANT:
         return text + ", which may be chance)"
     return text + ")"
 
 
-def _unknown(verdict: Verdict, best_file: object) -> str:
-    if verdict.best_step is None:
-        return (
-            "Whether it is done is not known, as no images were held out (--val_fraction); look at "
-            "the samples."
+def _unknown(verdict: Verdict, run: Circumstances) -> str:
+    if not run.holds_out:
+        why = "no images are held out (--val_fraction); look at the samples"
+    elif verdict.evaluations == 0:
+        why = "it has not been evaluated yet"
+    else:
+        why = (
+            f"it was evaluated {verdict.evaluations} times only, {FEWEST_EVALUATIONS} are needed "
+            "(--eval_interval_epochs)"
         )
-    return (
-        "Whether it is done is not known, as it was evaluated too few times "
-        f"(--eval_interval_epochs); {best_file}, of step {verdict.best_step:,}, has "
-        f"{CRITERIA[verdict.criterion]} so far."
-    )
+    text = f"Whether it is done is not known: {why}"
+    return f"{text}; {_best(verdict, run)}." if verdict.best_step is not None else f"{text}."

@@ -147,6 +147,11 @@ class Checkpoint:
         return self.config["data"].get("held_out")
 
     @property
+    def held_out_fingerprint(self) -> str | None:
+        """Of the images that were held out of training; None: it does not say."""
+        return None if self.held_out is None else self.held_out["fingerprint"]
+
+    @property
     def sampler(self) -> str:
         """The sampler chosen in training."""
         return self.config["sampling"]["sampler"]
@@ -265,7 +270,9 @@ def _is_list_of_text(value: Any) -> bool:
 def _is_split(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("share"), float):
         return False
-    if not 0 <= value["share"] <= 1 or not _is_text(value.get("of")):
+    if not 0 <= value["share"] <= 1:
+        return False
+    if not _is_text(value.get("of")) or not _is_text(value.get("fingerprint")):
         return False
     return all(
         isinstance(value.get(name), list) and all(_is_count(number) for number in value[name])

@@ -67,9 +67,11 @@ class RunFolder:
         self._failures = Failures(path)
         self._metrics = MetricsLog(path, self._failures)
         self._saving: threading.Thread | None = None
-        self._save_error: Exception | None = None
+        self._save_error: Exception | None = None  # that has not been reported yet
+        self._save_failed = False  # the last one
         self._may_replace_previous = True
         self.evaluations: list[Evaluation] = []  # of the whole run, by step
+        self.best_step: int | None = None  # of ema_best.pt
 
     def start(self, config: dict, step: int, source: Path | None = None) -> None:
         """Write config.json, and cut the metrics back to `step`, where the run begins or resumes.
@@ -88,6 +90,7 @@ class RunFolder:
             (self.path / CONFIG).write_text(text, encoding="utf-8")
             self._metrics.cut_back(step)
             self.evaluations = cut_back_evaluations(self.path, step)
+            self._look_at_best(step)
         except OSError as error:
             raise cannot_be_written(self.path, error) from None
 
@@ -105,14 +108,31 @@ class RunFolder:
         """Add one row per step to metrics.csv and to TensorBoard; NaN is left empty."""
         self._metrics.append(rows)
 
-    def write_evaluation(self, evaluation: Evaluation, epoch: int) -> None:
-        """Add it to evaluations.jsonl, and what it measured to the row of its step in metrics.csv
-        and to TensorBoard.
+    def _look_at_best(self, step: int) -> None:
+        """Which step the best checkpoint is of; one from after `step`, which the run has gone back
+        to, is removed.
         """
+        try:
+            found = read_checkpoint(self.path / BEST_SLIM)
+            self.best_step = int(found["state"]["step"])
+        except (UserError, KeyError, TypeError, ValueError):
+            self.best_step = None
+        if self.best_step is not None and self.best_step > step:
+            (self.path / BEST).unlink(missing_ok=True)
+            (self.path / BEST_SLIM).unlink(missing_ok=True)
+            self.best_step = None
+
+    def write_evaluation(self, evaluation: Evaluation, epoch: int, is_best: bool) -> None:
+        """Add what it measured to the row of its step in metrics.csv and to TensorBoard; where it
+        is the best so far, keep the checkpoint that was saved last as the best one too; then add it
+        to evaluations.jsonl. In this order: a run that is resumed without that line does all again.
+        """
+        self._metrics.amend({"step": evaluation.step, "epoch": epoch, **evaluation.scalars()})
+        if is_best:
+            self.keep_as_best(evaluation.step)
         self.evaluations.append(evaluation)
         with self._failures.tolerated(EVALUATIONS):
             append_evaluation(self.path, evaluation)
-        self._metrics.amend({"step": evaluation.step, "epoch": epoch, **evaluation.scalars()})
 
     def write_status(self, status: dict) -> None:
         """Write status.json, for programs that watch the run."""
@@ -121,13 +141,16 @@ class RunFolder:
             temporary.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
             os.replace(temporary, self.path / STATUS)
 
-    def keep_as_best(self) -> None:
-        """Keep the checkpoint that was saved last as ckpt_best.pt and ema_best.pt too."""
+    def keep_as_best(self, step: int) -> None:
+        """Keep the checkpoint that was saved last, of this step, as ckpt_best.pt and ema_best.pt
+        too. `best_step` says whether that could be done.
+        """
         if not self.finish_saving():
             return
         with self._failures.tolerated(BEST):
             add_name(self.path / LAST, self.path / BEST)
             add_name(self.path / SLIM, self.path / BEST_SLIM)
+            self.best_step = step
 
     def write_preview(self, picture: Image.Image, epoch: int, step: int, image_format: str) -> Path:
         """Save a grid of samples as samples/epoch_<n>.<format>, and show it in TensorBoard."""
@@ -149,6 +172,7 @@ class RunFolder:
         reported by the next `check_saving`.
         """
         self.finish_saving()
+        self._save_failed = False
         self._saving = threading.Thread(
             target=self._save_in_background, args=(snapshot(contents), epoch, keep)
         )
@@ -162,7 +186,7 @@ class RunFolder:
         """
         error, self._save_error = self._save_error, None
         if error is None:
-            return True
+            return not self._save_failed
         if not isinstance(error, OSError):
             raise error
         ending = "" if is_last else "; training continues"
@@ -190,6 +214,7 @@ class RunFolder:
         try:
             self._save(contents, epoch, keep)
         except Exception as error:
+            self._save_failed = True
             self._save_error = error
 
     def _save(self, contents: dict, epoch: int | None, keep: int) -> None:

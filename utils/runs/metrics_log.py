@@ -108,23 +108,22 @@ class MetricsLog:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writerow(before | without_nan(row))
-        # In place, and never shorter than before: a kill leaves a row or half a row, which a
-        # resumed run drops, and none of the rows before it is touched.
-        size = self._size()
-        start = size - len(last.encode())
+        # In place: a kill leaves a row or half a row, which a resumed run drops, and none of the
+        # rows before it is touched.
+        start = self._size() - len(last.encode())
         try:
             self._overwrite(start, text.getvalue())
         except OSError:
             with contextlib.suppress(OSError):
                 self._overwrite(start, last)
-                os.truncate(self.file, size)
             raise
 
     def _overwrite(self, start: int, text: str) -> None:
-        """Write the text over what metrics.csv holds from byte `start` on."""
+        """Have metrics.csv end with this text, from byte `start` on."""
         with open(self.file, "r+b") as stream:
             stream.seek(start)
             stream.write(text.encode())
+            stream.truncate()
 
     def _last_line(self) -> str:
         """The last line of metrics.csv with its end; "" where there is none."""

@@ -32,13 +32,22 @@ class RunEvaluation:
     sample_score: SampleScore | None
 
     def __call__(self, network: nn.Module, step: int) -> Evaluation:
-        time_steps: list[int] = []
-        held_out = training = np.empty((0, 0))
-        if self.held_out_loss is not None:
-            time_steps = self.held_out_loss.time_steps
-            held_out, training = self.held_out_loss(network)
         scores = {} if self.sample_score is None else self.sample_score(network)
-        return Evaluation(step, time_steps, held_out, training, scores)
+        loss = self.held_out_loss
+        if loss is None:
+            nothing = np.empty((0, 0))
+            return Evaluation(step, [], nothing, nothing, scores)
+        held_out, training = loss(network)
+        return Evaluation(
+            step,
+            loss.time_steps,
+            held_out,
+            training,
+            scores,
+            loss.measure,
+            loss.held_out_images,
+            loss.training_images,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The loss of images that the network does not learn from, beside that of images that it does."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,10 +80,20 @@ class HeldOutLoss:
         self.batch_size = batch_size
         self.seed = seed
         self.time_steps = evaluation_time_steps(task.diffusion)
+        self.held_out_images = held_out.numbers
+        self.training_images = training.numbers
         self.images = len(held_out.labels)
         self._pixels = torch.cat([held_out.pixels, training.pixels])
         self._labels = torch.cat([held_out.labels, training.labels])
         self._numbers = held_out.numbers + training.numbers
+
+    @property
+    def measure(self) -> str:
+        """A digest of all that a loss depends on, but for the network and the image."""
+        task = self.task
+        facts = (self.seed, self.time_steps, task.diffusion.config, task.codec.config)
+        everything = repr((facts, task.loss_kind, task.conditional))
+        return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
     def __call__(self, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         """The losses of held-out and of training images, both (m, len(time_steps)), on all

@@ -12,6 +12,7 @@ from utils.data import ImageSet
 from utils.data.split import Split
 from utils.devices import Precision
 from utils.errors import ReadError
+from utils.evaluation.verdict import FEWEST_EVALUATIONS
 from utils.ranks import Ranks
 from utils.training.evaluation import EvaluationPlan
 from utils.training.fit import LossFunction
@@ -82,20 +83,27 @@ class Cost:
     steps_left: int
     previews: PreviewCost
     checkpoints_kept: int
+    evaluation_share: float = 0.0  # of the steps' time
+    has_best: bool = False  # whether the best checkpoint is kept too
 
     @property
     def seconds_left(self) -> float:
         per_row = self.seconds_per_step * FORWARD_SHARE / self.images_per_step
         rows = self.previews.count * self.previews.images * self.previews.rows
-        return self.steps_left * self.seconds_per_step + rows * per_row
+        steps = self.steps_left * self.seconds_per_step * (1 + self.evaluation_share)
+        return steps + rows * per_row
 
 
-def size_of_checkpoints(state: TrainState, kept: int) -> float:
-    """Bytes of ckpt_last, ckpt_prev, the numbered checkpoints that are kept, and ema_last."""
+def size_of_checkpoints(state: TrainState, kept: int, has_best: bool) -> float:
+    """Bytes of ckpt_last, ckpt_prev, the numbered checkpoints that are kept, and ema_last; and of
+    ckpt_best and ema_best.
+    """
     weights = count_weights(state.network)
     moments = len(STATE_NAMES[type(state.optimizer)] - {"step"})
     full = BYTES_PER_WEIGHT * weights * (2 + moments)  # network, EMA, the optimizer's moments
-    return (2 + kept) * full + BYTES_PER_WEIGHT * weights
+    slim = BYTES_PER_WEIGHT * weights
+    best = full + slim if has_best else 0
+    return (2 + kept) * full + slim + best
 
 
 def count_weights(network: nn.Module) -> int:
@@ -118,7 +126,7 @@ def plan_lines(
     plural = "es" if ranks.world_size > 1 else ""
     finish = time.strftime("%a %H:%M", time.localtime(time.time() + cost.seconds_left))
     left = timedelta(seconds=round(cost.seconds_left))
-    disk = size_of_checkpoints(state, cost.checkpoints_kept) / MEGABYTE
+    disk = size_of_checkpoints(state, cost.checkpoints_kept, cost.has_best) / MEGABYTE
     return [
         f"network     {state.config['network']['name']}, {millions:.2f} M parameters, {precision}",
         f"steps       {total:,} = {epochs} epochs x {steps_per_epoch}, {state.step:,} done; "
@@ -138,8 +146,7 @@ def evaluation_lines(
         lines = ["held out    no images, so the run cannot say whether it is done (--val_fraction)"]
     if len(split.unused):
         lines.append(
-            f"            {len(split.unused):,} more are near copies of training images and are "
-            "used for neither"
+            f"            and {len(split.unused):,} near copies of training images used for neither"
         )
     if evaluations is None:
         return lines
@@ -155,6 +162,7 @@ def evaluation_lines(
     lines.append(
         f"evaluation  {often}, {evaluations.count:,} in all: {' and '.join(parts)}; "
         f"{evaluations.share:.1%} of the run's time"
+        + (", too few for a verdict" if evaluations.count < FEWEST_EVALUATIONS else "")
     )
     return lines
 

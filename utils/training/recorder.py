@@ -9,7 +9,7 @@ from PIL import Image
 
 from utils.console import Progress
 from utils.errors import NotSaved, UserError
-from utils.evaluation.verdict import Verdict, judge, sentence
+from utils.evaluation.verdict import Circumstances, Verdict, judge, sentence
 from utils.ranks import Ranks
 from utils.runs.evaluations import Evaluation
 from utils.runs.files import BEST_SLIM, SLIM
@@ -123,6 +123,7 @@ class RunRecorder:
         keep: int = 0,  # numbered checkpoints; 0: all
         image_format: str = "png",
         epochs: int = 1,  # of the whole run
+        holds_out: bool = False,  # images, to measure on
     ):
         self._run = run
         self._ranks = ranks
@@ -130,6 +131,7 @@ class RunRecorder:
         self._keep = keep
         self._image_format = image_format
         self._epochs = epochs
+        self._holds_out = holds_out
         self._last_loss = ""
         self._step = first_step
         self._total_steps = total_steps
@@ -171,16 +173,21 @@ class RunRecorder:
 
     def has_evaluation(self, step: int) -> bool:
         found = any(evaluation.step == step for evaluation in self._run.evaluations)
+        if found and judge(self._run.evaluations).best_step == step != self._run.best_step:
+            self._run.keep_as_best(step)  # the run went back to its best step
         return self._ranks.told_by_main(found)
 
     def evaluation(self, evaluation: Evaluation, epoch: int) -> None:
-        self._run.write_evaluation(evaluation, epoch)
-        verdict = judge(self._run.evaluations)
+        if not evaluation.is_finite:
+            self._run.log(f"warning: epoch {epoch}: what was measured is not finite, and left out")
+            return
+        evaluation = Evaluation.from_line(evaluation.to_line())  # rounded, as a resumed run sees it
+        verdict = judge([*self._run.evaluations, evaluation])
         is_best = verdict.best_step == evaluation.step
-        if is_best:
-            self._run.keep_as_best()
+        self._run.write_evaluation(evaluation, epoch, is_best)
+        was_kept = is_best and self._run.best_step == evaluation.step
         text = f"epoch {epoch}: " + ", ".join(self._in_words(evaluation))
-        self._run.log(text + (", the best so far" if is_best else ""))
+        self._run.log(text + (", the best so far" if was_kept else ""))
         self._write_status("running", verdict)
 
     def _in_words(self, evaluation: Evaluation) -> list[str]:
@@ -202,13 +209,22 @@ class RunRecorder:
                 "total_steps": self._total_steps,
                 "verdict": verdict.to_dict(),
                 "sentence": self._sentence(verdict),
-                "best_file": BEST_SLIM if verdict.best_step is not None else None,
+                "best_file": BEST_SLIM if self._has_best(verdict) else None,
             }
         )
 
+    def _has_best(self, verdict: Verdict) -> bool:
+        """Whether ema_best.pt holds the weights of the best step."""
+        return verdict.best_step is not None and verdict.best_step == self._run.best_step
+
     def _sentence(self, verdict: Verdict) -> str:
-        is_finished = self._step >= self._total_steps
-        return sentence(verdict, self._run.path / BEST_SLIM, self._epochs, is_finished)
+        circumstances = Circumstances(
+            best_file=self._run.path / BEST_SLIM if self._has_best(verdict) else None,
+            epochs=self._epochs,
+            is_finished=self._step >= self._total_steps,
+            holds_out=self._holds_out,
+        )
+        return sentence(verdict, circumstances)
 
     def _sign_of_life(self, busy: bool) -> None:
         self._ranks.main_is_busy(busy)

@@ -49,6 +49,15 @@ def resume(state: TrainState, checkpoint: Checkpoint, allow_changes: bool) -> li
             f"the checkpoint was made with {checkpoint.versions}, this is {state.versions}: "
             "the result will be the same up to rounding, except for dropout"
         )
+    now_held_out = state.config["data"].get("held_out") or {}
+    if (
+        now_held_out.get("images")
+        and checkpoint.held_out_fingerprint != now_held_out["fingerprint"]
+    ):
+        remarks.append(
+            "other images are held out than before: the network may have learned from some of "
+            "them, so that their loss looks better than that of new images"
+        )
     if checkpoint.format_version == 1:
         remarks.append(
             "the checkpoint is from an earlier version, which ordered the images of an epoch "
@@ -88,6 +97,7 @@ def deciding_facts(config: dict, seed: int) -> dict:
     held_out = facts.pop("held_out", None)
     if held_out is not None:
         facts["val_fraction"] = held_out["share"]
+        facts["the images held out"] = held_out["fingerprint"]
     names = facts.get("class_names", [])
     facts["class_names"] = [composed(name) for name in names]
     return facts

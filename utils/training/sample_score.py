@@ -81,7 +81,12 @@ class SampleScore:
         return torch.empty(0, self.features.dimension)
 
     def _gathered(self, mine: Tensor) -> Tensor:
-        return torch.cat(self.ranks.gather(mine))
+        """All processes' features, in the order of the images, of which each has every n-th."""
+        parts = self.ranks.gather(mine)
+        features = torch.empty(sum(map(len, parts)), self.features.dimension)
+        for rank, part in enumerate(parts):
+            features[rank :: len(parts)] = part
+        return features
 
     def _progress(self, title: str, total: int) -> Progress:
         return Progress(total, title=title, leave=False, shown=self.ranks.is_main)

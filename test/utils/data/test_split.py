@@ -7,6 +7,7 @@ from utils.data.split import (
     FEWEST,
     MOST,
     NOTHING_HELD_OUT,
+    Split,
     recorded_split,
     scattered,
     split_set,
@@ -109,6 +110,43 @@ def test_near_copies_count_towards_the_fewest():
     assert len(found.held_out) >= FEWEST and len(found.unused) > 0
 
 
+def in_groups(size: int, count: int):
+    """A finder for a set of `count` images in which groups of `size` follow each other."""
+
+    def find(places):
+        found = []
+        for place in places:
+            first = place - place % size
+            found.append(np.setdiff1d(np.arange(first, min(first + size, count)), place))
+        return found
+
+    return find
+
+
+@pytest.mark.parametrize("size", [2, 5, 10])
+def test_bursts_are_held_out_as_whole_groups(size):
+    """Where nearly every image has near copies, none is thrown away."""
+    checksums = some_checksums(600)
+    found = split(checksums, find=in_groups(size, 600))
+    assert FEWEST <= len(found.held_out) <= 60
+    assert len(found.unused) < 0.05 * 600
+    trained = found.training(600) // size
+    assert not set(trained) & set(found.held_out // size)
+    again = split(checksums, find=in_groups(size, 600))
+    assert (again.held_out == found.held_out).all()
+
+
+def test_near_copies_are_looked_for_once():
+    asked = []
+
+    def find(places):
+        asked.extend(places.tolist())
+        return in_groups(2, 300)(places)
+
+    split(some_checksums(300), find=find)
+    assert len(asked) == len(set(asked)) > 0
+
+
 def test_a_set_of_near_copies_holds_nothing_out():
     def all_alike(places):
         return [np.setdiff1d(np.arange(300), place) for place in places]
@@ -140,7 +178,10 @@ def test_what_a_checkpoint_records():
     pairs = [(int(split(checksums).held_out[0]), int(split(checksums).training(1000)[0]))]
     found = split(checksums, find=linked(pairs))
     record = found.to_record(checksums, "digest")
-    again = recorded_split(record, checksums, "digest")
+    again = recorded_split(record, 1000, "digest")
     assert again.share == found.share and len(again.unused) == 1
     assert (again.held_out == found.held_out).all() and (again.unused == found.unused).all()
-    assert recorded_split(record, checksums, "another digest") is None
+    assert recorded_split(record, 1000, "another digest") is None
+    assert recorded_split(record, 5, "digest") is None
+    fewer = Split(found.share, found.held_out[1:], found.unused)
+    assert fewer.to_record(checksums, "digest")["fingerprint"] != record["fingerprint"]

@@ -15,12 +15,16 @@ from utils.runs.files import save_checkpoint
 
 def evaluation(step: int, level: float, **scores: float) -> Evaluation:
     spread = np.linspace(0.9, 1.1, 12)[:, None] * np.ones((1, 2))
-    return Evaluation(step, [5, 300], level * spread, 0.9 * level * spread, scores)
+    numbers = list(range(12))
+    losses = (level * spread, 0.9 * level * spread)
+    return Evaluation(step, [5, 300], *losses, scores, "m", numbers, numbers)
 
 
 def write_run(path, evaluations, step=1000, best=None, state="finished"):
     path.mkdir()
     config = {"length": {"total_steps": 1000, "epochs": 10}}
+    if evaluations:
+        config["data"] = {"held_out": {"images": [1, 2, 3]}}
     (path / "config.json").write_text(json.dumps({"args": {}, "config": config}))
     (path / "status.json").write_text(json.dumps({"state": state, "step": step}))
     for each in evaluations:
@@ -46,7 +50,7 @@ def test_a_run_that_has_not_come_to_its_end(tmp_path):
     found = [evaluation(step, 1 / step) for step in range(100, 501, 100)]
     report = read_run(write_run(tmp_path / "a", found, step=523, best=500, state="running"))
     assert "step 523 of 1,000, running, or cut off" in report.lines()[0]
-    assert "--resume" not in report.sentence and "Go on." in report.sentence
+    assert "--resume" not in report.sentence and report.sentence.endswith("go on.")
 
 
 def test_a_best_file_of_another_step_is_named(tmp_path):
@@ -61,7 +65,7 @@ def test_a_best_file_of_another_step_is_named(tmp_path):
 
 def test_a_run_without_evaluations(tmp_path):
     report = read_run(write_run(tmp_path / "a", []))
-    assert "no images were held out" in report.sentence and len(report.lines()) == 2
+    assert "no images are held out" in report.sentence and len(report.lines()) == 2
 
 
 def test_with_kid_alone(tmp_path):

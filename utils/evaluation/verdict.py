@@ -105,16 +105,16 @@ def judge(evaluations: Sequence[Evaluation]) -> Verdict:
         return Verdict(UNKNOWN, best, criterion, value, len(measured))
     gap, gap_z = gap_between(measured[-1])
     rise = find_rise(measured)
-    fall = -last_quarter(measured).mean / measured[-1].held_out_loss
-    fall_z = -last_quarter(measured).z
+    latest = last_quarter(measured)
+    fall = -latest.mean / measured[-1].held_out_loss
     kind = DONE
     if rise is not None:
         kind = MEMORISES
     elif has_become_worse(measured):
         kind = WORSE
-    elif fall > FALLING and last_quarter(measured).is_fall:
+    elif fall > FALLING and latest.is_fall:
         kind = NOT_DONE
-    return Verdict(kind, best, criterion, value, len(measured), rise, fall, fall_z, gap, gap_z)
+    return Verdict(kind, best, criterion, value, len(measured), rise, fall, -latest.z, gap, gap_z)
 
 
 def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -124,17 +124,17 @@ def comparable(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     chosen: list[Evaluation] = []
     held_out: set[int] = set()
     training: set[int] = set()
-    for evaluation in reversed(evaluations):
-        if not evaluation.time_steps:
-            continue
+    for evaluation in reversed([each for each in evaluations if each.time_steps]):
         if not chosen:
-            held_out, training = set(evaluation.held_out_images), set(evaluation.training_images)
-        both = (held_out & set(evaluation.held_out_images)) if chosen else held_out
-        others = (training & set(evaluation.training_images)) if chosen else training
-        is_same = not chosen or evaluation.measure == chosen[0].measure
-        if not is_same or min(len(both), len(others)) < min(FEWEST_IMAGES, len(held_out)):
+            held_out = set(evaluation.held_out_images)
+            training = set(evaluation.training_images)
+        elif evaluation.measure != chosen[0].measure:
             break
-        held_out, training = both, others
+        common = held_out & set(evaluation.held_out_images)
+        common_training = training & set(evaluation.training_images)
+        if chosen and min(len(common), len(common_training)) < FEWEST_IMAGES:
+            break
+        held_out, training = common, common_training
         chosen.append(evaluation)
     return [_of_images(each, held_out, training) for each in reversed(chosen)]
 

@@ -100,7 +100,7 @@ def test_pairs_that_do_not_match(script, pairs, tmp_path):
     assert len(said) == 4
     assert "GENERATED: left out 1 .txt: not an image (notes.txt)" in said[0]
     assert "REAL: 1 without a partner of their name: a/4.png" in said[1]
-    assert "GENERATED: 1 images have no partner of their name: a/other.png" in said[2]
+    assert "GENERATED: 1 without a partner of their name: a/other.png" in said[2]
     assert "1 pairs left out, unreadable: GENERATED a/5.tiff (cannot identify" in said[3]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["paired"]["pairs"] == 4

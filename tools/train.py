@@ -160,15 +160,15 @@ def check(args: Namespace) -> None:
         value = getattr(args, name)
         if value != unset and not getattr(args, other):
             raise opt.UserError(f"--{name} {value} does nothing without --{other}")
-    draws = args.vis or args.eval_images > 0
-    if args.eval_images > 0:
-        from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
-
-        need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
     if 0 < args.eval_images < FEWEST_FOR_KID:
         raise opt.UserError(
             f"--eval_images {args.eval_images} is too few for a KID: {FEWEST_FOR_KID} are the fewest"
         )
+    if args.eval_images > 0:
+        from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
+
+        need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    draws = args.vis or args.eval_images > 0
     if args.conditional and args.label_drop == 0 and draws and args.cfg_scale != 1:
         raise opt.UserError(
             "with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1"
@@ -652,6 +652,11 @@ def plan_remarks(args: Namespace, schedule: Schedule, previews: PreviewGrid | No
     from utils.training.plan import length_remarks
 
     remarks = idle_option_remarks(args)
+    if args.eval_interval_epochs is not None and schedule.evaluation_steps == 0:
+        remarks.append(
+            f"--eval_interval_epochs {args.eval_interval_epochs} has no effect: no images are held "
+            "out to measure on (--val_fraction), and --eval_images is 0"
+        )
     asked = args.warmup_steps if args.lr_func == "warmup_cosine" else 0
     used = allowed_warmup(asked, schedule.total_steps)
     remarks += length_remarks(schedule.total_steps, asked, used)

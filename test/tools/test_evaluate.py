@@ -205,3 +205,11 @@ def test_sampler_options_are_those_of_generate():
         other = theirs[row.flag]
         assert row.type == other.type
         assert row.flag in free or row.default == other.default, row.flag
+
+
+def test_pairs_of_grey_and_colour_are_said(script, pairs, tmp_path):
+    real, made = pairs
+    first = sorted(made.rglob("*.png"))[0]
+    Image.open(first).convert("L").save(first)
+    out = script("evaluate", real, made, *PAIRED).stdout
+    assert f"1 pairs of a grey and a coloured image: a/{first.name}" in out

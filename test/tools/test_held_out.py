@@ -164,8 +164,11 @@ def test_few_images_and_none_held_out(script, images, many_images, tmp_path):
     ).stdout
     assert "held out    no images" in out
     assert out.splitlines()[-1].startswith("Whether it is done is not known")
-    out = script("train", *options(many_images, "--run_name", "n", "--val_fraction", 0, "--plan"))
-    assert "held out    no images" in out.stdout
+    idle = ["--val_fraction", 0, "--plan", "True", "--eval_interval_epochs", 2]
+    out = script("train", *options(many_images, "--run_name", "n", *idle)).stdout
+    assert "held out    no images" in out and "--eval_interval_epochs 2 has no effect" in out
+    done = script("train", *options(many_images, "--eval_images", 2), status=2)
+    assert "--eval_images 2 is too few for a KID" in done.stderr
     done = script("train", *options(images, "--run_name", "b", "--val_fraction", 0.1), status=2)
     assert "--val_fraction 0.1 of 13 images holds out" in done.stderr
 

@@ -8,7 +8,7 @@ import torch
 
 from model.metrics import psnr, ssim
 from utils.console import Progress
-from utils.data.reading import ahead, why_unreadable
+from utils.data.reading import ahead, is_grey, why_unreadable
 from utils.errors import UserError, name_list
 from utils.evaluation.extract import Reader, threads_for
 from utils.evaluation.image_folder import ImageFolder, relative_stem
@@ -138,7 +138,7 @@ def compare_pairs(real: ImageFolder, generated: ImageFolder, reader: Reader) -> 
     values = []
     broken = []
 
-    def measure(pair: Pair) -> tuple[float, float] | str:
+    def measure(pair: Pair) -> tuple[float, float, bool] | str:
         return _measure(pair, real, generated, reader)
 
     first = np.array([pair.real for pair in pairs])
@@ -160,6 +160,11 @@ def compare_pairs(real: ImageFolder, generated: ImageFolder, reader: Reader) -> 
     if too_small:
         remarks.append(
             f"no SSIM for {too_small:,} pairs: it needs sides of {SMALLEST_FOR_SSIM} pixels or more"
+        )
+    mixed = [pair.name for pair, is_mixed in zip(kept, table[:, 2], strict=True) if is_mixed]
+    if mixed:
+        remarks.append(
+            f"{len(mixed):,} pairs of a grey and a coloured image: {name_list(mixed, SHOWN)}"
         )
     return PairedReport(kept, table[:, 0], table[:, 1], remarks)
 
@@ -204,15 +209,19 @@ def _by_stem(folder: ImageFolder) -> dict[str, int]:
 
 def _measure(
     pair: Pair, real: ImageFolder, generated: ImageFolder, reader: Reader
-) -> tuple[float, float] | str:
-    """PSNR and SSIM (NaN where the images are too small), or why the pair cannot be read."""
+) -> tuple[float, float, bool] | str:
+    """PSNR, SSIM (NaN where the images are too small) and whether one image is grey and the other
+    is not; or why the pair cannot be read.
+    """
     tensors = []
+    are_grey = []
     for folder, place in ((real, pair.real), (generated, pair.generated)):
         image = reader.read(folder.path(place))
         if isinstance(image, Exception):
             why = why_unreadable(image, folder.names[place])
             return f"{folder.role} {folder.shown(place)} ({why})"
         tensors.append(torch.tensor(image.pixels).permute(2, 0, 1)[None])
+        are_grey.append(is_grey(image.pixels))
     one, two = tensors
     if one.shape != two.shape:
         sizes = [f"{image.shape[2]}x{image.shape[3]}" for image in tensors]
@@ -224,4 +233,5 @@ def _measure(
     similarity = math.nan
     if min(one.shape[2:]) >= SMALLEST_FOR_SSIM:
         similarity = float(ssim(one, two, data_range=BRIGHTEST))
-    return float(psnr(one, two, data_range=BRIGHTEST)), similarity
+    is_mixed = are_grey[0] != are_grey[1]
+    return float(psnr(one, two, data_range=BRIGHTEST)), similarity, is_mixed

@@ -229,13 +229,17 @@ def train(args: Namespace, ranks: Ranks) -> None:
     held_out = split.to_record(all_images.checksums, all_images.fingerprint())
     config = build_config(args, dataset, held_out, task, schedule, global_batch)
     state = build_state(args, config, precision)
-    evaluate = build_evaluation(
-        args, ranks, all_images, dataset, split, evaluations, state, task, precision
-    )
+    evaluate = None
+    if not args.plan:  # which needs none of the images and features that this reads
+        evaluate = build_evaluation(
+            args, ranks, all_images, dataset, split, evaluations, state, task, precision
+        )
     previews = build_previews(args, state, task, dataset, precision)
 
     # Resume or pretrain
     remarks = restore(args, state, schedule, resumed)
+    source = None if resumed is None else Path(resumed.source)
+    del resumed  # it takes as much memory as the state
     check_agreement(ranks, state)
     network = wrap_network(state.network, ranks, args.compile)
 
@@ -260,7 +264,6 @@ def train(args: Namespace, ranks: Ranks) -> None:
         opt.say("\n".join(lines))
         return
     if run is not None:
-        source = None if resumed is None else Path(resumed.source)
         run.start({"args": state.args, "config": state.config}, state.step, source)
         run.log("\n".join(lines))
 

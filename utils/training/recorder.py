@@ -173,7 +173,8 @@ class RunRecorder:
 
     def has_evaluation(self, step: int) -> bool:
         found = any(evaluation.step == step for evaluation in self._run.evaluations)
-        if found and judge(self._run.evaluations).best_step == step != self._run.best_step:
+        is_best = found and judge(self._run.evaluations).best_step == step
+        if is_best and self._run.best_step != step:
             self._run.keep_as_best(step)  # the run went back to its best step
         return self._ranks.told_by_main(found)
 
@@ -257,8 +258,8 @@ class RunRecorder:
 
     def _end(self, step: int, state: str, how: str) -> None:
         self._progress.close()
-        self._write_status(state, judge(self._run.evaluations))
         is_safe = self._run.finish_saving(is_last=True)
+        self._write_status(state if is_safe else "failed", judge(self._run.evaluations))
         if not is_safe:
             how = "the last checkpoint could not be written"
         self._run.log(f"step {step:,} of {self._total_steps:,}: {how}")

@@ -1,5 +1,6 @@
-"""Changes of resolution by a factor of two."""
+"""Changes of resolution."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,3 +31,26 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class PixelShuffleUpsample(nn.Module):
+    """(B,C,H,W) -> (B,C,sH,sW): a convolution makes the s x s pixels of each place (Shi et al.
+    1609.05158).
+
+    It starts as a convolution and nearest-neighbour enlarging (ICNR, Aitken et al. 1707.02937), so
+    that no checkerboard has to be unlearned.
+    """
+
+    def __init__(self, channels: int, scale: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels * scale**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(scale)
+        with torch.no_grad():
+            first = self.conv.weight[:: scale**2]  # of the pixels of a place, the upper left one
+            self.conv.weight.copy_(first.repeat_interleave(scale**2, dim=0))
+            assert self.conv.bias is not None
+            first_bias = self.conv.bias[:: scale**2]
+            self.conv.bias.copy_(first_bias.repeat_interleave(scale**2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shuffle(self.conv(x))

@@ -6,14 +6,27 @@ from torch import nn
 
 from model.networks.config import check_image_size
 from model.networks.cspdarkunet import CSPDarkUNet
+from model.networks.edsr import EDSR
+from model.networks.rdn import RDN
 from model.networks.unet import UNet
 
-__all__ = ["DENOISERS", "NETWORKS", "CSPDarkUNet", "UNet", "build_network", "check_image_size"]
+__all__ = [
+    "DENOISERS",
+    "EDSR",
+    "NETWORKS",
+    "RDN",
+    "UPSCALERS",
+    "CSPDarkUNet",
+    "UNet",
+    "build_network",
+    "check_image_size",
+]
 
 DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet, "cspdarkunet": CSPDarkUNet}
+UPSCALERS: dict[str, type[nn.Module]] = {"rdn": RDN, "edsr": EDSR}
 
 # Every network that a checkpoint can name, of whatever kind.
-NETWORKS: dict[str, type[nn.Module]] = {**DENOISERS}
+NETWORKS: dict[str, type[nn.Module]] = {**DENOISERS, **UPSCALERS}
 
 
 def build_network(config: dict) -> nn.Module:

@@ -16,17 +16,22 @@ MAY_BE_NONE = ("out_channels", "num_classes", "head_channels")
 LARGEST_LEVELS = 8
 LARGEST_MULT = 64
 
+# The same of upscalers; not each has all of them.
+LARGEST_OF_UPSCALER = {
+    "in_channels": 64,
+    "features": 2048,
+    "blocks": 256,
+    "layers": 64,
+    "growth": 2048,
+}
+SMALLEST_SCALE, LARGEST_SCALE = 2, 4
+
 
 def check_unet_config(config: dict) -> None:
     """Raise ValueError, naming the option, where a value of a U-Net's config is out of bounds."""
     for key, largest in LARGEST.items():
-        value = config[key]
-        if value is None and key in MAY_BE_NONE:
-            continue
-        if not _is_whole(value, 1, largest):
-            raise ValueError(
-                f"network option {key} is a whole number from 1 to {largest}, not {value!r}"
-            )
+        if config[key] is not None or key not in MAY_BE_NONE:
+            check_whole(config, key, largest)
     _check_levels(config["channel_mult"], config["attention_levels"])
     if not 0 <= config["dropout"] < 1:
         raise ValueError(
@@ -36,6 +41,27 @@ def check_unet_config(config: dict) -> None:
         raise ValueError(
             f"network option channels must be even (sine and cosine halves), "
             f"not {config['channels']}"
+        )
+
+
+def check_upscaler_config(config: dict) -> None:
+    """Raise ValueError, naming the option, where a value of an upscaler's config is out of
+    bounds.
+    """
+    if not _is_whole(config["scale"], SMALLEST_SCALE, LARGEST_SCALE):
+        raise ValueError(f"network option scale is 2, 3 or 4, not {config['scale']!r}")
+    for key, largest in LARGEST_OF_UPSCALER.items():
+        if key in config:
+            check_whole(config, key, largest)
+
+
+def check_whole(config: dict, key: str, largest: int) -> None:
+    """Raise ValueError, naming the option, unless its value is a whole number from 1 to
+    `largest`.
+    """
+    if not _is_whole(config[key], 1, largest):
+        raise ValueError(
+            f"network option {key} is a whole number from 1 to {largest}, not {config[key]!r}"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.ema import EMA
-from model.networks import NETWORKS, UNet, build_network
+from model.networks import DENOISERS, UNet, build_network
 
 SMALL = {
     "channels": 8,
@@ -161,7 +161,7 @@ def test_the_cifar10_network_has_the_published_size():
     assert round(sum(p.numel() for p in UNet(**CIFAR[0]).parameters()) / 1e6, 1) == 35.7
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_config_rebuilds_the_network(name):
     network = build_network({"name": name, **SMALL, "num_classes": 3, "act": "relu"})
     again = build_network(network.config)
@@ -172,7 +172,7 @@ def test_config_rebuilds_the_network(name):
     assert not list(network.buffers())  # EMA follows parameters only
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DENOISERS)
 @pytest.mark.parametrize("time_embedding", ["additive", "scale_shift"])
 def test_every_parameter_receives_a_gradient(name, time_embedding):
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_every_parameter_receives_a_gradient(name, time_embedding):
     assert not silent
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_sizes_channels_and_labels(name):
     network = build_network({"name": name, **SMALL, "in_channels": 1, "num_classes": 3}).eval()
     t = torch.zeros(2, dtype=torch.long)
@@ -219,7 +219,7 @@ def test_sizes_channels_and_labels(name):
         unconditional(torch.randn(2, 3, 8, 8), t, null)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", DENOISERS)
 def test_bad_configs_are_named(name):
     for config, word in [
         ({"name": "vit"}, "vit"),
@@ -240,7 +240,7 @@ def test_bad_configs_are_named(name):
 
 
 def test_untrained_networks_predict_zero():
-    for name in NETWORKS:
+    for name in DENOISERS:
         network = build_network({"name": name, **SMALL})
         assert network(torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.long)).abs().max() == 0
 

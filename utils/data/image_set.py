@@ -56,6 +56,11 @@ class ImageSet(Dataset):
     def channels(self) -> int:
         return CHANNELS[self.mode]
 
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the pixels lie in memory or in a mapped file."""
+        return self.pixels is not None
+
     def __len__(self) -> int:
         return len(self.files)
 

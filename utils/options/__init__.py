@@ -18,6 +18,13 @@ from utils.options.table import (
     options_of,
     plain_values,
 )
+from utils.options.training import (
+    check_training,
+    derived_table,
+    idle_process_remarks,
+    launch_training,
+    run_options,
+)
 from utils.options.types import (
     ACTIVATIONS,
     ANIMATIONS,
@@ -57,6 +64,11 @@ from utils.options.types import (
 )
 
 __all__ = [
+    "run_options",
+    "launch_training",
+    "idle_process_remarks",
+    "derived_table",
+    "check_training",
     "ACTIVATIONS",
     "ANIMATIONS",
     "CACHES",

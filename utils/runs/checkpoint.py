@@ -13,6 +13,12 @@ from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
 KINDS = ("diffusion", "upscaler", "autoencoder")
 
+# What a file of each kind is for, where it was given to something else.
+USE_OF_KIND = {
+    "diffusion": "tools/generate.py makes images with it",
+    "upscaler": "tools/upscale.py enlarges images with it",
+    "autoencoder": "tools/train.py takes it as --autoencoder_path",
+}
 
 Weights = Mapping[str, Tensor]
 
@@ -38,9 +44,10 @@ _VERSION_1_FACTS = (
 class Checkpoint:
     """One checkpoint, in memory.
 
-    `config` rebuilds what was trained and says how to use it: network, diffusion, codec, data
-    (image_size, mode, class_names, images, fingerprint), sampling (sampler, guidance), training
-    (what decides a result) and length (epochs, total_steps). `state` is where training stands:
+    `config` rebuilds what was trained and says how to use it: network, data (image_size, mode,
+    class_names, images, fingerprint), training (what decides a result) and length (epochs,
+    total_steps); of a diffusion also diffusion, codec and sampling (sampler, guidance). `state` is
+    where training stands:
     epoch, step and seed. The slim file for generation has no network, optimizer or scaler. `args`
     is a record of the command line; nothing is decided by it.
     """
@@ -92,10 +99,11 @@ class Checkpoint:
         args = fields.value("args", _is_dict, "a dict", default={})
         if version == 1:
             config = _upgraded(config, fields.value("args", _is_dict, "a dict"))
-        _check_config(_Fields(config, source, "config."))
+        kind = fields.value("kind", lambda kind: kind in KINDS, f"one of {KINDS}", "diffusion")
+        _check_config(_Fields(config, source, "config."), kind)
         return cls(
             config=config,
-            kind=fields.value("kind", lambda kind: kind in KINDS, f"one of {KINDS}", "diffusion"),
+            kind=kind,
             state=fields.value("state", _is_dict, "a dict", default={}),
             network=fields.value("network", _is_dict, "a dict of tensors", default=None),
             ema=fields.value("ema", _is_dict, "a dict of tensors", default=None),
@@ -121,7 +129,8 @@ class Checkpoint:
         """Raise UserError where the checkpoint is of another kind."""
         if self.kind != kind:
             raise UserError(
-                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed"
+                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed: "
+                f"{USE_OF_KIND[self.kind]}"
             )
 
     # --- What the metadata says ---
@@ -212,30 +221,52 @@ class _Fields:
         return UserError(f"the metadata of {self.source} is not usable: {what}")
 
 
-def _check_config(config: _Fields) -> None:
+def _check_config(config: _Fields, kind: str) -> None:
     """Raise UserError for metadata that makes no sense, or does not fit together."""
     network = config.part("network")
-    diffusion = config.part("diffusion")
     data = config.part("data")
-    sampling = config.part("sampling")
-    for name in ("noise_steps", "noise_schedule", "prediction"):
-        diffusion.value(name, lambda value: value is not None, "a value")
     data.value("image_size", _is_image_size, f"two sides from 1 to {LARGEST_SIDE}")
     mode = data.value(
         "mode", lambda value: value in tuple(CHANNELS), f"one of {', '.join(CHANNELS)}"
     )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
     data.value("held_out", _is_split, "a split of the images", default=None)
+    channels = CHANNELS[mode]
+    if kind == "diffusion":
+        _check_diffusion(config, names)
+        channels = _diffused_channels(config, channels)
+    taken = network.value("in_channels", _is_count, "a whole number")
+    if taken != channels:
+        raise config.unusable(
+            f"the network takes {taken} channels, what it is trained on has {channels}"
+        )
+
+
+def _check_diffusion(config: _Fields, class_names: list[str]) -> None:
+    """The parts of the config that only a diffusion has."""
+    diffusion = config.part("diffusion")
+    sampling = config.part("sampling")
+    for name in ("noise_steps", "noise_schedule", "prediction"):
+        diffusion.value(name, lambda value: value is not None, "a value")
     sampling.value("sampler", _is_text, "a name")
     sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
+    network = config.part("network")
     classes = network.value("num_classes", _is_count, "a whole number", default=None)
-    if len(names) != (classes or 0):
-        raise config.unusable(f"it has {len(names)} class names for {classes or 0} classes")
-    channels = network.value("in_channels", _is_count, "a whole number")
-    if channels != CHANNELS[mode]:
+    if len(class_names) != (classes or 0):
+        raise config.unusable(f"it has {len(class_names)} class names for {classes or 0} classes")
+
+
+def _diffused_channels(config: _Fields, image_channels: int) -> int:
+    """Of what the diffusion sees: of the images, or of an autoencoder's latents."""
+    if "codec" not in config.values or config.part("codec").values.get("name") != "latents":
+        return image_channels
+    autoencoder = config.part("codec").part("network")
+    taken = autoencoder.value("in_channels", _is_count, "a whole number")
+    if taken != image_channels:
         raise config.unusable(
-            f"the network takes {channels} channels, images of mode {mode} have {CHANNELS[mode]}"
+            f"the autoencoder takes {taken} channels, the images have {image_channels}"
         )
+    return autoencoder.value("latent_channels", _is_count, "a whole number")
 
 
 def _upgraded(config: dict, args: dict) -> dict:

@@ -11,14 +11,13 @@ from utils.errors import UserError
 from utils.image_facts import CHANNELS, LARGEST_SIDE
 from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
-KINDS = ("diffusion", "upscaler", "autoencoder")
-
-# What a file of each kind is for, where it was given to something else.
-USE_OF_KIND = {
-    "diffusion": "tools/generate.py makes images with it",
-    "upscaler": "tools/upscale.py enlarges images with it",
-    "autoencoder": "tools/train.py takes it as --autoencoder_path",
+# The kinds of checkpoint, and what each is for.
+SCRIPT_OF_KIND = {
+    "diffusion": "tools/generate.py",
+    "upscaler": "tools/upscale.py",
+    "autoencoder": "tools/train.py --autoencoder_path",
 }
+KINDS = tuple(SCRIPT_OF_KIND)
 
 Weights = Mapping[str, Tensor]
 
@@ -129,8 +128,8 @@ class Checkpoint:
         """Raise UserError where the checkpoint is of another kind."""
         if self.kind != kind:
             raise UserError(
-                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed: "
-                f"{USE_OF_KIND[self.kind]}"
+                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed; "
+                f"it is for {SCRIPT_OF_KIND[self.kind]}"
             )
 
     # --- What the metadata says ---

@@ -1,6 +1,6 @@
-"""How good images are: pure functions in float64.
+"""How good images are: pure functions, figures in float64.
 
-psnr_ssim      pairs of images
+psnr_ssim      pairs of images; SSIM also as a loss
 distribution   two sets of feature vectors
 """
 
@@ -10,13 +10,15 @@ from model.metrics.distribution import (
     kernel_distance,
     precision_recall,
 )
-from model.metrics.psnr_ssim import psnr, ssim
+from model.metrics.psnr_ssim import ms_ssim, psnr, ssim, structural_similarity
 
 __all__ = [
     "density_coverage",
     "frechet_distance",
     "kernel_distance",
+    "ms_ssim",
     "precision_recall",
     "psnr",
     "ssim",
+    "structural_similarity",
 ]

@@ -73,6 +73,10 @@ class ImageSet(Dataset):
             return error
         return torch.from_numpy(image), self.labels[i], i
 
+    def name(self, i: int) -> str:
+        """The file of image i, relative to the root."""
+        return self.files[i]
+
     def _kept(self, i: int) -> np.ndarray | None:
         """A copy of image i from memory or the cache; None where it is not there or damaged."""
         if self.pixels is None:

@@ -23,16 +23,15 @@ class TrainingSet(Protocol):
     """
 
     @property
-    def files(self) -> Any:
-        """The name of each image's file, for messages."""
-
-    @property
     def is_decoded(self) -> bool:
         """Whether the items lie in memory or in a mapped file."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Any: ...
+
+    def name(self, i: int) -> str:
+        """The file of item i, for messages."""
 
 
 class BatchIterator:

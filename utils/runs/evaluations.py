@@ -25,7 +25,8 @@ class Evaluation:
     """
 
     step: int
-    time_steps: list[int]  # t, from the least noisy to the noisiest; empty: no loss was measured
+    # t, from the least noisy to the noisiest; [0] where nothing is noised; empty: no loss measured
+    time_steps: list[int]
     held_out: np.ndarray  # (m, len(time_steps)): the loss of each held-out image
     training: np.ndarray  # (m, len(time_steps)): the same of as many training images
     scores: dict[str, float] = field(default_factory=dict)  # others, by the names in SCORES
@@ -49,7 +50,8 @@ class Evaluation:
         if self.time_steps:
             values["held_out_loss"] = self.held_out_loss
             values["training_loss"] = float(self.training.mean())
-        for i, t in enumerate(self.time_steps):
+        levels = self.time_steps if len(self.time_steps) > 1 else []
+        for i, t in enumerate(levels):
             values[f"held_out_loss_t{t}"] = float(self.held_out[:, i].mean())
             values[f"training_loss_t{t}"] = float(self.training[:, i].mean())
         return values | self.scores

@@ -35,7 +35,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.runs.folder import RunFolder
 from utils.training.evaluation import EvaluateFunction, EvaluationPlan
-from utils.training.fit import Update, fit
+from utils.training.fit import CompleteFunction, Update, fit
 from utils.training.learning_rate import allowed_warmup, learning_rate
 from utils.training.optimizer import build_optimizer
 from utils.training.plan import (
@@ -92,7 +92,9 @@ class Work:
     length: RunLength
     evaluations: EvaluationPlan | None = None  # None: nothing is measured
     evaluate: EvaluateFunction | None = None
+    complete: CompleteFunction | None = None  # after the last step, before it is saved
     previews: Previews | None = None
+    convention: str = ""  # of PSNR and SSIM
     plan_lines: list[str] = field(default_factory=list)  # of this kind of run
     remarks: list[str] = field(default_factory=list)  # legal options that cannot work well
 
@@ -206,7 +208,8 @@ class TrainingRun:
             say("\n".join(lines))
             return
         if self.folder is not None:
-            self.folder.start({"args": state.args, "config": state.config}, state.step, source)
+            record = {"kind": state.kind, "args": state.args, "config": state.config}
+            self.folder.start(record, state.step, source)
             self.folder.log("\n".join(lines))
         self._fit(work, schedule, network, self._recorder(work, schedule))
 
@@ -325,6 +328,8 @@ class TrainingRun:
             self.options.image_format,
             self.options.epochs,
             holds_out=bool(work.state.config["data"]["held_out"]["images"]),
+            kind=self.kind,
+            convention=work.convention,
         )
 
     def _fit(self, work: Work, schedule: Schedule, network: nn.Module, recorder: Recorder) -> None:
@@ -347,7 +352,7 @@ class TrainingRun:
         )
 
         def names_of(step: int) -> list[str]:
-            return [dataset.files[i] for i in order(step, step + 1)]
+            return [dataset.name(i) for i in order(step, step + 1)]
 
         try:
             fit(
@@ -360,6 +365,7 @@ class TrainingRun:
                 Update(self.precision, self.ranks, options.grad_accum, options.grad_clip),
                 names_of,
                 work.evaluate,
+                work.complete,
             )
         finally:
             prepared.close()

@@ -17,7 +17,8 @@ from model.networks.autoencoder import Autoencoder
 HALF_RANGE = 127.5  # of 8-bit pixels
 
 # In pixels. One call of an autoencoder takes no more of them than such a tile has, so that its
-# memory is bounded: of small images many, and of a larger image a tile.
+# memory is bounded: of small images many, and of a larger image a tile. With the network of Stable
+# Diffusion in float32 that is about 1 GB.
 TILE_SIDE = 512
 TILE_OVERLAP = 128
 HASH_DIGITS = 16

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.data.account import Account
-from utils.data.cache import CacheRequest, ReadSet, default_cache_folder, read_set
+from utils.data.cache import CacheRequest, ReadSet, read_set
 from utils.data.cache_file import MappedPixels
+from utils.data.cache_folder import default_cache_folder
 from utils.data.decode import read_image
 from utils.data.flat import FlatNames, FlatNumbers, readable
 from utils.data.index import FolderIndex, scan_folder

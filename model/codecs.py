@@ -100,30 +100,30 @@ class LatentCodec:
 
         Raises ValueError where the network does not take images of this size or so many channels.
         """
-        if channels != self.network.in_channels:
-            raise ValueError(
-                f"the autoencoder takes images of {self.network.in_channels} channels, "
-                f"not {channels}"
-            )
-        height, width = image_size
-        factor = self.downsample_factor
-        check_image_size(height, width, factor)
-        return (self.network.latent_channels, height // factor, width // factor)
+        return latent_shape(self.network, image_size, channels)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B,C,H,W) uint8 -> (B,c,h,w): the posterior's mean, normalised."""
         return self.encode_moments(pixels)[0]
 
-    @torch.no_grad()
     def encode_moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B,C,H,W) uint8 -> the posterior's mean and standard deviation, (B,c,h,w) each,
         normalised: mean + std * noise is a draw from it. Raises ValueError as `shape` does.
         """
+        return self.normalise_moments(*self.posterior(pixels))
+
+    @torch.no_grad()
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as the network gives them, not normalised."""
         _, channels, height, width = pixels.shape
         self.shape((height, width), channels)
         chunks = pixels.split(images_per_call(height, width))
         moments = torch.cat([self._moments(chunk.to(self.device)) for chunk in chunks])
         mean, std = moments.chunk(2, dim=1)
+        return mean, std
+
+    def normalise_moments(self, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a posterior (B,c,h,w), of normalised latents."""
         return self.normalise(mean), std / self.std.to(std)
 
     @torch.no_grad()
@@ -178,6 +178,22 @@ class LatentCodec:
         with without_autocast(latents.device):
             x = self.network.decode(latents.to(self.network.decoder.conv_in.weight.dtype))
         return x.to(latents)
+
+
+def latent_shape(
+    network: Autoencoder, image_size: tuple[int, int], channels: int
+) -> tuple[int, int, int]:
+    """(c,h,w) of the latent of an image (H, W). Raises ValueError where the network does not take
+    images of this size or so many channels.
+    """
+    if channels != network.in_channels:
+        raise ValueError(
+            f"the autoencoder takes images of {network.in_channels} channels, not {channels}"
+        )
+    height, width = image_size
+    factor = network.downsample_factor
+    check_image_size(height, width, factor)
+    return (network.latent_channels, height // factor, width // factor)
 
 
 def images_per_call(height: int, width: int) -> int:

@@ -25,11 +25,13 @@ from utils import options as opt
 from utils.options import Option
 
 if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
-    from utils.data import ImageSet
+    from model.codecs import Codec
+    from utils.data import ImageSet, TrainingSet
     from utils.data.split import Split
     from utils.devices import Precision
     from utils.generation import ImageGenerator, Sampling
     from utils.ranks import Ranks
+    from utils.runs.autoencoders import StoredAutoencoder
     from utils.training.diffusion_task import DiffusionTask
     from utils.training.evaluation import EvaluateFunction, EvaluationPlan
     from utils.training.previews import PreviewGrid
@@ -53,6 +55,8 @@ OPTIONS: opt.Table = {
         Option("--start_epoch",       -1,              opt.minus_one_up,    "with --resume: from ckpt_<epoch>.pt; -1: the last one"),
         Option("--pretrain",          False,           opt.switch,          "start from the weights in --pretrain_path"),
         Option("--pretrain_path",     None,            opt.path,            "a checkpoint, a state_dict or a safetensors file that fits"),
+        Option("--autoencoder_path",  None,            opt.path,            "diffuse in the latent space of this autoencoder: a file of train_autoencoder.py, or a folder of diffusers"),
+        Option("--latent",            False,           opt.switch,          "diffuse in latent space; implied by --autoencoder_path"),
         Option("--seed",              0,               opt.seed,            "random seed"),
         Option("--plan",              False,           opt.switch,          "print what the run would do, and stop"),
     ],
@@ -108,7 +112,7 @@ OPTIONS: opt.Table = {
     "machine": [
         Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or no GPU: the CPU"),
         Option("--num_workers",       -1,              opt.minus_one_up,    "data-loading workers (-1: automatic)"),
-        Option("--cache",             "auto",          opt.CACHES,          "where decoded images are cached; none: decode at every use"),
+        Option("--cache",             "auto",          opt.CACHES,          "where decoded images (and latents) are cached; none: decode (and encode) at every use"),
         Option("--compile",           False,           opt.switch,          "torch.compile: a slow start, then faster steps"),
         Option("--distributed",       False,           opt.switch,          "one process per GPU, or several on the CPU"),
         Option("--world_size",        2,               opt.positive,        "number of processes with --distributed"),
@@ -145,6 +149,10 @@ def check(args: Namespace) -> None:
         raise opt.UserError(
             "with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1"
         )
+    if args.latent and args.autoencoder_path is None and not args.resume:
+        raise opt.UserError(
+            "--latent needs --autoencoder_path: train one with tools/train_autoencoder.py first"
+        )
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
 
@@ -164,11 +172,12 @@ def train(args: Namespace, ranks: Ranks) -> None:
     run = TrainingRun(opt.run_options(args, OPTIONS), "diffusion", ranks)
 
     # Data
+    autoencoder = find_autoencoder(args, run)
     images = load_image_set(
         args.dataset_path,
         args.image_size,
         args.conditional,
-        mode=args.mode,
+        mode=image_mode(args, autoencoder),
         cache=args.cache,
         quiet=not ranks.is_main,
     )
@@ -176,11 +185,15 @@ def train(args: Namespace, ranks: Ranks) -> None:
     dataset = images.subset(split.training(len(images)))
 
     # What is trained: task, network, EMA, optimizer
-    task = build_task(args)
+    codec = build_codec(run, autoencoder, dataset)
+    task = build_task(args, codec)
     length = run.length(len(dataset))
     data = held_out_data(images, dataset, split)
     state = run.build_state(build_config(args, dataset, data, task), length)
-    check_size(args, state)
+    check_size(state, codec, images)
+    if autoencoder is not None:
+        state.codec = autoencoder.weights
+    inputs, latent_lines = build_inputs(args, run, dataset, codec)
 
     # What is measured and drawn now and then
     evaluations = plan_evaluations(args, task, dataset, split, length)
@@ -194,13 +207,14 @@ def train(args: Namespace, ranks: Ranks) -> None:
         Work(
             images=images,
             split=split,
-            dataset=dataset,
+            dataset=inputs,
             task=task,
             state=state,
             length=length,
             evaluations=evaluations,
             evaluate=evaluate,
             previews=previews,
+            plan_lines=latent_lines,
             remarks=plan_remarks(args, previews),
         )
     )
@@ -209,20 +223,92 @@ def train(args: Namespace, ranks: Ranks) -> None:
 # --- What is trained ---
 
 
-def build_task(args: Namespace) -> DiffusionTask:
-    """The diffusion process and its loss."""
+def find_autoencoder(args: Namespace, run: TrainingRun) -> StoredAutoencoder | None:
+    """The autoencoder whose latents are diffused; None: pixels are.
+
+    A resumed run normalises as before, and where --autoencoder_path is not given or has gone, the
+    autoencoder is the checkpoint's own.
+    """
+    from model.codecs import weights_hash
+    from utils.runs.autoencoders import autoencoder_within, read_autoencoder
+
+    before = None if run.resumed is None else autoencoder_within(run.resumed)
+    path = args.autoencoder_path
+    if path is None or (before is not None and not path.exists()):
+        return before
+    found = read_autoencoder(path)
+    if before is not None:
+        hashes = [weights_hash(each.weights, each.network) for each in (before, found)]
+        if hashes[0] == hashes[1]:
+            return before
+    return found
+
+
+def image_mode(args: Namespace, autoencoder: StoredAutoencoder | None) -> str:
+    """Where --mode is auto, the channels that the autoencoder takes decide."""
+    if args.mode != "auto" or autoencoder is None:
+        return args.mode
+    from utils.image_facts import mode_of
+
+    return mode_of(autoencoder.in_channels)
+
+
+def build_codec(
+    run: TrainingRun, autoencoder: StoredAutoencoder | None, dataset: ImageSet
+) -> Codec:
+    """What the diffusion sees of an image: its pixels, or its latents."""
     from model.codecs import PixelCodec
+    from utils.training.latent_statistics import build_latent_codec
+
+    if autoencoder is None:
+        return PixelCodec()
+    return build_latent_codec(autoencoder, dataset, run.precision.device, run.ranks)
+
+
+def build_inputs(
+    args: Namespace, run: TrainingRun, dataset: ImageSet, codec: Codec
+) -> tuple[TrainingSet, list[str]]:
+    """What the steps read: the images themselves, or latents that were encoded before; and lines of
+    the plan. Returns when every process has them.
+    """
+    import numpy as np
+
+    from model.codecs import LatentCodec
+    from utils.data.latents import load_latents
+
+    if not isinstance(codec, LatentCodec):
+        return dataset, []
+    channels, height, width = codec.shape(args.image_size, dataset.channels)
+    line = f"latents     {channels} x {height},{width}"
+    if args.cache == "none":
+        return dataset, [f"{line}, encoded at each use"]
+    cache = args.cache
+    if args.plan:  # which needs a batch only, to measure a step
+        dataset = dataset.subset(np.arange(min(args.batch_size, len(dataset))))
+        cache = "ram"
+    latents = load_latents(dataset, codec, args.flip, cache, quiet=not run.ranks.is_main)
+    run.ranks.wait_for_all()
+    views = "image and its mirror" if args.flip else "image"
+    how = "found in the cache" if latents.is_cached else "encoded once"
+    return latents, [
+        f"{line} of each {views}, {how}",
+        *(f"note        {text}" for text in latents.remarks),
+    ]
+
+
+def build_task(args: Namespace, codec: Codec) -> DiffusionTask:
+    """The diffusion process and its loss."""
+    from model.codecs import LatentCodec
     from model.diffusion import GaussianDiffusion
-    from utils.training.diffusion_task import DiffusionTask
+    from utils.training.diffusion_task import DiffusionTask, LatentDiffusionTask
 
     diffusion = GaussianDiffusion(
         noise_steps=args.noise_steps,
         noise_schedule=args.noise_schedule,
         prediction=args.prediction,
     )
-    return DiffusionTask(
-        diffusion, PixelCodec(), args.conditional, args.flip, args.loss, args.label_drop
-    )
+    kind = LatentDiffusionTask if isinstance(codec, LatentCodec) else DiffusionTask
+    return kind(diffusion, codec, args.conditional, args.flip, args.loss, args.label_drop)
 
 
 def build_config(args: Namespace, dataset: ImageSet, data: dict, task: DiffusionTask) -> dict:
@@ -235,7 +321,7 @@ def build_config(args: Namespace, dataset: ImageSet, data: dict, task: Diffusion
     return {
         "network": {
             "name": args.network,
-            "in_channels": dataset.channels,
+            "in_channels": task.codec.shape(args.image_size, dataset.channels)[0],
             "num_classes": classes,
             "channels": args.channels,
             "channel_mult": args.channel_mult,
@@ -253,12 +339,13 @@ def build_config(args: Namespace, dataset: ImageSet, data: dict, task: Diffusion
     }
 
 
-def check_size(args: Namespace, state: TrainState) -> None:
+def check_size(state: TrainState, codec: Codec, images: ImageSet) -> None:
     """Raise UserError for an image size that the network does not take."""
     from model.networks import check_image_size
 
+    factor = codec.downsample_factor * state.network.downsample_factor
     try:
-        check_image_size(*args.image_size, state.network.downsample_factor)
+        check_image_size(*images.image_size, factor)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
 
@@ -352,7 +439,7 @@ def build_generator(
 
     return ImageGenerator(
         state.ema.network,
-        sampling_of(args).build(task.diffusion.config, precision.device),
+        sampling_of(args).build(task.diffusion.config, precision.device, task.codec.is_bounded),
         task.codec,
         args.image_size,
         dataset.channels,

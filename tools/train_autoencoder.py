@@ -86,7 +86,8 @@ def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
     from utils.data import load_image_set
     from utils.evaluation.restoration import Convention
-    from utils.training.autoencoder_measures import LatentStatistics, build_previews, build_score
+    from utils.training.autoencoder_measures import build_previews, build_score
+    from utils.training.latent_statistics import LatentStatistics
     from utils.training.restoration import plan_restoration
     from utils.training.run import TrainingRun, Work, held_out_data
 
@@ -133,7 +134,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             length=length,
             evaluations=evaluations,
             evaluate=evaluate,
-            complete=LatentStatistics(dataset, run.precision, ranks),
+            complete=LatentStatistics(dataset, run.precision.device, ranks),
             previews=previews,
             convention=str(convention),
             plan_lines=[latent_line(args, state)],

@@ -67,8 +67,12 @@ class Sampling:
             return noise_steps
         return min(DEFAULT_SAMPLE_STEPS, noise_steps)
 
-    def build(self, process: dict, device: torch.device | str) -> BaseDiffusion:
+    def build(
+        self, process: dict, device: torch.device | str, is_bounded: bool = True
+    ) -> BaseDiffusion:
         """The sampler, for a network trained under a process (a diffusion's config).
+
+        `is_bounded`: whether what it makes lies in [-1, 1], so that it may be clipped.
 
         Raises ValueError or TypeError for values that do not fit.
         """
@@ -78,7 +82,7 @@ class Sampling:
             eta=self.eta,
             sample_steps=self.steps(process["noise_steps"]),
             timestep_spacing=self.timestep_spacing,
-            clip_sample=self.clip_sample,
+            clip_sample=self.clip_sample and is_bounded,
             device=device,
         )
 
@@ -135,15 +139,18 @@ class ImageGenerator:
         network = inference_network(checkpoint, use_ema)
         size = image_size or checkpoint.image_size
         try:
-            check_image_size(size[0], size[1], cast(int, network.downsample_factor))
-            sampler = sampling.build(checkpoint.config["diffusion"], precision.device)
-            codec = build_codec(checkpoint.config.get("codec", {}))
+            codec = build_codec(checkpoint.config.get("codec", {}), checkpoint.codec)
+            factor = codec.downsample_factor * cast(int, network.downsample_factor)
+            check_image_size(size[0], size[1], factor)
+            sampler = sampling.build(
+                checkpoint.config["diffusion"], precision.device, codec.is_bounded
+            )
         except (TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.source}: {error}") from None
         return cls(
             precision.place(network),
             sampler,
-            codec,
+            codec.to(precision.device),
             size,
             checkpoint.channels,
             precision,
@@ -217,7 +224,7 @@ def image_settings(
         "sampler": sampling.sampler,
         "sample_steps": sampling.steps(generator.sampler.noise_steps),
         "timestep_spacing": sampling.timestep_spacing,
-        "clip_sample": sampling.clip_sample,
+        "clip_sample": generator.sampler.clip_sample,
         "cfg_scale": sampling.cfg_scale,
         "use_ema": use_ema,
     }

@@ -56,6 +56,7 @@ class Checkpoint:
     state: dict = field(default_factory=dict)
     network: dict | None = None
     ema: dict | None = None
+    codec: dict | None = None  # of a diffusion on latents: the autoencoder's weights
     optimizer: dict | None = None
     scaler: dict | None = None
     args: dict = field(default_factory=dict)
@@ -65,7 +66,7 @@ class Checkpoint:
 
     def to_dict(self) -> dict:
         """What is written."""
-        return {
+        contents = {
             "format_version": FORMAT_VERSION,
             "kind": self.kind,
             "config": self.config,
@@ -77,6 +78,9 @@ class Checkpoint:
             "args": self.args,
             "versions": self.versions,
         }
+        if self.codec is not None:
+            contents["codec"] = self.codec
+        return contents
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
@@ -106,6 +110,7 @@ class Checkpoint:
             state=fields.value("state", _is_dict, "a dict", default={}),
             network=fields.value("network", _is_dict, "a dict of tensors", default=None),
             ema=fields.value("ema", _is_dict, "a dict of tensors", default=None),
+            codec=fields.value("codec", _is_dict, "a dict of tensors", default=None),
             optimizer=fields.value("optimizer", _is_dict, "a dict", default=None),
             scaler=fields.value("scaler", _is_dict, "a dict", default=None),
             args=args,

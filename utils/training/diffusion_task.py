@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.codecs import PixelCodec
+from model.codecs import LatentCodec, PixelCodec
 from model.diffusion import GaussianDiffusion
-from model.randomness import draw_uniform
+from model.randomness import draw_normal, draw_uniform
 from utils.training.prefetch import Batch, Draws
 
 FLIPPED = 0.5  # share of the images that --flip mirrors
@@ -19,7 +19,7 @@ class DiffusionTask:
     """Batches are (pixels (B,C,H,W) uint8, labels (B,), indices (B,))."""
 
     diffusion: GaussianDiffusion
-    codec: PixelCodec
+    codec: PixelCodec | LatentCodec
     conditional: bool
     flip: bool = False
     loss_kind: str = "mse"
@@ -27,12 +27,10 @@ class DiffusionTask:
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
         """Each image draws whether it is mirrored, then what the loss needs (on the CPU)."""
-        pixels = batch[0]
-        _, channels, height, width = pixels.shape
         draws: Draws = {}
         if self.flip:
-            draws["mirrored"] = draw_uniform(len(pixels), generators) < FLIPPED
-        shape = (len(pixels), *self.codec.shape((height, width), channels))
+            draws["mirrored"] = draw_uniform(len(batch[0]), generators) < FLIPPED
+        shape = self.shape(batch)
         draws |= self.diffusion.draw(shape, self.conditional, generators, self.label_drop)
         return draws
 
@@ -40,15 +38,28 @@ class DiffusionTask:
         """The mean loss, and for the log the loss by quarter of the time steps (q1 the least
         noisy).
         """
-        pixels, labels, _ = batch
-        x0 = self.codec.encode(pixels)
-        if self.flip:
-            mirrored = draws["mirrored"].view(-1, 1, 1, 1)
-            x0 = torch.where(mirrored, x0.flip(3), x0)
+        labels = batch[1] if self.conditional else None
         losses = self.diffusion.losses_of(
-            network, x0, labels if self.conditional else None, draws, self.loss_kind
+            network, self.x0(batch, draws), labels, draws, self.loss_kind
         )
         return {"loss": losses.mean(), **self.by_quarter(losses.detach(), draws["t"])}
+
+    def shape(self, batch: Batch) -> tuple[int, ...]:
+        """(B,C,H,W) of what the diffusion sees of a batch."""
+        images, channels, height, width = batch[0].shape
+        return (images, *self.codec.shape((height, width), channels))
+
+    def x0(self, batch: Batch, draws: Draws) -> Tensor:
+        """What the diffusion sees of a batch, (B,C,H,W)."""
+        return self.codec.encode(self.pixels(batch, draws))
+
+    def pixels(self, batch: Batch, draws: Draws) -> Tensor:
+        """The images of a batch (B,C,H,W) uint8, some of them mirrored."""
+        pixels = batch[0]
+        if not self.flip:
+            return pixels
+        mirrored = draws["mirrored"].view(-1, 1, 1, 1)
+        return torch.where(mirrored, pixels.flip(3), pixels)
 
     def by_quarter(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:
         """The (sum, count) of the losses in each quarter of the time steps."""
@@ -57,3 +68,45 @@ class DiffusionTask:
         inside = (quarter[:, None] == numbers).to(losses)  # (B, QUARTERS)
         pairs = torch.stack([losses[:, None] * inside, inside], dim=2).sum(0)  # (QUARTERS, 2)
         return {f"loss_q{i + 1}": pairs[i] for i in range(QUARTERS)}
+
+
+@dataclass
+class LatentDiffusionTask(DiffusionTask):
+    """The same on latents, of which each step draws new ones from the images' posteriors.
+
+    Batches are (moments (B,views,2,c,h,w) float, labels (B,), indices (B,)), as a LatentSet has
+    them, or (pixels uint8, labels, indices), which are then encoded at each use.
+    """
+
+    codec: LatentCodec
+
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
+        """Each image also draws the noise of its posterior, last."""
+        draws = super().draw(batch, generators)
+        images, *latent = self.shape(batch)
+        return draws | {"posterior": draw_normal(images, latent, generators)}
+
+    def shape(self, batch: Batch) -> tuple[int, ...]:
+        if not is_moments(batch[0]):
+            return super().shape(batch)
+        return (len(batch[0]), *batch[0].shape[3:])
+
+    def x0(self, batch: Batch, draws: Draws) -> Tensor:
+        mean, std = self.moments(batch, draws)
+        return mean + std * draws["posterior"].to(mean)
+
+    def moments(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each image's posterior, or of its mirror's, (B,c,h,w)."""
+        if not is_moments(batch[0]):
+            return self.codec.encode_moments(self.pixels(batch, draws))
+        views = batch[0].to(torch.get_default_dtype())
+        chosen = views[:, 0]  # (B,2,c,h,w)
+        if self.flip:
+            mirrored = draws["mirrored"].view(-1, 1, 1, 1, 1)
+            chosen = torch.where(mirrored, views[:, 1], chosen)
+        return self.codec.normalise_moments(chosen[:, 0], chosen[:, 1])
+
+
+def is_moments(item: Tensor) -> bool:
+    """Whether these are the moments of latents, not pixels."""
+    return item.is_floating_point()

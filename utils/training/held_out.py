@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.codecs import LatentCodec
 from model.diffusion import GaussianDiffusion
 from model.randomness import mix
 from model.samplers.base import evaluation_mode
@@ -84,6 +85,9 @@ class HeldOutLoss:
         self.training_images = training.numbers
         self.images = len(held_out.labels)
         self._pixels = torch.cat([held_out.pixels, training.pixels])
+        self._latents: Tensor | None = None  # encoded once, which takes longer than their loss
+        if isinstance(task.codec, LatentCodec):
+            self._latents = task.codec.encode(self._pixels)
         self._labels = torch.cat([held_out.labels, training.labels])
         self._numbers = held_out.numbers + training.numbers
 
@@ -115,8 +119,10 @@ class HeldOutLoss:
         device = self.precision.device
         images = [row // len(self.time_steps) for row in rows]
         steps = [self.time_steps[row % len(self.time_steps)] for row in rows]
-        pixels = self._pixels[images].to(device)
-        x0 = self.task.codec.encode(pixels)
+        if self._latents is None:
+            x0 = self.task.codec.encode(self._pixels[images].to(device))
+        else:
+            x0 = self._latents[images].to(device)
         noise = [
             torch.randn(x0.shape[1:], generator=self._generator(image, t))
             for image, t in zip(images, steps, strict=True)

@@ -109,6 +109,9 @@ def size_of_checkpoints(state: TrainState, kept: int, has_best: bool) -> float:
     moments = len(STATE_NAMES[type(state.optimizer)] - {"step"})
     full = BYTES_PER_WEIGHT * weights * (2 + moments)  # network, EMA, the optimizer's moments
     slim = BYTES_PER_WEIGHT * weights
+    if state.codec is not None:  # in every file
+        codec = BYTES_PER_WEIGHT * sum(weight.numel() for weight in state.codec.values())
+        full, slim = full + codec, slim + codec
     best = full + slim if has_best else 0
     return (2 + kept) * full + slim + best
 

@@ -94,6 +94,9 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **config["data"],
     }
     facts["the images"] = facts.pop("fingerprint", None)
+    codec = config.get("codec", {})
+    facts["the autoencoder"] = codec.get("hash", "none")
+    facts["latents_mean"] = codec.get("latents_mean", "none")
     held_out = facts.pop("held_out", None)
     if held_out is not None:
         facts["val_fraction"] = held_out["share"]

@@ -60,6 +60,7 @@ class TrainState:
     config: dict  # of the checkpoint: what rebuilds and uses the network
     args: dict  # a record of the command line
     versions: dict  # what exact repetition depends on beside the config
+    codec: dict | None = None  # of a diffusion on latents: the autoencoder's weights
     step: int = 0
     is_whole: bool = True  # False within an update, when the objects are of different steps
 
@@ -72,6 +73,7 @@ class TrainState:
             state={"epoch": epoch, "step": self.step, "seed": self.seed},
             args=self.args,
             versions=self.versions,
+            codec=self.codec,
             **objects,
         )
 

@@ -15,8 +15,7 @@ from helpers import ROOT
 from PIL import Image
 
 from utils.data import cache as cache_module
-from utils.data import cache_folder
-from utils.data import load_image_set, locks, reading
+from utils.data import cache_folder, load_image_set, locks, reading
 from utils.errors import UserError
 
 SIZE = (8, 8)

@@ -1,0 +1,248 @@
+"""Latent mode as a user runs it: train an autoencoder, diffuse in its latents, generate."""
+
+import shutil
+import subprocess
+import sys
+
+import diffusers
+import pytest
+import torch
+from helpers import DEMO, ROOT, TINY, assert_equal_states, metrics
+from PIL import Image
+
+from model.codecs import LatentCodec, build_codec, frozen_autoencoder
+from utils.data import read_image
+from utils.devices import Precision
+from utils.generation import ImageGenerator, Sampling
+from utils.runs.autoencoders import read_autoencoder
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import read_checkpoint, save_checkpoint
+
+AUTOENCODER = ["--block_out_channels", "8,8", "--norm_num_groups", 4, "--latent_channels", 2]
+AUTOENCODER += ["--image_size", 16, "--batch_size", 8, "--epochs", 1, "--num_vis", 2]
+LATENT = [*TINY, "--image_size", 16, "--flip", "--epochs", 2, "--lr_func", "constant"]
+
+
+@pytest.fixture
+def autoencoder(images, tmp_path, script):
+    """The file of an autoencoder with a factor of 2, trained on the images for two steps."""
+    script("train_autoencoder", "--dataset_path", images, "--run_name", "ae", *AUTOENCODER)
+    return tmp_path / "results/ae/ema_last.pt"
+
+
+def test_an_autoencoder_s_run(images, tmp_path, script):
+    options = ["--dataset_path", images, "--run_name", "ae", *AUTOENCODER, "--flip"]
+    said = script("train_autoencoder", *options, "--val_fraction", 0.5, "--epochs", 2).stdout
+    assert "latents     2 x 8,8: one number for 2 of the image's" in said
+    assert "Held-out images: PSNR" in said and "(grey, 8 bits)." in said
+    run = tmp_path / "results/ae"
+    assert list((run / "samples").glob("*.png"))
+    rows = metrics(run)
+    assert all(float(row[name]) > 0 for row in rows for name in ("loss", "l1", "kl"))
+    assert all(abs(float(row["ssim"])) <= 1 for row in rows)
+    assert [row for row in rows if row["psnr"]]
+    config = Checkpoint.read(run / "ema_last.pt").config
+    assert len(config["latents_mean"]) == len(config["latents_std"]) == 2
+    assert min(config["latents_std"]) > 0
+
+
+def test_the_statistics_are_those_of_draws_from_the_posteriors(images, autoencoder):
+    checkpoint = Checkpoint.read(autoencoder)
+    config = checkpoint.config
+    network = build_codec_of(autoencoder).network
+    files = sorted(images.rglob("*.png"))
+    pixels = torch.stack([torch.tensor(read_image(file, (16, 16)))[..., 0] for file in files])
+    mean, logvar = network.encode(pixels[:, None] / 127.5 - 1)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4000, *mean.shape, generator=generator)
+    draws = (mean + (logvar / 2).exp() * noise).transpose(0, 2).flatten(1)
+    for channel in range(2):
+        assert abs(draws[channel].mean() - config["latents_mean"][channel]) < 2e-3
+        assert abs(draws[channel].std() - config["latents_std"][channel]) < 2e-3
+
+
+def build_codec_of(autoencoder) -> LatentCodec:
+    stored = read_autoencoder(autoencoder)
+    network = frozen_autoencoder(stored.network, stored.weights)
+    return LatentCodec(network, stored.latents_mean, stored.latents_std)
+
+
+def test_a_resumed_autoencoder_equals_one_without_a_break(images, tmp_path, script):
+    options = ["--dataset_path", images, *AUTOENCODER, "--flip", "--lr_func", "constant"]
+    script("train_autoencoder", *options, "--run_name", "whole", "--epochs", 2)
+    script("train_autoencoder", *options, "--run_name", "cut", "--epochs", 1)
+    script("train_autoencoder", *options, "--run_name", "cut", "--epochs", 2, "--resume")
+    whole, cut = tmp_path / "results/whole", tmp_path / "results/cut"
+    assert_equal_states(whole / "ckpt_last.pt", cut / "ckpt_last.pt")
+    a, b = (Checkpoint.read(run / "ema_last.pt").config for run in (whole, cut))
+    assert a["latents_mean"] == b["latents_mean"] and a["latents_std"] == b["latents_std"]
+
+
+def test_train_generate_evaluate(images, autoencoder, tmp_path, script):
+    for file in sorted((DEMO / "coat").iterdir())[:30]:  # enough to hold some out
+        shutil.copy(file, images / "bag" / f"coat{file.name}")
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT]
+    said = script("train", *options, "--run_name", "latent", "--val_fraction", 0.5).stdout
+    assert "latents     2 x 8,8 of each image and its mirror, encoded once" in said
+    assert "loss on held-out images" in said
+    run = tmp_path / "results/latent"
+    preview = Image.open(next((run / "samples").iterdir()))
+    assert preview.height > 16 * 3
+
+    weights = run / "ema_last.pt"
+    (tmp_path / "results/ae").rename(tmp_path / "results/elsewhere")  # nothing else is needed
+    script("generate", "--weight_path", weights, "--num_images", 3, "--sample_steps", 3)
+    files = sorted((tmp_path / "results/generated").glob("0*.png"))
+    assert [Image.open(file).size for file in files] == [(16, 16)] * 3
+    assert Image.open(files[0]).text["clip_sample"] == "False"
+    evaluated = script(
+        *("evaluate", images, "--weight_path", weights, "--num_images", 4, "--sample_steps", 2),
+        *("--features", "none", "--copies", images),
+    )
+    assert "copies      0 of 4" in evaluated.stdout
+
+
+def test_nothing_clips_latents(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT]
+    script("train", *options, "--run_name", "latent", "--vis", "False")
+    checkpoint = Checkpoint.read(tmp_path / "results/latent/ema_last.pt")
+    precision = Precision(torch.float32, torch.device("cpu"))
+    sampling = Sampling("ddim", sample_steps=5, clip_sample=True)
+    generator = ImageGenerator.from_checkpoint(checkpoint, sampling, precision)
+    assert generator.sampler.clip_sample is False
+
+    # Data of one point far outside [-1, 1]: the exact x0 comes back whole.
+    def network(x, t, labels=None):
+        alpha, sigma = (getattr(generator.sampler.levels, f)(t).to(x) for f in ("alpha", "sigma"))
+        return (alpha * x - 3.5) / sigma  # v, where x0 is 3.5
+
+    generator.network = network
+    network.num_classes, network.training = 3, False
+    network.eval = network.train = lambda *_: network
+    last = list(generator.sampler.denoise(network, generator.sampler.start(2, (8, 8), 2, None)))
+    assert (last[-1][0].x - 3.5).abs().max() < 1e-4
+
+
+def test_a_resumed_run_equals_one_without_a_break(images, autoencoder, tmp_path, script):
+    latent = [*LATENT, "--save_every_steps", 1, "--vis", "False"]
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *latent]
+    script("train", *options, "--run_name", "whole")
+    script("train", *options, "--run_name", "cut", "--epochs", 1)
+    # From the cache or not, with or without the file of the autoencoder.
+    shutil.rmtree(tmp_path / "results/ae")
+    said = script("train", *options, "--run_name", "cut", "--resume", "--cache", "ram").stdout
+    assert "encoded once" in said
+    whole, cut = tmp_path / "results/whole", tmp_path / "results/cut"
+    assert_equal_states(whole / "ckpt_last.pt", cut / "ckpt_last.pt")
+    again = ["--dataset_path", images, *latent, "--epochs", 3, "--resume", "--run_name", "cut"]
+    assert "found in the cache" in script("train", *again).stdout
+
+
+def test_encoding_at_each_use_is_the_same(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT]
+    options += ["--vis", "False", "--log_interval", 1]
+    script("train", *options, "--run_name", "cached")
+    said = script("train", *options, "--run_name", "uncached", "--cache", "none").stdout
+    assert "encoded at each use" in said
+    cached, uncached = (metrics(tmp_path / "results" / name) for name in ("cached", "uncached"))
+    assert len(cached) == len(uncached) == 8
+    for a, b in zip(cached, uncached, strict=True):
+        assert abs(float(a["loss"]) - float(b["loss"])) < 1e-4
+
+
+def test_another_autoencoder_is_a_change(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT]
+    script("train", *options, "--run_name", "latent", "--vis", "False")
+    contents = read_checkpoint(autoencoder)
+    contents["ema"]["decoder.conv_out.bias"] += 0.01
+    save_checkpoint(contents, autoencoder)
+    changed = script("train", *options, "--run_name", "latent", "--resume", status=2)
+    assert "the autoencoder" in changed.stderr and "--allow_changes" in changed.stderr
+
+
+def test_files_that_do_not_fit(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, *LATENT, "--run_name", "x"]
+
+    def refused(*more):
+        return script("train", *options, *more, status=2).stderr
+
+    assert "--latent needs --autoencoder_path" in refused("--latent")
+    folder = autoencoder.parent
+    assert f"is the folder of a run; name a file in it, such as {autoencoder}" in refused(
+        "--autoencoder_path", folder
+    )
+    assert "No such file" in refused("--autoencoder_path", tmp_path / "missing.pt")
+    odd = refused("--autoencoder_path", autoencoder, "--image_size", 15)
+    assert "15,15: both must be multiples of 2" in odd
+    odd = refused("--autoencoder_path", autoencoder, "--image_size", 18)
+    assert "18,18: both must be multiples of 4" in odd  # of autoencoder and U-Net together
+    demo = refused("--autoencoder_path", ROOT / "weight/demo.pt")
+    assert "kind diffusion, but autoencoder is needed; it is for tools/generate.py" in demo
+    generated = script("generate", "--weight_path", autoencoder, status=2).stderr
+    assert "it is for tools/train.py --autoencoder_path" in generated
+
+
+def test_a_checkpoint_without_its_autoencoder_says_so(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT]
+    script("train", *options, "--run_name", "latent", "--vis", "False")
+    file = tmp_path / "results/latent/ema_last.pt"
+    contents = read_checkpoint(file)
+    whole = contents.pop("codec")
+    save_checkpoint(contents, file)
+    missing = script("generate", "--weight_path", file, status=2).stderr
+    assert "needs the weights of its autoencoder, and there are none" in missing
+    whole["decoder.conv_out.bias"] += 1
+    save_checkpoint({**contents, "codec": whole}, file)
+    other = script("generate", "--weight_path", file, status=2).stderr
+    assert "the weights of the autoencoder are others" in other
+
+
+def test_an_autoencoder_of_diffusers(images, tmp_path, script):
+    """Without statistics of its own (one factor is not enough): they are measured."""
+    torch.manual_seed(0)
+    network = diffusers.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=2,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+    network.save_pretrained(tmp_path / "vae")
+    options = ["--dataset_path", images, "--autoencoder_path", tmp_path / "vae", *LATENT]
+    script("train", *options, "--run_name", "latent", "--vis", "False")
+    checkpoint = Checkpoint.read(tmp_path / "results/latent/ema_last.pt")
+    codec = build_codec(checkpoint.config["codec"], checkpoint.codec)
+    assert checkpoint.channels == 3  # grey images, but the autoencoder takes colour
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    theirs = network.encode(pixels.float() / 127.5 - 1).latent_dist.mean
+    assert (codec.denormalise(codec.encode(pixels)) - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.fault
+def test_two_processes_follow_one(images, autoencoder, tmp_path):
+    base = ["--dataset_path", images, "--result_path", tmp_path, "--use_gpu", -1, "--vis", "False"]
+    for name, spread in (("one", [8]), ("two", [4, "--distributed"])):
+        command = [ROOT / "test/helper_float64.py", *base, *LATENT, "--run_name", name]
+        command += ["--autoencoder_path", autoencoder, "--batch_size", *spread]
+        subprocess.run([sys.executable, *map(str, command)], check=True, timeout=120)
+    one, two = (read_checkpoint(tmp_path / name / "ckpt_last.pt") for name in ("one", "two"))
+    for key, value in one["network"].items():
+        assert (value - two["network"][key]).abs().max() < 1e-10, key
+
+
+@pytest.mark.fault
+def test_two_processes_train_an_autoencoder_like_one(images, tmp_path):
+    for name, spread in (("one", [8]), ("two", [4, "--distributed"])):
+        command = [ROOT / "tools/train_autoencoder.py", "--dataset_path", images, *AUTOENCODER]
+        command += ["--result_path", tmp_path, "--run_name", name, "--use_gpu", -1]
+        command += ["--epochs", 4, "--batch_size", *spread]
+        subprocess.run([sys.executable, *map(str, command)], check=True, timeout=120)
+    one, two = (metrics(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 8
+    for a, b in zip(one, two, strict=True):
+        assert abs(float(a["loss"]) - float(b["loss"])) < 1e-3
+    a, b = (read_checkpoint(tmp_path / name / "ema_last.pt") for name in ("one", "two"))
+    for x, y in zip(a["config"]["latents_mean"], b["config"]["latents_mean"], strict=True):
+        assert abs(x - y) < 1e-2

@@ -1,0 +1,216 @@
+"""A set of images as an autoencoder's latents: each image encoded once per machine.
+
+Kept are mean and standard deviation of each image's posterior, as the network gives them, so that
+training can draw from it; where images are mirrored, also those of the mirrored image, since a
+mirrored latent is not the latent of the mirror.
+"""
+
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.codecs import LatentCodec, images_per_call
+from utils.console import Progress, say
+from utils.data.cache_folder import LATENTS, CacheUnavailable, default_cache_folder, make_room
+from utils.data.image_set import ImageSet
+from utils.data.latent_file import LatentWriter, MappedLatents, Shape, open_latents, row_checksum
+from utils.data.locks import FileLock, LocksUnsupported
+from utils.errors import ReadError, UserError
+
+# Raise it whenever the same images and the same network would give other latents: it is part of the
+# key of the cache.
+LATENTS_VERSION = 1
+LARGEST_IN_RAM = 2 * 2**30  # bytes that "auto" keeps in memory where the disk fails
+
+
+@dataclass
+class LatentSet:
+    """Item i is (moments (views,2,c,h,w) float32, label, i): mean and standard deviation of image
+    i, and with two views those of its mirror; or a ReadError.
+    """
+
+    images: ImageSet
+    moments: np.ndarray | MappedLatents  # (N,views,2,c,h,w) float32
+    is_cached: bool = False  # on the disk, before this run
+    remarks: list[str] = field(default_factory=list)  # for the plan
+
+    is_decoded = True
+
+    def __post_init__(self) -> None:
+        self._is_verified = np.zeros(len(self.images), bool)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, i: int) -> str:
+        """The file of image i."""
+        return self.images.name(i)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int, int] | ReadError:
+        row = np.array(self.moments[i])
+        if isinstance(self.moments, MappedLatents) and not self._is_verified[i]:
+            if row_checksum(row) != self.moments.checksums[i]:
+                return ReadError(
+                    f"the cached latents {self.moments.path} are damaged; remove that file, and "
+                    "resume"
+                )
+            self._is_verified[i] = True
+        return torch.from_numpy(row), self.images.labels[i], i
+
+
+def load_latents(
+    images: ImageSet,
+    codec: LatentCodec,
+    with_mirror: bool,
+    cache: str = "auto",
+    quiet: bool = False,
+    cache_folder: Path | None = None,
+) -> LatentSet:
+    """The latents of these images, from the cache where they lie there.
+
+    `cache` is "disk" (UserError where that fails), "ram" (in this process), or "auto": on the disk,
+    else in memory up to 2 GiB (UserError beyond). Raises ReadError where an image cannot be read.
+    """
+    shape = shape_of(images, codec, with_mirror)
+    if cache == "ram":
+        return LatentSet(images, encoded_in_ram(images, codec, shape, quiet))
+    folder = cache_folder or default_cache_folder()
+    try:
+        return _from_disk(images, codec, shape, folder, quiet, is_asked_for=cache == "disk")
+    except CacheUnavailable as error:
+        why = f"the latents cannot be kept in {folder}: {error}"
+    size = 4 * int(np.prod(shape))
+    if cache == "disk" or size > LARGEST_IN_RAM:
+        raise UserError(
+            f"{why}; set XDG_CACHE_HOME to another folder, or pass --cache ram "
+            f"({size / 2**20:,.0f} MiB in each process) or none (encoded at each use)"
+        )
+    found = LatentSet(images, encoded_in_ram(images, codec, shape, quiet))
+    found.remarks.append(f"{why}; each process keeps them in memory")
+    return found
+
+
+def shape_of(images: ImageSet, codec: LatentCodec, with_mirror: bool) -> Shape:
+    """(N,views,2,c,h,w). Raises ValueError for images that the autoencoder does not take."""
+    latent = codec.shape(images.image_size, images.channels)
+    return (len(images), 2 if with_mirror else 1, 2, *latent)
+
+
+def encoded_in_ram(images: ImageSet, codec: LatentCodec, shape: Shape, quiet: bool) -> np.ndarray:
+    """The moments of all images."""
+    moments = np.empty(shape, np.float32)
+    rows = encoded(images, codec, shape, quiet)
+    for i, row in enumerate(rows):
+        moments[i] = row
+    return moments
+
+
+def encoded(
+    images: ImageSet, codec: LatentCodec, shape: Shape, quiet: bool
+) -> Iterator[np.ndarray]:
+    """The moments of each image, (views,2,c,h,w) float32, in order. Raises ReadError where an image
+    cannot be read.
+    """
+    at_once = images_per_call(*images.image_size)
+    title = "encoding images"
+    with Progress(len(images), title=title, unit="image", leave=False, shown=not quiet) as progress:
+        for first in range(0, len(images), at_once):
+            places = range(first, min(first + at_once, len(images)))
+            pixels = torch.stack([_pixels(images, place) for place in places])
+            views = [pixels] if shape[1] == 1 else [pixels, pixels.flip(3)]
+            moments = [torch.stack(codec.posterior(view), dim=1) for view in views]
+            yield from torch.stack(moments, dim=1).float().cpu().numpy()
+            progress.update(len(places))
+
+
+def _pixels(images: ImageSet, place: int) -> Tensor:
+    item = images[place]
+    if isinstance(item, ReadError):
+        raise item
+    return item[0]
+
+
+# --- On the disk ---
+
+
+def cache_key(images: ImageSet, codec: LatentCodec, shape: Shape) -> str:
+    """A digest of all that decides the latents: pixels, in their order, and network."""
+    digest = hashlib.sha256(images.checksums.tobytes())
+    facts = (LATENTS_VERSION, codec.config["hash"], images.image_size, images.mode, shape)
+    digest.update(repr(facts).encode())
+    return digest.hexdigest()[:32]
+
+
+def _from_disk(
+    images: ImageSet,
+    codec: LatentCodec,
+    shape: Shape,
+    folder: Path,
+    quiet: bool,
+    is_asked_for: bool,
+) -> LatentSet:
+    """From the file; made first where it is missing, by one process of the machine."""
+    key = cache_key(images, codec, shape)
+    path = folder / f"{key}{LATENTS}"
+    found = open_latents(path, shape)
+    if found is not None:
+        return LatentSet(images, found, is_cached=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _turn(folder / f"{key}.lock", quiet) as has_lock:
+            found = open_latents(path, shape)  # another process may have made it
+            if found is None:
+                make_room(folder, 4 * int(np.prod(shape)), key, has_lock, is_asked_for)
+                _write(images, codec, shape, path, quiet)
+                found = open_latents(path, shape)
+    except OSError as error:
+        raise CacheUnavailable(error.strerror or str(error)) from None
+    if found is None:
+        raise CacheUnavailable("what was written cannot be read back")
+    return LatentSet(images, found)
+
+
+@contextlib.contextmanager
+def _turn(path: Path, quiet: bool) -> Iterator[bool]:
+    """Wait until no other process makes these latents. Yields False where there are no locks."""
+    lock = FileLock(path)
+    has_spoken = False
+
+    def while_waiting(_note: str) -> None:
+        nonlocal has_spoken
+        if not has_spoken and not quiet:
+            say("waiting: another process is encoding these images", error=True)
+        has_spoken = True
+
+    try:
+        try:
+            lock.acquire(while_waiting)
+            has_lock = True
+        except LocksUnsupported:
+            has_lock = False
+        yield has_lock
+    finally:
+        lock.close()
+
+
+def _write(images: ImageSet, codec: LatentCodec, shape: Shape, path: Path, quiet: bool) -> None:
+    """Encode into a file of this process alone, then give it the name that all look for."""
+    part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
+    writer = LatentWriter(part, shape)
+    try:
+        for row in encoded(images, codec, shape, quiet):
+            writer.append(row)
+        writer.finish()
+        writer.close()
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # a full disk fails once more here
+            writer.close()
+        part.unlink(missing_ok=True)

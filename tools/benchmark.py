@@ -6,8 +6,10 @@ the machine affect all of them alike.
     python tools/benchmark.py train --peers       # and diffusers' network with the same layers
     python tools/benchmark.py sample              # samplers, guidance on and off
     python tools/benchmark.py save                # how long a checkpoint holds up training
+    python tools/benchmark.py latent --image_size 256 --image_channels 3 --batch_size 4 --rounds 3
 
-Prints the median of each variant and its ratio to the first one.
+`latent` compares a training step on pixels with one on latents of a quarter and an eighth of their
+size. Prints the median of each variant and its ratio to the first one.
 """
 
 import statistics
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import options as opt
 from utils.options import Option, shared
 
-WHAT = opt.Choice(("train", "sample", "save"))
+WHAT = opt.Choice(("train", "sample", "save", "latent"))
 
 # fmt: off
 OPTIONS: opt.Table = {
@@ -44,6 +46,7 @@ OPTIONS: opt.Table = {
 CLASSES = 10
 WARM_UP_ROUNDS = 2
 SAMPLE_STEPS = 10
+LATENT_CHANNELS = 4
 
 Variant = Callable[[], None]
 
@@ -61,7 +64,12 @@ def main(argv: list[str] | None = None) -> None:
 
     device = choose_device(args.use_gpu, Ranks())
     prepare_for_training(device)  # as train.py does
-    makers = {"train": train_variants, "sample": sample_variants, "save": save_variants}
+    makers = {
+        "train": train_variants,
+        "sample": sample_variants,
+        "save": save_variants,
+        "latent": latent_variants,
+    }
     try:
         variants, between_turns = makers[args.what](args, device)
     except ValueError as error:  # such as widths that do not fit together
@@ -139,14 +147,31 @@ def train_variants(args, device) -> tuple[dict[str, Variant], Variant]:
 
 
 def training_step(args, network, precision) -> Variant:
-    """One round of the loop in utils/training/fit.py, on a fixed batch."""
+    """A step on pixels."""
     import torch
 
     from model.codecs import PixelCodec
+    from utils.training.diffusion_task import DiffusionTask
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.batch_size, args.image_channels, *args.image_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    task = DiffusionTask(process(), PixelCodec(), conditional=True)
+    return step_of(task, pixels, network, precision)
+
+
+def process():
     from model.diffusion import GaussianDiffusion
+
+    return GaussianDiffusion(noise_schedule="cosine", prediction="v")
+
+
+def step_of(task, inputs, network, precision) -> Variant:
+    """One round of the loop in utils/training/fit.py, on a fixed batch of these inputs (B, ...)."""
+    import torch
+
     from model.ema import EMA
     from utils.ranks import Ranks
-    from utils.training.diffusion_task import DiffusionTask
     from utils.training.fit import TrainingLoop, Update
     from utils.training.optimizer import build_optimizer
     from utils.training.prefetch import PreparedBatches
@@ -154,14 +179,8 @@ def training_step(args, network, precision) -> Variant:
     from utils.training.schedule import Schedule
     from utils.training.state import TrainState
 
-    generator = torch.Generator().manual_seed(0)
-    shape = (args.batch_size, args.image_channels, *args.image_size)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-    numbers = torch.arange(args.batch_size)
-    batch = (pixels, numbers % CLASSES, numbers)
-    task = DiffusionTask(
-        GaussianDiffusion(noise_schedule="cosine", prediction="v"), PixelCodec(), conditional=True
-    )
+    numbers = torch.arange(len(inputs))
+    batch = (inputs, numbers % CLASSES, numbers)
     state = TrainState(
         network=network,
         ema=EMA(network, 0.99),
@@ -227,6 +246,60 @@ def diffusers_network(args):
             return self.inner(x, t, labels).sample
 
     return Peer()
+
+
+def latent_variants(args, device) -> tuple[dict[str, Variant], Variant]:
+    """The same network on pixels, and on latents with 4 channels; says the memory of each."""
+    from model.networks import build_network
+    from utils.devices import choose_precision
+
+    precision, _ = choose_precision(False, device)
+    steps = {}
+    for factor in (8, 4, 1):
+        config = network_config(args, "unet")
+        if factor > 1:
+            config["in_channels"] = LATENT_CHANNELS
+        network = precision.place(build_network(config))
+        if factor == 1:
+            steps["pixels"] = training_step(args, network, precision)
+        else:
+            steps[f"latents, 1/{factor}"] = latent_step(args, factor, network, precision)
+    before = highest_memory(device)
+    for name, step in steps.items():  # smallest first: the highest until then is the last one's
+        step()
+        used = highest_memory(device) - before
+        opt.say(f"{name:34s} {used / 2**20:8.0f} MiB more than before the first step")
+    return dict(reversed(steps.items())), nothing
+
+
+def latent_step(args, factor: int, network, precision) -> Variant:
+    """A step on cached latents whose sides are those of the images divided by `factor`."""
+    import torch
+
+    from model.codecs import LatentCodec
+    from model.networks import build_network
+    from utils.training.diffusion_task import LatentDiffusionTask
+
+    levels = {4: [8, 8, 8], 8: [8, 8, 8, 8]}[factor]
+    config = {"name": "autoencoder", "block_out_channels": levels, "norm_num_groups": 8}
+    autoencoder = build_network({**config, "in_channels": args.image_channels})
+    means, stds = [0.0] * LATENT_CHANNELS, [1.0] * LATENT_CHANNELS
+    codec = LatentCodec(autoencoder, means, stds).to(precision.device)
+    shape = codec.shape(args.image_size, args.image_channels)
+    moments = torch.rand(args.batch_size, 1, 2, *shape)  # one view, mean and standard deviation
+    task = LatentDiffusionTask(process(), codec, conditional=True)
+    return step_of(task, moments, network, precision)
+
+
+def highest_memory(device) -> int:
+    """Bytes: the most that was in use until now, of the GPU or of this process."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
 
 
 # --- Sampling ---

@@ -22,3 +22,6 @@ def test_benchmark(script):
     assert re.findall(r"^(unet|cspdarkunet|UNet2DModel) float32 .*x the time", train, re.M)
     assert len(re.findall(r"images/s", script("benchmark", "sample", *tiny).stdout)) == 6
     assert "what training waits for" in script("benchmark", "save", *tiny).stdout
+    latent = script("benchmark", "latent", *tiny[:4], "--image_size", 64, *tiny[6:]).stdout
+    assert len(re.findall(r"^(pixels|latents, 1/[48]) .*MiB more", latent, re.M)) == 3
+    assert len(re.findall(r"^(pixels|latents, 1/[48]) .*x the time", latent, re.M)) == 3

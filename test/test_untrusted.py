@@ -25,9 +25,10 @@ from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
 from tools import train as train_script
 from utils.errors import UserError
-from utils.generation import inference_network, load_for_inference
+from utils.generation import load_for_inference
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.runs.inference import inference_network
 
 NETWORK = {
     "name": "unet",

@@ -299,6 +299,7 @@ def prepare_maker(args, device, real, network, warnings: Warnings):
     if network is not None:
         check_numbers(len(real), args.num_images, args.num_compared)
     checkpoint = Checkpoint.read(args.weight_path)
+    checkpoint.check_kind("diffusion")
     sampling = Sampling.of_checkpoint(
         checkpoint,
         sampler=args.sample,

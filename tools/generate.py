@@ -181,6 +181,7 @@ def open_checkpoint(args):
         )
         return describe_bare_weights(contents, told, args.weight_path)
     checkpoint = Checkpoint.parse(contents, args.weight_path)
+    checkpoint.check_kind("diffusion")
     network = checkpoint.config["network"]
     diffusion = checkpoint.config["diffusion"]
     found = {

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from model.codecs import PixelCodec, build_codec
 from model.guidance import NO_LABEL, null_label
-from model.networks import build_network, check_image_size
+from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler
 from model.samplers.base import DEFAULT_SAMPLE_STEPS, evaluation_mode
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
-from utils.runs.weights import check_finite, load_weights
+from utils.runs.inference import inference_network
 
 # A first time step further from T-1 than this share of T leaves a visible step of noise out.
 LARGEST_GAP = 0.05
@@ -201,27 +201,10 @@ class ImageGenerator:
             return self.network(x, t, labels)
 
 
-def inference_network(checkpoint: Checkpoint, use_ema: bool = True) -> nn.Module:
-    """The network that a checkpoint's metadata describes, with its EMA or its raw weights, in
-    evaluation mode, on the CPU. Raises UserError for what cannot be built or does not fit.
-    """
-    weights = checkpoint.weights(use_ema)
-    try:
-        # No memory for what a hostile file describes, before its tensors are seen to fit.
-        with torch.device("meta"):
-            network = build_network(checkpoint.config["network"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint.source} describes no network that can be built: {error}"
-        ) from None
-    load_weights(network, weights, checkpoint.source, assign=True)
-    check_finite(weights, checkpoint.source)
-    return network.to(torch.get_default_dtype()).eval().requires_grad_(False)
-
-
 def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Module, dict, list[str]]:
     """Path of a checkpoint -> the network, the diffusion's config and the class names."""
     checkpoint = Checkpoint.read(Path(path))
+    checkpoint.check_kind("diffusion")
     network = inference_network(checkpoint, use_ema)
     return network, checkpoint.config["diffusion"], checkpoint.class_names
 

@@ -11,7 +11,13 @@ from utils.errors import UserError
 from utils.image_facts import CHANNELS, LARGEST_SIDE
 from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
-KINDS = ("diffusion", "upscaler", "autoencoder")
+# The kinds of checkpoint, and what each is for.
+SCRIPT_OF_KIND = {
+    "diffusion": "tools/generate.py",
+    "upscaler": "tools/upscale.py",
+    "autoencoder": "tools/train.py --autoencoder_path",
+}
+KINDS = tuple(SCRIPT_OF_KIND)
 
 
 Weights = Mapping[str, Tensor]
@@ -121,7 +127,8 @@ class Checkpoint:
         """Raise UserError where the checkpoint is of another kind."""
         if self.kind != kind:
             raise UserError(
-                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed"
+                f"{self.source} is a checkpoint of kind {self.kind}, but {kind} is needed; "
+                f"it is for {SCRIPT_OF_KIND[self.kind]}"
             )
 
     # --- What the metadata says ---

@@ -9,11 +9,12 @@ import torch
 
 from model.networks import build_network
 from utils.errors import UserError
-from utils.generation import inference_network, load_for_inference
+from utils.generation import load_for_inference
 from utils.runs import safeguards
 from utils.runs.bare_weights import guess_network
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import FORMAT_VERSION, read_checkpoint, save_checkpoint
+from utils.runs.inference import inference_network
 from utils.runs.weights import load_weights
 
 CONFIG = {
@@ -155,6 +156,25 @@ def test_metadata_that_describes_no_network():
         checkpoint = Checkpoint({"network": network}, ema={}, source="x.pt")
         with pytest.raises(UserError, match="no network that can be built"):
             inference_network(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("kind", "script"),
+    [
+        ("diffusion", "tools/generate.py"),
+        ("upscaler", "tools/upscale.py"),
+        ("autoencoder", "tools/train.py --autoencoder_path"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_sent_to_its_script(kind, script):
+    checkpoint = Checkpoint({}, kind=kind, source="x.pt")
+    checkpoint.check_kind(kind)
+    needed = "upscaler" if kind == "diffusion" else "diffusion"
+    with pytest.raises(UserError) as refused:
+        checkpoint.check_kind(needed)
+    assert str(refused.value) == (
+        f"x.pt is a checkpoint of kind {kind}, but {needed} is needed; it is for {script}"
+    )
 
 
 # --- What a file system may lack ---

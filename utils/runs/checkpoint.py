@@ -98,10 +98,11 @@ class Checkpoint:
         args = fields.value("args", _is_dict, "a dict", default={})
         if version == 1:
             config = _upgraded(config, fields.value("args", _is_dict, "a dict"))
-        _check_config(_Fields(config, source, "config."))
+        kind = fields.value("kind", lambda kind: kind in KINDS, f"one of {KINDS}", "diffusion")
+        _check_config(_Fields(config, source, "config."), kind)
         return cls(
             config=config,
-            kind=fields.value("kind", lambda kind: kind in KINDS, f"one of {KINDS}", "diffusion"),
+            kind=kind,
             state=fields.value("state", _is_dict, "a dict", default={}),
             network=fields.value("network", _is_dict, "a dict of tensors", default=None),
             ema=fields.value("ema", _is_dict, "a dict of tensors", default=None),
@@ -219,30 +220,36 @@ class _Fields:
         return UserError(f"the metadata of {self.source} is not usable: {what}")
 
 
-def _check_config(config: _Fields) -> None:
+def _check_config(config: _Fields, kind: str) -> None:
     """Raise UserError for metadata that makes no sense, or does not fit together."""
     network = config.part("network")
-    diffusion = config.part("diffusion")
     data = config.part("data")
-    sampling = config.part("sampling")
-    for name in ("noise_steps", "noise_schedule", "prediction"):
-        diffusion.value(name, lambda value: value is not None, "a value")
     data.value("image_size", _is_image_size, f"two sides from 1 to {LARGEST_SIDE}")
     mode = data.value(
         "mode", lambda value: value in tuple(CHANNELS), f"one of {', '.join(CHANNELS)}"
     )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
     data.value("held_out", _is_split, "a split of the images", default=None)
-    sampling.value("sampler", _is_text, "a name")
-    sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
-    classes = network.value("num_classes", _is_count, "a whole number", default=None)
-    if len(names) != (classes or 0):
-        raise config.unusable(f"it has {len(names)} class names for {classes or 0} classes")
     channels = network.value("in_channels", _is_count, "a whole number")
     if channels != CHANNELS[mode]:
         raise config.unusable(
             f"the network takes {channels} channels, images of mode {mode} have {CHANNELS[mode]}"
         )
+    if kind == "diffusion":
+        _check_diffusion(config, names)
+
+
+def _check_diffusion(config: _Fields, class_names: list[str]) -> None:
+    """The same for what only a diffusion has."""
+    diffusion = config.part("diffusion")
+    sampling = config.part("sampling")
+    for name in ("noise_steps", "noise_schedule", "prediction"):
+        diffusion.value(name, lambda value: value is not None, "a value")
+    sampling.value("sampler", _is_text, "a name")
+    sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
+    classes = config.part("network").value("num_classes", _is_count, "a whole number", default=None)
+    if len(class_names) != (classes or 0):
+        raise config.unusable(f"it has {len(class_names)} class names for {classes or 0} classes")
 
 
 def _upgraded(config: dict, args: dict) -> dict:

@@ -1,6 +1,7 @@
 """From a folder of images to the batches of each training step.
 
 index       what lies in the folder, with an account of every file
+opening     a file -> its pixels as they are stored, and what it says of them
 decode      a file -> pixels, as a colour-managed viewer shows them
 cache       each image decoded once per machine
 image_set   the data set; describe says in the plan what was found

@@ -185,7 +185,7 @@ def format_options(suffix: str) -> dict[str, Any]:
     the colours at full size, all others without loss.
     """
     suffix = suffix.lower()
-    if suffix in (".jpg", ".jpeg"):
+    if suffix in (".jpg", ".jpeg", ".jpe", ".jfif"):
         return {"quality": 95, "subsampling": 0}
     if suffix == ".webp":
         return {"lossless": True}

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from utils.data.png import SIGNATURE
+from utils.data.silence import quiet_pillow
 from utils.errors import UserError
 from utils.pictures import format_options
 from utils.runs.safeguards import reason
@@ -38,6 +41,8 @@ TIFF = Kind("TIFF", {8: (1, 2, 3, 4), 16: (1,)}, 2**31 - 1)
 KINDS = {
     ".jpg": JPEG,
     ".jpeg": JPEG,
+    ".jpe": JPEG,
+    ".jfif": JPEG,
     ".webp": WEBP,
     ".bmp": BMP,
     ".tif": TIFF,
@@ -77,6 +82,17 @@ def reason_against(ending: str, canvas: Canvas) -> str:
     if canvas.profile and not kind.holds_profile:
         return f"{ending} cannot hold a colour profile"
     return ""
+
+
+def written_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a file that was written here. Raises what Pillow raises on others."""
+    with open(path, "rb") as file:
+        head = file.read(24)
+    if head.startswith(SIGNATURE) and len(head) == 24:  # Pillow refuses very large ones
+        width, height = struct.unpack(">II", head[16:])
+        return height, width
+    with quiet_pillow(), Image.open(path) as image:
+        return image.height, image.width
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from upscaling_helpers import CPU, Nearest
 from utils.data import read_image
 from utils.errors import UserError
 from utils.upscaling import Upscaler
-from utils.upscaling.file import write_upscaled
+from utils.upscaling.file import plan_output, write_upscaled
 from utils.upscaling.output import PNG, Canvas, new_picture, reason_against
 from utils.upscaling.source import FIRST_ALONE, NOT_16_BITS, NOW_SRGB, read_source, upright_size
 
@@ -37,12 +37,15 @@ def noise(*shape, largest=255):
 
 
 def enlarged(tmp_path, data, ending=PNG, scale=2):
-    """The file that becomes of these bytes, its path and what is said of it."""
+    """The file that becomes of these bytes: its path, what it holds and what is said of it."""
     source = tmp_path / f"source{ending}"
     source.write_bytes(data)
     maker = Upscaler(Nearest(3, scale), CPU, tile=5)
     target = tmp_path / "out" / f"result{ending}"
-    return write_upscaled(read_source(source), maker, target, target.with_suffix(PNG))
+    picture = read_source(source)
+    output = plan_output(picture, scale, target, target.with_suffix(PNG))
+    write_upscaled(picture, maker, output)
+    return output
 
 
 def saved(image, kind, **options):
@@ -77,7 +80,7 @@ def test_modes_of_8_bits(tmp_path, kind, mode):
         image.putalpha(Image.fromarray(noise(13, 11) | 1))  # else the colour is lost
     options = {"lossless": True} if kind == "WEBP" else {}
     written = enlarged(tmp_path, saved(image, kind, **options), f".{kind.lower()}")
-    assert written.remarks == [] and written.size == (26, 22)
+    assert written.remarks == [] and written.canvas.size == (26, 22)
     found_mode, found = samples_of(written.path)
     assert Image.open(written.path).format == kind and found_mode == mode
     pixels, unseen = np.asarray(image), None

@@ -297,6 +297,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--generate_name": ["a/b", ""],
     "--animate": ["mp4"],
     "--nearest": ["missing", "{file}", "{empty}"],
+    "--upscale": ["missing", "{file}", "{empty}", "{weights}"],
     # evaluate.py
     "--paired": ["x", "True"],
     "--copies": ["missing", "{file}", "{empty}", ""],
@@ -363,6 +364,7 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
         ],
     }[script]
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "full": DEMO}
+    places["weights"] = tmp_path / "w.pt"  # of a diffusion
     for action in script.build_parser()._actions:
         flag = action.option_strings[0] if action.option_strings else ""
         if flag in ("", "-h"):

@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         from utils.upscaling.folder import FolderJobs
 
         upscale_folder(args, FolderJobs(source, args.out, ending))
+    elif not source.is_file():
+        raise opt.UserError(f"IN {source} is neither a file nor a folder; name an image")
     else:
         from utils.upscaling.folder import single_job
 

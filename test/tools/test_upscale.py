@@ -128,6 +128,7 @@ def test_another_format(run, tmp_path):
         (["in", "in"], "IN and OUT are the same folder"),
         (["in", "in/a.png"], "is a folder, but OUT {here}/in/a.png is a file"),
         (["in/a.png", "in/a.png"], "IN and OUT are the same file"),
+        (["pipe", "b.png"], "IN {here}/pipe is neither a file nor a folder"),
         (["in/a.png", "b.xyz"], "OUT {here}/b.xyz ends in .xyz"),
         (["empty", "out"], "IN {here}/empty holds no images: no files in it"),
         (["broken.png", "out.png"], "IN {here}/broken.png cannot be enlarged: "),
@@ -138,6 +139,7 @@ def test_another_format(run, tmp_path):
 def test_mistakes(run, tmp_path, arguments, sentence):
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     before = files_below(tmp_path)
     error = run(*arguments, status=2).stderr

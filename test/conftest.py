@@ -77,7 +77,7 @@ def script(tmp_path: Path, script_server: ScriptServer):
 
     def run(name: str, *args: object, status: int = 0, timeout: float = 120):
         command = [str(ROOT / "tools" / f"{name}.py"), *map(str, args)]
-        if name in ("train", "generate", "evaluate"):
+        if name.startswith("train") or name in ("generate", "evaluate"):
             command += ["--result_path", str(tmp_path / "results"), "--use_gpu", "-1"]
         done = script_server.run(command, tmp_path, timeout)
         assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -13,7 +13,6 @@ False.
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from functools import partial
@@ -26,20 +25,15 @@ from utils import options as opt
 from utils.options import Option
 
 if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
-    from torch.nn import Module
-
     from utils.data import ImageSet
     from utils.data.split import Split
     from utils.devices import Precision
     from utils.generation import ImageGenerator, Sampling
     from utils.ranks import Ranks
-    from utils.runs.checkpoint import Checkpoint
-    from utils.runs.folder import RunFolder
     from utils.training.diffusion_task import DiffusionTask
     from utils.training.evaluation import EvaluateFunction, EvaluationPlan
     from utils.training.previews import PreviewGrid
-    from utils.training.recorder import Recorder
-    from utils.training.schedule import Schedule
+    from utils.training.run import RunLength, TrainingRun
     from utils.training.state import TrainState
 
 # fmt: off
@@ -124,20 +118,7 @@ OPTIONS: opt.Table = {
 }
 # fmt: on
 
-WORLD_SIZE = next(row.default for row in OPTIONS["machine"] if row.name == "world_size")
-
 FEWEST_FOR_KID = 3  # images
-
-# Options that do nothing without another: (option, value when it is not set, the other).
-NEEDS = [
-    ("start_epoch", -1, "resume"),
-    ("pretrain_path", None, "pretrain"),
-    ("keep", 0, "save_model_interval"),
-    ("start_model_interval", -1, "save_model_interval"),
-]
-
-# Options that may differ between the machines of a run.
-OF_A_MACHINE = ("dataset_path", "result_path", "pretrain_path", "num_workers", "cache")
 
 
 def build_parser() -> opt.Parser:
@@ -146,20 +127,11 @@ def build_parser() -> opt.Parser:
 
 def check(args: Namespace) -> None:
     """Checks that involve more than one option. Raises UserError before any work."""
-    if args.pretrain and not args.pretrain_path:
-        raise opt.UserError("--pretrain needs --pretrain_path")
-    if args.pretrain and args.resume:
-        raise opt.UserError(
-            "--pretrain starts a new run and --resume continues one: leave one of them out"
-        )
+    opt.check_training(args)
     if args.sample_steps > args.noise_steps:
         raise opt.UserError(
             f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}"
         )
-    for name, unset, other in NEEDS:
-        value = getattr(args, name)
-        if value != unset and not getattr(args, other):
-            raise opt.UserError(f"--{name} {value} does nothing without --{other}")
     if 0 < args.eval_images < FEWEST_FOR_KID:
         raise opt.UserError(
             f"--eval_images {args.eval_images} is too few for a KID: {FEWEST_FOR_KID} are the fewest"
@@ -175,160 +147,23 @@ def check(args: Namespace) -> None:
         )
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
-    if not args.dataset_path.is_dir():
-        found = "is a file" if args.dataset_path.exists() else "does not exist"
-        raise opt.UserError(f"--dataset_path {args.dataset_path} {found}; name a folder")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check(args)
-    from utils.launch import Processes, launch
-
-    processes = Processes(
-        distributed=args.distributed,
-        world_size=args.world_size,
-        main_rank=args.main_gpu,
-        timeout=args.timeout,
-        on_gpu=args.use_gpu >= 0,
-    )
-    launch(partial(train, args), processes)
+    opt.launch_training(partial(train, args), args)
 
 
 def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
-    from utils.data import describe, steps_per_epoch
-    from utils.devices import (
-        choose_device,
-        choose_precision,
-        prepare_for_training,
-        wrap_network,
-    )
-    from utils.runs.folder import RunFolder
-    from utils.training.plan import evaluation_lines
+    from utils.data import load_image_set
+    from utils.training.run import TrainingRun, Work, held_out_data
 
     # Device, and the folder that this run alone may write
-    device = choose_device(args.use_gpu, ranks)
-    precision, precision_remark = choose_precision(args.amp, device)
-    prepare_for_training(device)
-    run = None
-    if ranks.is_main and not args.plan:
-        run = RunFolder(args.result_path / args.run_name, args.resume)
+    run = TrainingRun(opt.run_options(args, OPTIONS), "diffusion", ranks)
 
     # Data
-    resumed = open_resumed(args)
-    all_images, split = load_data(args, ranks, resumed)
-    dataset = all_images.subset(split.training(len(all_images)))
-    global_batch = args.batch_size * args.grad_accum * ranks.world_size  # images per step
-    epoch_steps = steps_per_epoch(len(dataset), global_batch)
-
-    # What is trained: task, network, EMA, optimizer
-    task = build_task(args)
-    evaluations = plan_evaluations(args, task, dataset, split, epoch_steps, global_batch)
-    schedule = build_schedule(args, epoch_steps, evaluations)
-    held_out = split.to_record(all_images.checksums, all_images.fingerprint())
-    config = build_config(args, dataset, held_out, task, schedule, global_batch)
-    state = build_state(args, config, precision)
-    evaluate = None
-    if not args.plan:  # which needs none of the images and features that this reads
-        evaluate = build_evaluation(
-            args, ranks, all_images, dataset, split, evaluations, state, task, precision
-        )
-    previews = build_previews(args, state, task, dataset, precision)
-
-    # Resume or pretrain
-    remarks = restore(args, state, schedule, resumed)
-    source = None if resumed is None else Path(resumed.source)
-    del resumed  # it takes as much memory as the state
-    check_agreement(ranks, state)
-    network = wrap_network(state.network, ranks, args.compile)
-
-    # The plan
-    remarks = [precision_remark, *plan_remarks(args, schedule, previews), *remarks]
-    lines = describe(all_images, all_classes=args.plan)
-    lines += evaluation_lines(split, len(all_images), evaluations, epoch_steps)
-    lines += describe_plan(
-        args,
-        ranks,
-        dataset,
-        state,
-        precision,
-        network,
-        task,
-        schedule,
-        evaluations,
-        previews,
-        remarks,
-    )
-    if args.plan:
-        opt.say("\n".join(lines))
-        return
-    if run is not None:
-        run.start({"args": state.args, "config": state.config}, state.step, source)
-        run.log("\n".join(lines))
-
-    # Fit
-    recorder = build_recorder(args, run, ranks, previews, state, schedule)
-    start_fit(args, ranks, dataset, state, precision, network, task, schedule, recorder, evaluate)
-
-
-def start_fit(
-    args: Namespace,
-    ranks: Ranks,
-    dataset: ImageSet,
-    state: TrainState,
-    precision: Precision,
-    network: Module,
-    task: DiffusionTask,
-    schedule: Schedule,
-    recorder: Recorder,
-    evaluate: EvaluateFunction | None,
-) -> None:
-    """Train from the state's step to the end of the schedule."""
-    from utils.data import StepSampler, build_loader
-    from utils.training.fit import Update, fit
-    from utils.training.prefetch import PreparedBatches
-
-    order = partial(StepSampler, dataset, state.config["training"]["global_batch"], state.seed)
-    sampler = order(state.step, schedule.total_steps, ranks.rank, ranks.world_size)
-    device = precision.device
-    on_gpu = device.type == "cuda"
-    batches = iter(build_loader(dataset, sampler, args.batch_size, args.num_workers, pin=on_gpu))
-    prepared = PreparedBatches(
-        batches, task.draw, device, state.seed, state.step, args.grad_accum, ranks
-    )
-    try:
-        fit(
-            network,
-            prepared,
-            task.loss,
-            state,
-            schedule,
-            recorder,
-            Update(precision, ranks, args.grad_accum, args.grad_clip),
-            names_of=lambda step: [dataset.files[i] for i in order(step, step + 1)],
-            evaluate=evaluate,
-        )
-    finally:
-        prepared.close()
-        batches.close()  # otherwise an error would wait for the workers forever
-
-
-def open_resumed(args: Namespace) -> Checkpoint | None:
-    """The checkpoint that the run resumes from, if it does."""
-    if not args.resume:
-        return None
-    from utils.training import resume
-
-    return resume.open_resumed("diffusion", args.result_path / args.run_name, args.start_epoch)
-
-
-def load_data(args: Namespace, ranks: Ranks, resumed: Checkpoint | None) -> tuple[ImageSet, Split]:
-    """The images, and which of them are held out. Returns when every process has them: decoding is
-    exempt from --timeout.
-    """
-    from utils.data import load_image_set
-
     images = load_image_set(
         args.dataset_path,
         args.image_size,
@@ -337,33 +172,38 @@ def load_data(args: Namespace, ranks: Ranks, resumed: Checkpoint | None) -> tupl
         cache=args.cache,
         quiet=not ranks.is_main,
     )
-    split = choose_split(args, images, resumed) if ranks.is_main else None
-    ranks.wait_for_all()
-    return images, ranks.gather(split)[ranks.main_rank]
+    split = run.split(images)
+    dataset = images.subset(split.training(len(images)))
 
+    # What is trained: task, network, EMA, optimizer
+    task = build_task(args)
+    length = run.length(len(dataset))
+    data = held_out_data(images, dataset, split)
+    state = run.build_state(build_config(args, dataset, data, task), length)
+    check_size(args, state)
 
-def choose_split(args: Namespace, images: ImageSet, resumed: Checkpoint | None) -> Split:
-    """Which images are held out; for a run that is resumed, the same as before."""
-    from utils.data.near_copies import near_copy_finder
-    from utils.data.split import recorded_split, split_set
+    # What is measured and drawn now and then
+    evaluations = plan_evaluations(args, task, dataset, split, length)
+    evaluate = None
+    if evaluations is not None and not args.plan:  # a plan needs none of what this reads
+        evaluate = build_evaluation(args, run, images, dataset, split, evaluations, state, task)
+    previews = build_previews(args, state, task, dataset, run.precision)
 
-    share = args.val_fraction
-    record = None if resumed is None else resumed.held_out
-    if resumed is not None and share is None:
-        share = record["share"] if record else 0.0  # earlier versions held nothing out
-    if record and share == record["share"]:
-        split = recorded_split(record, len(images), images.fingerprint())
-        if split is not None:
-            return split
-    finder = near_copy_finder(images)
-    is_asked_for = args.val_fraction is not None
-    return split_set(images.checksums, images.labels.array, share, finder, is_asked_for)
-
-
-def check_agreement(ranks: Ranks, state: TrainState) -> None:
-    """Raise UserError where another machine was given other options or images."""
-    may_differ = dict.fromkeys(OF_A_MACHINE)
-    ranks.check_agreement({**state.args, **may_differ, **state.config["data"], "step": state.step})
+    # Resume or pretrain, plan, fit
+    run.train(
+        Work(
+            images=images,
+            split=split,
+            dataset=dataset,
+            task=task,
+            state=state,
+            length=length,
+            evaluations=evaluations,
+            evaluate=evaluate,
+            previews=previews,
+            remarks=plan_remarks(args, previews),
+        )
+    )
 
 
 # --- What is trained ---
@@ -385,22 +225,13 @@ def build_task(args: Namespace) -> DiffusionTask:
     )
 
 
-def build_config(
-    args: Namespace,
-    dataset: ImageSet,
-    held_out: dict,
-    task: DiffusionTask,
-    schedule: Schedule,
-    global_batch: int,
-) -> dict:
+def build_config(args: Namespace, dataset: ImageSet, data: dict, task: DiffusionTask) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
     classes = len(dataset.class_names) or None
     if args.num_classes not in (None, classes):
         raise opt.UserError(
             f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
         )
-    decides = [option.name for option in opt.options_of(OPTIONS) if option.decides]
-    training = {name: getattr(args, name) for name in decides}
     return {
         "network": {
             "name": args.network,
@@ -417,47 +248,22 @@ def build_config(
         },
         "diffusion": task.diffusion.config,
         "codec": task.codec.config,
-        "data": {**dataset.metadata(), "held_out": held_out},
+        "data": data,
         "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
-        "training": {**training, "global_batch": global_batch},
-        "length": {"epochs": args.epochs, "total_steps": schedule.total_steps},
     }
 
 
-def build_state(args: Namespace, config: dict, precision: Precision) -> TrainState:
-    """The network, its EMA and optimizer as the options describe them, untrained."""
-    import torch
+def check_size(args: Namespace, state: TrainState) -> None:
+    """Raise UserError for an image size that the network does not take."""
+    from model.networks import check_image_size
 
-    from model.ema import EMA
-    from model.networks import build_network, check_image_size
-    from utils.training.optimizer import build_optimizer
-    from utils.training.state import TrainState
-
-    torch.manual_seed(args.seed)
     try:
-        network = build_network(config["network"])
-        check_image_size(*args.image_size, network.downsample_factor)
+        check_image_size(*args.image_size, state.network.downsample_factor)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
-    network = precision.place(network)
-    return TrainState(
-        network=network,
-        ema=EMA(network, args.ema_decay),
-        optimizer=build_optimizer(args.optim, network, args.lr, args.weight_decay),
-        scaler=precision.scaler(),
-        seed=args.seed,
-        kind="diffusion",
-        config={**config, "network": network.config},
-        args={**opt.plain_values(args), "global_batch": config["training"]["global_batch"]},
-        versions={
-            "torch": str(torch.__version__),
-            "threads": torch.get_num_threads(),
-            "device": precision.device.type,
-            "batch_size": args.batch_size,
-            "grad_accum": args.grad_accum,
-            "compile": args.compile,
-        },
-    )
+
+
+# --- What is measured and drawn ---
 
 
 def plan_evaluations(
@@ -465,8 +271,7 @@ def plan_evaluations(
     task: DiffusionTask,
     dataset: ImageSet,
     split: Split,
-    epoch_steps: int,
-    global_batch: int,
+    length: RunLength,
 ) -> EvaluationPlan | None:
     """When the run is evaluated and on how much; None where there is nothing to measure."""
     from model.guidance import needs_null
@@ -478,11 +283,11 @@ def plan_evaluations(
     is_guided = bool(dataset.class_names) and needs_null(args.cfg_scale)
     calls = len(sampling_of(args).build(task.diffusion.config, "cpu").calls())
     return plan_evaluations(
-        total_steps=args.epochs * epoch_steps,
-        steps_per_epoch=epoch_steps,
-        global_batch=global_batch,
+        total_steps=length.total_steps,
+        steps_per_epoch=length.steps_per_epoch,
+        global_batch=length.global_batch,
         held_out=len(split.held_out),
-        levels=len(evaluation_time_steps(task.diffusion)),
+        passes=len(evaluation_time_steps(task.diffusion)),
         interval_epochs=args.eval_interval_epochs,
         generated=args.eval_images,
         rows_per_generated=calls * (2 if is_guided else 1),
@@ -491,23 +296,21 @@ def plan_evaluations(
 
 def build_evaluation(
     args: Namespace,
-    ranks: Ranks,
+    run: TrainingRun,
     images: ImageSet,
     dataset: ImageSet,
     split: Split,
-    evaluations: EvaluationPlan | None,
+    evaluations: EvaluationPlan,
     state: TrainState,
     task: DiffusionTask,
-    precision: Precision,
-) -> EvaluateFunction | None:
-    """What measures the averaged network, or None where there is nothing to measure."""
-    if evaluations is None:
-        return None
+) -> EvaluateFunction:
+    """What measures the averaged network."""
     from utils.evaluation.features import EFFICIENTNET, build_features
     from utils.training.evaluation import RunEvaluation
     from utils.training.held_out import HeldOutLoss, SampleOfImages, first_by_content
     from utils.training.sample_score import SampleScore
 
+    ranks, precision = run.ranks, run.precision
     held_out_loss = sample_score = None
     if evaluations.images > 0:
         held_out = SampleOfImages.of(images, split.held_out[: evaluations.images])
@@ -523,34 +326,6 @@ def build_evaluation(
             generator, features, dataset, args.eval_images, args.batch_size, ranks
         )
     return RunEvaluation(held_out_loss, sample_score)
-
-
-def build_schedule(
-    args: Namespace, epoch_steps: int, evaluations: EvaluationPlan | None
-) -> Schedule:
-    """The length of the run, its learning rate, and what is due when."""
-    from utils.training.schedule import Schedule
-
-    total_steps = args.epochs * epoch_steps
-    return Schedule(
-        total_steps=total_steps,
-        steps_per_epoch=epoch_steps,
-        learning_rate=partial(rate_at, args, total_steps),
-        log_interval=args.log_interval,
-        save_steps=args.save_every_steps,
-        preview_epochs=args.vis_interval_epochs,
-        numbered_epochs=args.save_model_interval_epochs if args.save_model_interval else 0,
-        first_numbered_epoch=args.start_model_interval,
-        evaluation_steps=evaluations.interval if evaluations else 0,
-    )
-
-
-def rate_at(args: Namespace, total_steps: int, step: int) -> float:
-    """The learning rate at a step of a run of this length."""
-    from utils.training.learning_rate import allowed_warmup, learning_rate
-
-    warmup = allowed_warmup(args.warmup_steps, total_steps)
-    return learning_rate(step, total_steps, args.lr, args.lr_func, warmup)
 
 
 def build_previews(
@@ -593,145 +368,18 @@ def sampling_of(args: Namespace) -> Sampling:
     return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
 
 
-def build_recorder(
-    args: Namespace,
-    run: RunFolder | None,
-    ranks: Ranks,
-    previews: PreviewGrid | None,
-    state: TrainState,
-    schedule: Schedule,
-) -> Recorder:
-    """The recorder: it writes on the main process, and is silent on the others."""
-    from utils.training.recorder import RunRecorder, SilentRecorder
-
-    if run is None:
-        return SilentRecorder(ranks, has_previews=previews is not None)
-    return RunRecorder(
-        run,
-        ranks,
-        previews.draw if previews else None,
-        schedule.total_steps,
-        state.step,
-        args.keep,
-        args.image_format,
-        args.epochs,
-        holds_out=bool(state.config["data"]["held_out"]["images"]),
-    )
-
-
-def restore(
-    args: Namespace, state: TrainState, schedule: Schedule, resumed: Checkpoint | None
-) -> list[str]:
-    """Bring the state to where the run resumes or starts; remarks for the plan."""
-    from utils.training.resume import learning_rate_remark, pretrain, resume
-
-    if args.pretrain:
-        return pretrain(state, args.pretrain_path)
-    if resumed is None:
-        return []
-    remarks = resume(state, resumed, args.allow_changes)
-    if state.step > schedule.total_steps:
-        raise opt.UserError(
-            f"{resumed.source} has done {state.step} steps; "
-            f"--epochs {args.epochs} is only {schedule.total_steps}"
-        )
-    length = resumed.config.get("length", {})
-    before = length.get("total_steps")
-    if before is None and length.get("epochs"):
-        before = length["epochs"] * schedule.steps_per_epoch
-    remark = learning_rate_remark(
-        before, schedule.total_steps, state.step, lambda step, total: rate_at(args, total, step)
-    )
-    return remarks + ([remark] if remark else [])
-
-
-# --- The plan ---
-
-
-def plan_remarks(args: Namespace, schedule: Schedule, previews: PreviewGrid | None) -> list[str]:
+def plan_remarks(args: Namespace, previews: PreviewGrid | None) -> list[str]:
     """Legal options that cannot give a good result."""
     from utils.generation import sampling_remarks
-    from utils.training.learning_rate import allowed_warmup
-    from utils.training.plan import length_remarks
 
-    remarks = idle_option_remarks(args)
-    if args.eval_interval_epochs is not None and schedule.evaluation_steps == 0:
-        remarks.append(
-            f"--eval_interval_epochs {args.eval_interval_epochs} has no effect: no images are held "
-            "out to measure on (--val_fraction), and --eval_images is 0"
-        )
-    asked = args.warmup_steps if args.lr_func == "warmup_cosine" else 0
-    used = allowed_warmup(asked, schedule.total_steps)
-    remarks += length_remarks(schedule.total_steps, asked, used)
-    if previews is not None:
-        remarks += sampling_remarks(previews.generator.sampler)
-    return remarks
-
-
-def idle_option_remarks(args: Namespace) -> list[str]:
-    """Options that have no effect, or not the one that is expected, beside the others."""
-    remarks = []
-    alone = not args.distributed and "TORCHELASTIC_RUN_ID" not in os.environ
-    if alone and (args.world_size != WORLD_SIZE or args.main_gpu != 0):
-        remarks.append(
-            f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "
-            "--distributed"
-        )
+    remarks = opt.idle_process_remarks(args, OPTIONS)
     if args.conditional and args.label_drop == 1:
         remarks.append(
             "with --label_drop 1 no image keeps its label, so the classes are not learned"
         )
+    if previews is not None:
+        remarks += sampling_remarks(previews.generator.sampler)
     return remarks
-
-
-def describe_plan(
-    args: Namespace,
-    ranks: Ranks,
-    dataset: ImageSet,
-    state: TrainState,
-    precision: Precision,
-    network: Module,
-    task: DiffusionTask,
-    schedule: Schedule,
-    evaluations: EvaluationPlan | None,
-    previews: PreviewGrid | None,
-    remarks: list[str],
-) -> list[str]:
-    """What the run will do, in lines. The seconds per step are measured."""
-    from utils.training.plan import (
-        Cost,
-        PreviewCost,
-        plan_lines,
-        remark_lines,
-        sample_batch,
-        time_step,
-    )
-
-    batch = sample_batch(dataset, args.batch_size)
-    seconds = time_step(network, task.loss, task.draw, batch, precision, ranks)
-    kept = schedule.numbered_checkpoints()
-    if args.keep:
-        kept = min(kept, args.keep)
-    cost = Cost(
-        seconds_per_step=seconds * args.grad_accum,
-        images_per_step=args.batch_size * args.grad_accum,
-        steps_left=schedule.total_steps - state.step,
-        previews=PreviewCost.of(previews, schedule.previews_left(state.step)),
-        checkpoints_kept=kept,
-        evaluation_share=evaluations.share if evaluations else 0.0,
-        has_best=evaluations is not None,
-    )
-    lines = plan_lines(
-        state,
-        precision,
-        ranks,
-        cost,
-        args.epochs,
-        schedule.steps_per_epoch,
-        state.config["training"]["global_batch"],
-        args.result_path,
-    )
-    return lines + remark_lines(remarks)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.codecs import PixelCodec, build_codec
+from model.codecs import Codec, build_codec
 from model.guidance import NO_LABEL, null_label
 from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler
@@ -107,7 +107,7 @@ class ImageGenerator:
         self,
         network: nn.Module,  # on the sampler's device
         sampler: BaseDiffusion,
-        codec: PixelCodec,
+        codec: Codec,
         image_size: tuple[int, int],
         channels: int,
         precision: Precision,

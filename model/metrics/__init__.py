@@ -1,6 +1,7 @@
-"""How good images are: pure functions in float64.
+"""How good images are: pure functions, figures in float64.
 
-psnr_ssim      pairs of images
+psnr_ssim      pairs of images; SSIM also as a loss
+luma           the brightness that pairs may be measured on
 distribution   two sets of feature vectors
 """
 
@@ -10,13 +11,17 @@ from model.metrics.distribution import (
     kernel_distance,
     precision_recall,
 )
-from model.metrics.psnr_ssim import psnr, ssim
+from model.metrics.luma import luma_601
+from model.metrics.psnr_ssim import ms_ssim, psnr, ssim, structural_similarity
 
 __all__ = [
     "density_coverage",
     "frechet_distance",
     "kernel_distance",
+    "luma_601",
+    "ms_ssim",
     "precision_recall",
     "psnr",
     "ssim",
+    "structural_similarity",
 ]

@@ -66,6 +66,17 @@ class EfficientNetLite0(nn.Module):
         x = F.relu6(self.head(x))
         return x.mean(dim=(2, 3))
 
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """Images (B,3,H,W) -> the last features at 1/2, 1/4, 1/8, 1/16 and 1/32 of their size."""
+        kept = []
+        x = F.relu6(self.stem(x))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            if block.depthwise.stride > 1:
+                kept.append(x)
+            x = block(x)
+        return [*kept, x]
+
 
 class Block(nn.Module):
     """Inverted residual: widen, filter each channel, narrow again (1801.04381)."""

@@ -54,3 +54,18 @@ class PixelShuffleUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shuffle(self.conv(x))
+
+
+def nearest(images: Tensor, scale: int) -> Tensor:
+    """(B,C,H,W) -> (B,C,sH,sW): each pixel as a block."""
+    return F.interpolate(images, scale_factor=float(scale), mode="nearest")
+
+
+def bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B,C,H,W) float at another size (H, W), as MATLAB's imresize and Pillow do it: Keys'
+    cubic with a = -1/2, which is widened where the image shrinks (antialiasing).
+
+    Without `antialias`, torch computes another operator: it takes a = -3/4, and shrinks by leaving
+    pixels out.
+    """
+    return F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)

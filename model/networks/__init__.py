@@ -4,6 +4,7 @@ import inspect
 
 from torch import nn
 
+from model.networks.autoencoder import Autoencoder
 from model.networks.config import check_image_size
 from model.networks.cspdarkunet import CSPDarkUNet
 from model.networks.edsr import EDSR
@@ -11,11 +12,13 @@ from model.networks.rdn import RDN
 from model.networks.unet import UNet
 
 __all__ = [
+    "AUTOENCODERS",
     "DENOISERS",
     "EDSR",
     "NETWORKS",
     "RDN",
     "UPSCALERS",
+    "Autoencoder",
     "CSPDarkUNet",
     "UNet",
     "build_network",
@@ -24,9 +27,10 @@ __all__ = [
 
 DENOISERS: dict[str, type[nn.Module]] = {"unet": UNet, "cspdarkunet": CSPDarkUNet}
 UPSCALERS: dict[str, type[nn.Module]] = {"rdn": RDN, "edsr": EDSR}
+AUTOENCODERS: dict[str, type[nn.Module]] = {"autoencoder": Autoencoder}
 
 # Every network that a checkpoint can name, of whatever kind.
-NETWORKS: dict[str, type[nn.Module]] = {**DENOISERS, **UPSCALERS}
+NETWORKS: dict[str, type[nn.Module]] = {**DENOISERS, **UPSCALERS, **AUTOENCODERS}
 
 
 def build_network(config: dict) -> nn.Module:

@@ -2,6 +2,10 @@
 is checked before memory is asked for.
 """
 
+import math
+
+from model.modules.layers import ACTIVATIONS
+
 # Option: the largest whole number allowed (the smallest is 1).
 LARGEST = {
     "in_channels": 64,
@@ -25,6 +29,16 @@ LARGEST_OF_UPSCALER = {
     "growth": 2048,
 }
 SMALLEST_SCALE, LARGEST_SCALE = 2, 4
+
+# The same of autoencoders.
+LARGEST_OF_AUTOENCODER = {
+    "in_channels": 64,
+    "latent_channels": 64,
+    "layers_per_block": 16,
+    "norm_num_groups": 2048,
+}
+SWITCHES_OF_AUTOENCODER = ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
+LARGEST_WIDTH = 2048
 
 
 def check_unet_config(config: dict) -> None:
@@ -53,6 +67,33 @@ def check_upscaler_config(config: dict) -> None:
     for key, largest in LARGEST_OF_UPSCALER.items():
         if key in config:
             check_whole(config, key, largest)
+
+
+def check_autoencoder_config(config: dict) -> None:
+    """Raise ValueError, naming the option, where a value of an autoencoder's config is out of
+    bounds.
+    """
+    for key, largest in LARGEST_OF_AUTOENCODER.items():
+        check_whole(config, key, largest)
+    for key in SWITCHES_OF_AUTOENCODER:
+        if type(config[key]) is not bool:
+            raise ValueError(f"network option {key} is True or False, not {config[key]!r}")
+    if config["act_fn"] not in list(ACTIVATIONS):  # a list: what a file holds may have no hash
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"network option act_fn is one of {known}, not {config['act_fn']!r}")
+    widths = config["block_out_channels"]
+    is_list = isinstance(widths, list | tuple) and 1 <= len(widths) <= LARGEST_LEVELS
+    if not is_list or not all(_is_whole(width, 1, LARGEST_WIDTH) for width in widths):
+        raise ValueError(
+            f"network option block_out_channels is 1 to {LARGEST_LEVELS} whole numbers "
+            f"from 1 to {LARGEST_WIDTH}, not {widths!r}"
+        )
+    groups = config["norm_num_groups"]
+    if any(width % groups for width in widths):
+        raise ValueError(
+            f"network option norm_num_groups must divide every width of block_out_channels "
+            f"{list(widths)}, not {groups}; {math.gcd(*widths)} would work"
+        )
 
 
 def check_whole(config: dict, key: str, largest: int) -> None:

@@ -13,7 +13,7 @@ from utils.data.cache import CACHE_CHOICES
 from utils.data.decode import read_image
 from utils.data.describe import describe
 from utils.data.image_set import MODES, ImageSet, load_image_set
-from utils.data.loader import Batches, build_loader
+from utils.data.loader import Batches, TrainingSet, build_loader
 from utils.data.order import StepSampler, steps_per_epoch
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Batches",
     "ImageSet",
     "StepSampler",
+    "TrainingSet",
     "build_loader",
     "describe",
     "load_image_set",

@@ -6,12 +6,9 @@ share them. So there is no bound below which a set is kept in memory instead.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +18,7 @@ import numpy as np
 
 from utils.console import say
 from utils.data.cache_file import DiskStore, MappedPixels, open_cache
+from utils.data.cache_folder import IMAGES, CacheUnavailable, make_room
 from utils.data.decode import DECODER_VERSION
 from utils.data.index import FolderIndex
 from utils.data.locks import FileLock, LocksUnsupported
@@ -28,16 +26,9 @@ from utils.data.reading import ReadFacts, Store, read_all, reading_progress
 from utils.errors import UserError
 
 CACHE_CHOICES = ("auto", "disk", "ram", "none")
-LARGEST_CACHE = 64 * 2**30  # bytes of all cached sets together
 LARGEST_IN_RAM = 2 * 2**30  # bytes of a set that "auto" keeps in memory where the disk fails
-LEFT_FREE = 2**30  # bytes of the disk that the cache leaves to others
-STALE_SECONDS = 24 * 3600  # without locks: a part this old is nobody's
 NOTE_SECONDS = 0.5  # between two notes to those who wait
 WAITING_SHOWN_AFTER = 2.0  # seconds
-
-
-class CacheUnavailable(Exception):
-    """Why the cache on the disk cannot be used, as the end of a sentence."""
 
 
 @dataclass
@@ -75,16 +66,6 @@ class CacheRequest:
         digest.update(self.index.sizes.tobytes())
         digest.update(self.index.times.tobytes())
         return digest.hexdigest()[:32]
-
-
-def default_cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
-    if sys.platform == "darwin" and "XDG_CACHE_HOME" not in os.environ:
-        return Path.home() / "Library" / "Caches" / "iddm"
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # such a value is to be ignored, says the specification
-        base = os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "iddm"
 
 
 def read_set(request: CacheRequest, cache: str) -> ReadSet:
@@ -151,7 +132,7 @@ def _read_into(
 def _read_from_disk(request: CacheRequest, is_asked_for: bool) -> ReadSet:
     """From the cache file; made first where it is missing, by one process of the machine."""
     key = request.key()
-    path = request.folder / f"{key}.images"
+    path = request.folder / f"{key}{IMAGES}"
     found = _usable(path, request)
     if found:
         return found
@@ -161,7 +142,7 @@ def _read_from_disk(request: CacheRequest, is_asked_for: bool) -> ReadSet:
         with _turn(request, key, remarks) as lock:
             found = _usable(path, request)
             if not found:
-                _make_room(request, key, lock is not None, is_asked_for)
+                make_room(request.folder, request.largest_size, key, lock is not None, is_asked_for)
                 found = _build(request, path, key, lock)
     except OSError as error:
         raise CacheUnavailable(error.strerror or str(error)) from None
@@ -253,82 +234,3 @@ def _build(request: CacheRequest, path: Path, key: str, lock: FileLock | None) -
     if opened is None:
         raise CacheUnavailable("what was written cannot be read back")
     return ReadSet(*opened)
-
-
-def _make_room(request: CacheRequest, key: str, has_locks: bool, is_asked_for: bool) -> None:
-    """Remove parts that nobody writes and the sets that were not used for the longest time, until
-    the set fits. CacheUnavailable where it cannot.
-    """
-    needed = request.largest_size
-    if needed > LARGEST_CACHE and not is_asked_for:
-        raise CacheUnavailable(
-            f"the set needs up to {needed / 2**30:.0f} GiB there and all sets together have "
-            f"{LARGEST_CACHE / 2**30:.0f} GiB (--cache disk lifts this limit)"
-        )
-    _remove_stale_parts(request.folder, key, has_locks)
-    sets = []
-    for path in request.folder.glob("*.images"):
-        with contextlib.suppress(OSError):
-            about = path.stat()
-            sets.append((about.st_mtime_ns, about.st_size, path))
-    total = sum(size for _, size, _ in sets)
-    for _, size, path in sorted(sets):
-        has_room = shutil.disk_usage(request.folder).free >= needed + LEFT_FREE
-        if has_room and total + needed <= LARGEST_CACHE:
-            break
-        if _remove_unused(path):
-            total -= size
-    free = shutil.disk_usage(request.folder).free
-    if free < needed + LEFT_FREE:
-        raise CacheUnavailable(
-            f"the set needs up to {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free"
-        )
-
-
-def _remove_stale_parts(folder: Path, key: str, has_locks: bool) -> None:
-    """Those that a killed process has left behind: nobody holds the lock of their set."""
-    for part in folder.glob("*.part"):
-        other = part.name.partition(".")[0]
-        if has_locks and other == key:
-            is_stale = True  # the lock is ours
-        elif has_locks:
-            is_stale = _is_unlocked(folder / f"{other}.lock")
-        else:
-            is_stale = time.time() - _changed(part) > STALE_SECONDS
-        if is_stale:
-            with contextlib.suppress(OSError):
-                part.unlink()
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return time.time()
-
-
-def _is_unlocked(path: Path) -> bool:
-    """Whether no process holds the lock. False where that cannot be known."""
-    try:
-        lock = FileLock(path, os.O_RDWR)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    try:
-        return lock.try_acquire()
-    except LocksUnsupported:
-        return False
-    finally:
-        lock.close()
-
-
-def _remove_unused(path: Path) -> bool:
-    """Remove a set that no process has mapped. Whether it is gone."""
-    if not _is_unlocked(path):
-        return False
-    try:
-        path.unlink()
-    except OSError as error:
-        return error.errno == errno.ENOENT
-    return True

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.data.account import Account
-from utils.data.cache import CacheRequest, ReadSet, default_cache_folder, read_set
+from utils.data.cache import CacheRequest, ReadSet, read_set
 from utils.data.cache_file import MappedPixels
+from utils.data.cache_folder import default_cache_folder
 from utils.data.decode import read_image
 from utils.data.flat import FlatNames, FlatNumbers, readable
 from utils.data.index import FolderIndex, scan_folder
@@ -56,6 +57,11 @@ class ImageSet(Dataset):
     def channels(self) -> int:
         return CHANNELS[self.mode]
 
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the pixels lie in memory or in a mapped file."""
+        return self.pixels is not None
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -67,6 +73,10 @@ class ImageSet(Dataset):
         except ReadError as error:
             return error
         return torch.from_numpy(image), self.labels[i], i
+
+    def name(self, i: int) -> str:
+        """The file of image i, relative to the root."""
+        return self.files[i]
 
     def _kept(self, i: int) -> np.ndarray | None:
         """A copy of image i from memory or the cache; None where it is not there or damaged."""

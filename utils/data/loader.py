@@ -2,12 +2,11 @@
 
 import os
 import signal
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from utils.data.image_set import ImageSet
 from utils.data.order import StepSampler
 from utils.errors import ReadError
 
@@ -15,7 +14,24 @@ LARGEST_AUTOMATIC = 8  # data-loading workers
 IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SECONDS_TO_END = 1.0  # that a killed worker is waited for
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+
+
+class TrainingSet(Protocol):
+    """What a run trains on. An item is a tuple of tensors and numbers, or a ReadError as a value,
+    so that it crosses from a data-loading worker without a traceback.
+    """
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the items lie in memory or in a mapped file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Any: ...
+
+    def name(self, i: int) -> str:
+        """The file of item i, for messages."""
 
 
 class BatchIterator:
@@ -28,8 +44,8 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        """(pixels (B,C,H,W) uint8, labels (B,), indices (B,)). ReadError where an image cannot be
-        read any more.
+        """Of an image set: (pixels (B,C,H,W) uint8, labels (B,), indices (B,)). ReadError where an
+        image cannot be read any more.
         """
         try:
             batch = next(self._batches)
@@ -42,7 +58,7 @@ class BatchIterator:
             raise
         if isinstance(batch, ReadError):
             raise batch
-        return tuple(batch)  # type: ignore[return-value]
+        return tuple(batch)
 
     def close(self) -> None:
         """End the workers now. May be called twice."""
@@ -75,7 +91,7 @@ class Batches:
 
 
 def build_loader(
-    dataset: ImageSet, sampler: StepSampler, micro_batch: int, num_workers: int, pin: bool
+    dataset: TrainingSet, sampler: StepSampler, micro_batch: int, num_workers: int, pin: bool
 ) -> Batches:
     """Micro-batches in the sampler's order.
 
@@ -83,10 +99,9 @@ def build_loader(
     per core, 8 at most. `pin`: into pinned memory, for copies to a GPU.
     """
     if num_workers < 0:
-        is_decoded = dataset.pixels is not None
-        num_workers = 0 if is_decoded else min(LARGEST_AUTOMATIC, os.cpu_count() or 1)
-    loader = DataLoader(
-        dataset,
+        num_workers = 0 if dataset.is_decoded else min(LARGEST_AUTOMATIC, os.cpu_count() or 1)
+    loader: DataLoader = DataLoader(
+        dataset,  # type: ignore[arg-type]
         micro_batch,
         sampler=sampler,
         num_workers=num_workers,

@@ -55,7 +55,9 @@ def draw_curves(evaluations: Sequence[Evaluation], verdict: Verdict) -> Image.Im
 def _panels(evaluations: Sequence[Evaluation], verdict: Verdict) -> Iterator[Panel]:
     """The mean, each time step, and the scores, as far as they were measured."""
     with_loss = [each for each in evaluations if each.time_steps]
-    names = ["loss", *(f"loss_t{t}" for t in with_loss[-1].time_steps)] if with_loss else []
+    names = ["loss"] if with_loss else []
+    if with_loss and len(with_loss[-1].time_steps) > 1:
+        names += [f"loss_t{t}" for t in with_loss[-1].time_steps]
     for name in names:
         t = name.removeprefix("loss_t")
         title = "mean loss" if name == "loss" else f"loss at t = {t}"
@@ -65,6 +67,10 @@ def _panels(evaluations: Sequence[Evaluation], verdict: Verdict) -> Iterator[Pan
             for kind, colour in (("held_out", HELD_OUT), ("training", TRAINING))
         ]
         yield Panel(title, [each.step for each in alike], curves, verdict.best_step)
+    with_psnr = [each for each in evaluations if "psnr" in each.scores]
+    if with_psnr:
+        psnr = Curve("PSNR in dB", HELD_OUT, [each.scores["psnr"] for each in with_psnr])
+        yield Panel("held out", [each.step for each in with_psnr], [psnr], verdict.best_step)
     with_kid = [each for each in evaluations if "kid" in each.scores]
     if with_kid:
         kid = Curve("1000 x KID", TRAINING, [1000 * each.scores["kid"] for each in with_kid])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.cache import LEFT_FREE, STALE_SECONDS, default_cache_folder
+from utils.data.cache_folder import LEFT_FREE, STALE_SECONDS, default_cache_folder
 from utils.errors import UserError
 from utils.runs.files import open_regular, read_contents, write_contents
 

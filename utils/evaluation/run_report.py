@@ -1,6 +1,7 @@
 """The verdict on a run, read from its folder: also while it trains, and after a kill."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,15 @@ class RunReport:
 
     def _table(self) -> list[str]:
         has_kid = any("kid" in each.scores for each in self.evaluations)
+        has_psnr = any("psnr" in each.scores for each in self.evaluations)
         has_loss = any(each.time_steps for each in self.evaluations)
         head = f"{'step':>10}"
         if has_loss:
             head += f"{'held-out loss':>16}{'training loss':>16}{'difference':>13}"
         if has_kid:
             head += f"{'1000 x KID':>22}"
+        if has_psnr:
+            head += f"{'PSNR':>12}{'SSIM':>10}"
         rows = [head]
         for each in thinned(self.evaluations):
             row = f"{each.step:>10,}"
@@ -64,6 +68,8 @@ class RunReport:
             if "kid" in each.scores:
                 kid, error = (1000 * each.scores[name] for name in ("kid", "kid_se"))
                 row += f"{f'{kid:.2f} +- {error:.2f}':>22}"
+            if "psnr" in each.scores:
+                row += f"{each.scores['psnr']:>9.2f} dB{each.scores.get('ssim', math.nan):>10.4f}"
             rows.append(row + ("  best" if each.step == self.verdict.best_step else ""))
         return rows
 
@@ -115,6 +121,7 @@ def read_run(path: Path) -> RunReport:
     if remark:
         remarks.append(remark)
     circumstances = Circumstances(
+        kind=str(_read_json(path / CONFIG, path).get("kind", "diffusion")),
         best_file=best_file,
         epochs=_whole(length.get("epochs"), 1),
         is_finished=step >= total_steps,

@@ -247,6 +247,7 @@ CRITERIA = {"held_out_loss": "the lowest loss on held-out images", "kid": "the l
 class Circumstances:
     """What a sentence needs to know of a run, beside its evaluations."""
 
+    kind: str  # of checkpoint
     best_file: Path | None  # the weights of the best step; None: they were not kept
     epochs: int
     is_finished: bool
@@ -261,11 +262,16 @@ def sentence(verdict: Verdict, run: Circumstances) -> str:
     if verdict.kind == MEMORISES:
         rise = verdict.rise
         assert rise is not None
+        is_diffusion = run.kind == "diffusion"
+        place = f"at t = {rise.time_step} " if is_diffusion else ""
+        remedy = "More images, --flip or --dropout delay this"
+        if not is_diffusion:
+            remedy = "More images or a smaller network delay this"
         return (
-            f"It has started to memorise: at t = {rise.time_step} the loss on held-out images was "
+            f"It has started to memorise: {place}the loss on held-out images was "
             f"lowest at step {rise.best_step:,} ({rise.before:.4g}) and is significantly higher "
-            f"since step {rise.since_step:,} (now {rise.now:.4g}, z = {rise.z:.1f}); {best}. More "
-            "images, --flip or --dropout delay this, longer training does not help."
+            f"since step {rise.since_step:,} (now {rise.now:.4g}, z = {rise.z:.1f}); {best}. "
+            f"{remedy}, longer training does not help."
         )
     assert verdict.fall is not None
     if verdict.kind == WORSE:

@@ -18,6 +18,13 @@ from utils.options.table import (
     options_of,
     plain_values,
 )
+from utils.options.training import (
+    check_training,
+    derived_table,
+    idle_process_remarks,
+    launch_training,
+    run_options,
+)
 from utils.options.types import (
     ACTIVATIONS,
     ANIMATIONS,
@@ -33,6 +40,7 @@ from utils.options.types import (
     SAMPLERS,
     TIME_EMBEDDINGS,
     TIMESTEP_SPACINGS,
+    UPSCALERS,
     Choice,
     Number,
     OptionType,
@@ -57,6 +65,11 @@ from utils.options.types import (
 )
 
 __all__ = [
+    "run_options",
+    "launch_training",
+    "idle_process_remarks",
+    "derived_table",
+    "check_training",
     "ACTIVATIONS",
     "ANIMATIONS",
     "CACHES",
@@ -81,6 +94,7 @@ __all__ = [
     "TIMESTEP_SPACINGS",
     "TIME_EMBEDDINGS",
     "Table",
+    "UPSCALERS",
     "UserError",
     "below_one",
     "check_seeds",

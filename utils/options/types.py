@@ -192,6 +192,7 @@ text = Text()
 # A test holds these equal to the keys of the registries in model/.
 SAMPLERS = Choice(("ddpm", "ddim", "plms"))
 NETWORKS = Choice(("unet", "cspdarkunet"))
+UPSCALERS = Choice(("rdn", "edsr"))
 ACTIVATIONS = Choice(("gelu", "silu", "relu", "relu6", "lrelu"))
 NOISE_SCHEDULES = Choice(("linear", "cosine", "sqrt_linear", "sqrt"))
 TIMESTEP_SPACINGS = Choice(("leading", "linspace", "trailing"))

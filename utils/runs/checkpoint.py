@@ -19,7 +19,6 @@ SCRIPT_OF_KIND = {
 }
 KINDS = tuple(SCRIPT_OF_KIND)
 
-
 Weights = Mapping[str, Tensor]
 
 # Options of version 1 that decided a result; it kept them among its args alone.
@@ -44,9 +43,10 @@ _VERSION_1_FACTS = (
 class Checkpoint:
     """One checkpoint, in memory.
 
-    `config` rebuilds what was trained and says how to use it: network, diffusion, codec, data
-    (image_size, mode, class_names, images, fingerprint), sampling (sampler, guidance), training
-    (what decides a result) and length (epochs, total_steps). `state` is where training stands:
+    `config` rebuilds what was trained and says how to use it: network, data (image_size, mode,
+    class_names, images, fingerprint), training (what decides a result) and length (epochs,
+    total_steps); of a diffusion also diffusion, codec and sampling (sampler, guidance). `state` is
+    where training stands:
     epoch, step and seed. The slim file for generation has no network, optimizer or scaler. `args`
     is a record of the command line; nothing is decided by it.
     """
@@ -230,26 +230,42 @@ def _check_config(config: _Fields, kind: str) -> None:
     )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
     data.value("held_out", _is_split, "a split of the images", default=None)
-    channels = network.value("in_channels", _is_count, "a whole number")
-    if channels != CHANNELS[mode]:
-        raise config.unusable(
-            f"the network takes {channels} channels, images of mode {mode} have {CHANNELS[mode]}"
-        )
+    channels = CHANNELS[mode]
     if kind == "diffusion":
         _check_diffusion(config, names)
+        channels = _diffused_channels(config, channels)
+    taken = network.value("in_channels", _is_count, "a whole number")
+    if taken != channels:
+        raise config.unusable(
+            f"the network takes {taken} channels, what it is trained on has {channels}"
+        )
 
 
 def _check_diffusion(config: _Fields, class_names: list[str]) -> None:
-    """The same for what only a diffusion has."""
+    """The parts of the config that only a diffusion has."""
     diffusion = config.part("diffusion")
     sampling = config.part("sampling")
     for name in ("noise_steps", "noise_schedule", "prediction"):
         diffusion.value(name, lambda value: value is not None, "a value")
     sampling.value("sampler", _is_text, "a name")
     sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
-    classes = config.part("network").value("num_classes", _is_count, "a whole number", default=None)
+    network = config.part("network")
+    classes = network.value("num_classes", _is_count, "a whole number", default=None)
     if len(class_names) != (classes or 0):
         raise config.unusable(f"it has {len(class_names)} class names for {classes or 0} classes")
+
+
+def _diffused_channels(config: _Fields, image_channels: int) -> int:
+    """Of what the diffusion sees: of the images, or of an autoencoder's latents."""
+    if "codec" not in config.values or config.part("codec").values.get("name") != "latents":
+        return image_channels
+    autoencoder = config.part("codec").part("network")
+    taken = autoencoder.value("in_channels", _is_count, "a whole number")
+    if taken != image_channels:
+        raise config.unusable(
+            f"the autoencoder takes {taken} channels, the images have {image_channels}"
+        )
+    return autoencoder.value("latent_channels", _is_count, "a whole number")
 
 
 def _upgraded(config: dict, args: dict) -> dict:

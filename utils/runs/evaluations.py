@@ -10,7 +10,10 @@ import numpy as np
 
 EVALUATIONS = "evaluations.jsonl"
 DIGITS = 6  # of each number
-SCORES = {"kid", "kid_se"}
+
+# Beside losses: of generated images their KID and its standard error; of restored ones PSNR and
+# SSIM, and where they were enlarged, the same of bicubic interpolation.
+SCORES = ("kid", "kid_se", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim")
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,11 @@ class Evaluation:
     """
 
     step: int
-    time_steps: list[int]  # t, from the least noisy to the noisiest; empty: no loss was measured
+    # t, from the least noisy to the noisiest; [0] where nothing is noised; empty: no loss measured
+    time_steps: list[int]
     held_out: np.ndarray  # (m, len(time_steps)): the loss of each held-out image
     training: np.ndarray  # (m, len(time_steps)): the same of as many training images
-    scores: dict[str, float] = field(default_factory=dict)  # others: kid and kid_se
+    scores: dict[str, float] = field(default_factory=dict)  # others, by the names in SCORES
     measure: str = ""  # a digest of all that a loss depends on, but for the network and the image
     held_out_images: list[int] = field(default_factory=list)  # (m,) the numbers of the images
     training_images: list[int] = field(default_factory=list)  # (m,)
@@ -46,7 +50,8 @@ class Evaluation:
         if self.time_steps:
             values["held_out_loss"] = self.held_out_loss
             values["training_loss"] = float(self.training.mean())
-        for i, t in enumerate(self.time_steps):
+        levels = self.time_steps if len(self.time_steps) > 1 else []
+        for i, t in enumerate(levels):
             values[f"held_out_loss_t{t}"] = float(self.held_out[:, i].mean())
             values[f"training_loss_t{t}"] = float(self.training[:, i].mean())
         return values | self.scores
@@ -85,8 +90,9 @@ class Evaluation:
             raise ValueError("each loss needs the number of its image")
         if self.time_steps and 0 in counts:
             raise ValueError("there are time steps, but no losses")
-        if self.scores and self.scores.keys() != SCORES:
-            raise ValueError(f"the scores are {sorted(SCORES)}, not {sorted(self.scores)}")
+        unknown = [name for name in self.scores if name not in SCORES]
+        if unknown or ("kid" in self.scores) != ("kid_se" in self.scores):
+            raise ValueError(f"the scores are {SCORES}, not {sorted(self.scores)}")
         if self.step < 1 or not self.is_finite:
             raise ValueError("a step or a loss makes no sense")
 

@@ -59,6 +59,7 @@ class EvaluationPlan:
     images: int  # held-out images that are measured, and as many training images
     share: float  # of the run's time, about
     generated: int = 0  # images whose KID is measured
+    figures: str = "the loss"  # that are measured of each image
 
 
 def plan_evaluations(
@@ -66,12 +67,12 @@ def plan_evaluations(
     steps_per_epoch: int,
     global_batch: int,
     held_out: int,
-    levels: int,
+    passes: float,
     interval_epochs: int | None = None,
     generated: int = 0,
     rows_per_generated: int = 0,
 ) -> EvaluationPlan:
-    """About 20 evaluations, at `levels` time steps each, in at most 2% of the run's time.
+    """About 20 evaluations, of `passes` forward passes an image, in at most 2% of the run's time.
 
     Where they would take longer, first fewer images are measured, down to 24, then the evaluations
     become rarer, down to 4, then there are fewer images again, down to 8. The plan is a function of
@@ -80,7 +81,7 @@ def plan_evaluations(
     many rows of network calls, comes on top: who asks for them wants them.
     """
     budget = LARGEST_SHARE * total_steps * global_batch / FORWARD_SHARE  # rows of forward passes
-    rows_per_image = 2 * levels
+    rows_per_image = 2 * passes  # a training image is measured for each held-out one
 
     def images_within(count: int, at_least: int) -> int:
         fitting = int(budget / (count * rows_per_image))

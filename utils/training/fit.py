@@ -25,6 +25,9 @@ from utils.training.state import TrainState
 # pairs are logged as means over the images of the step.
 LossFunction = Callable[[nn.Module, Batch, Draws], dict[str, Tensor]]
 
+# What all processes do together after the last step, before it is saved: it may add to the config.
+CompleteFunction = Callable[[TrainState], None]
+
 # Below this scale of the loss, fp16 has skipped many steps in a row.
 SMALLEST_SCALE = 1.0
 MOST_NAMES = 1000  # of images, in the message about a non-finite loss
@@ -50,6 +53,7 @@ def fit(
     update: Update,
     names_of: Callable[[int], list[str]] = lambda step: [],  # the images of a step, for messages
     evaluate: EvaluateFunction | None = None,  # where the schedule says so
+    complete: CompleteFunction | None = None,
 ) -> None:
     """Train until the schedule's last step, or a signal.
 
@@ -58,7 +62,7 @@ def fit(
     unreadable image, a lost process, a failing disk) it saves before it raises that error again.
     """
     loop = TrainingLoop(
-        network, loader, loss_fn, state, schedule, recorder, update, names_of, evaluate
+        network, loader, loss_fn, state, schedule, recorder, update, names_of, evaluate, complete
     )
     with stop_signals() as received:
         try:
@@ -94,6 +98,7 @@ class TrainingLoop:
         update: Update,
         names_of: Callable[[int], list[str]],
         evaluate: EvaluateFunction | None = None,
+        complete: CompleteFunction | None = None,
     ):
         self.network = network
         self.loader = loader
@@ -105,6 +110,7 @@ class TrainingLoop:
         self.ranks = update.ranks
         self.names_of = names_of
         self.evaluate = evaluate
+        self.complete = complete
         self.meter = Meter(self.ranks)
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.first_step = state.step
@@ -133,6 +139,8 @@ class TrainingLoop:
             return
         self.report()
         if save_is_due and state.step != self.saved_step:
+            if self.complete is not None and schedule.is_finished(state.step):
+                self.complete(state)
             self.save()
         if not stop:
             self.show(resumed=state.step == self.first_step)

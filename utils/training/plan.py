@@ -1,14 +1,16 @@
 """What a run will do and what it will cost, before it begins."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
+from PIL import Image
 from torch import nn
 from torch.utils.data import default_collate
 
-from model.guidance import needs_null
-from utils.data import ImageSet
+from utils.data import TrainingSet
 from utils.data.split import Split
 from utils.devices import Precision
 from utils.errors import ReadError
@@ -18,7 +20,6 @@ from utils.training.evaluation import EvaluationPlan
 from utils.training.fit import LossFunction
 from utils.training.optimizer import STATE_NAMES
 from utils.training.prefetch import Batch, DrawFunction, draw_batch
-from utils.training.previews import PreviewGrid
 from utils.training.state import TrainState
 
 WARM_UP_STEPS = 2  # that are not counted when a step is timed
@@ -57,21 +58,27 @@ def time_step(
     return sorted(seconds[WARM_UP_STEPS:])[TIMED_STEPS // 2]
 
 
+class Previews(Protocol):
+    """Draws the picture that a run shows now and then."""
+
+    @property
+    def network_rows(self) -> float:
+        """Forward passes that a picture takes, each of as many pixels as a training image."""
+
+    def draw(self, sign_of_life: Callable[[], None]) -> Image.Image:
+        """The picture. `sign_of_life` is called after each network call."""
+
+
 @dataclass
 class PreviewCost:
     """What previews cost."""
 
     count: int = 0  # that are still to come
-    images: int = 0  # in each
-    rows: int = 0  # of network calls, for each image
+    rows: float = 0  # of network calls, for each
 
     @classmethod
-    def of(cls, previews: PreviewGrid | None, count: int) -> "PreviewCost":
-        if previews is None:
-            return cls()
-        generator = previews.generator
-        guided = bool(previews.rows) and needs_null(generator.cfg_scale)
-        return cls(count, previews.images, generator.calls * (2 if guided else 1))
+    def of(cls, previews: Previews | None, count: int) -> "PreviewCost":
+        return cls() if previews is None else cls(count, previews.network_rows)
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Cost:
     @property
     def seconds_left(self) -> float:
         per_row = self.seconds_per_step * FORWARD_SHARE / self.images_per_step
-        rows = self.previews.count * self.previews.images * self.previews.rows
+        rows = self.previews.count * self.previews.rows
         steps = self.steps_left * self.seconds_per_step * (1 + self.evaluation_share)
         return steps + rows * per_row
 
@@ -156,7 +163,9 @@ def evaluation_lines(
         often = "every epoch" if epochs == 1 else f"every {epochs:,} epochs"
     parts = []
     if evaluations.images:
-        parts.append(f"the loss of {evaluations.images:,} held-out and as many training images")
+        parts.append(
+            f"{evaluations.figures} of {evaluations.images:,} held-out and as many training images"
+        )
     if evaluations.generated:
         parts.append(f"the KID of {evaluations.generated:,} generated images")
     lines.append(
@@ -188,7 +197,7 @@ def length_remarks(total_steps: int, warmup_asked: int, warmup_used: int) -> lis
     return remarks
 
 
-def sample_batch(dataset: ImageSet, size: int) -> Batch:
+def sample_batch(dataset: TrainingSet, size: int) -> Batch:
     """A batch of `size` images, to measure with. Raises ReadError where one cannot be read."""
     items = [dataset[i % len(dataset)] for i in range(size)]
     for item in items:

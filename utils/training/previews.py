@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from model.guidance import needs_null
 from utils.generation import ImageGenerator
 from utils.pictures import image_grid
 
@@ -34,6 +35,13 @@ class PreviewGrid:
     @property
     def images(self) -> int:
         return self.per_class * max(1, len(self.rows))
+
+    @property
+    def network_rows(self) -> float:
+        """Forward passes that a picture takes."""
+        generator = self.generator
+        is_guided = bool(self.rows) and needs_null(generator.cfg_scale)
+        return self.images * generator.calls * (2 if is_guided else 1)
 
     def draw(self, sign_of_life: Callable[[], None]) -> Image.Image:
         """The picture. `sign_of_life` is called after each network call."""

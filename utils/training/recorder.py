@@ -9,6 +9,7 @@ from PIL import Image
 
 from utils.console import Progress
 from utils.errors import NotSaved, UserError
+from utils.evaluation.restoration import restoration_in_words
 from utils.evaluation.verdict import Circumstances, Verdict, judge, sentence
 from utils.ranks import Ranks
 from utils.runs.evaluations import Evaluation
@@ -124,6 +125,8 @@ class RunRecorder:
         image_format: str = "png",
         epochs: int = 1,  # of the whole run
         holds_out: bool = False,  # images, to measure on
+        kind: str = "diffusion",  # of checkpoint
+        convention: str = "",  # of PSNR and SSIM
     ):
         self._run = run
         self._ranks = ranks
@@ -132,6 +135,8 @@ class RunRecorder:
         self._image_format = image_format
         self._epochs = epochs
         self._holds_out = holds_out
+        self._kind = kind
+        self._convention = convention
         self._last_loss = ""
         self._step = first_step
         self._total_steps = total_steps
@@ -199,6 +204,8 @@ class RunRecorder:
         if "kid" in evaluation.scores:
             scores = evaluation.scores
             parts.append(f"KID {scores['kid']:.4f} +- {scores['kid_se']:.4f}")
+        if "psnr" in evaluation.scores:
+            parts.append(restoration_in_words(evaluation.scores))
         return parts
 
     def _write_status(self, state: str, verdict: Verdict) -> None:
@@ -220,6 +227,7 @@ class RunRecorder:
 
     def _sentence(self, verdict: Verdict) -> str:
         circumstances = Circumstances(
+            kind=self._kind,
             best_file=self._run.path / BEST_SLIM if self._has_best(verdict) else None,
             epochs=self._epochs,
             is_finished=self._step >= self._total_steps,
@@ -247,6 +255,10 @@ class RunRecorder:
 
     def finished(self, step: int) -> None:
         self._end(step, "finished", f"finished; the weights are in {self._run.path / SLIM}")
+        last = self._run.evaluations[-1] if self._run.evaluations else None
+        if last is not None and "psnr" in last.scores:
+            figures = restoration_in_words(last.scores)
+            self._run.log(f"Held-out images: {figures} ({self._convention}).")
         self._run.log(self._sentence(judge(self._run.evaluations)))
 
     def stopped(self, step: int) -> None:

@@ -90,7 +90,7 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **config["training"],
         "seed": seed,
         **config["network"],
-        **config["diffusion"],
+        **config.get("diffusion", {}),
         **config["data"],
     }
     facts["the images"] = facts.pop("fingerprint", None)
@@ -136,7 +136,8 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
         checkpoint.check_kind(state.kind)
         check_architecture(checkpoint, state)
         previous_names = checkpoint.class_names
-        remarks += process_differences(checkpoint.config["diffusion"], state.config["diffusion"])
+        theirs, ours = (config.get("diffusion", {}) for config in (checkpoint.config, state.config))
+        remarks += process_differences(theirs, ours)
         weights = checkpoint.ema or checkpoint.network
     else:
         weights = contents.get("ema") or contents.get("network")

@@ -15,7 +15,7 @@ from helpers import ROOT
 from PIL import Image
 
 from utils.data import cache as cache_module
-from utils.data import load_image_set, locks, reading
+from utils.data import cache_folder, load_image_set, locks, reading
 from utils.errors import UserError
 
 SIZE = (8, 8)
@@ -161,13 +161,13 @@ def test_a_file_that_becomes_readable_is_read(images, folder, monkeypatch):
 
 def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_module.default_cache_folder() == tmp_path / "iddm"
+    assert cache_folder.default_cache_folder() == tmp_path / "iddm"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert cache_module.default_cache_folder() == tmp_path / ".cache" / "iddm"
+    assert cache_folder.default_cache_folder() == tmp_path / ".cache" / "iddm"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_module.default_cache_folder() == tmp_path / "Library" / "Caches" / "iddm"
+    assert cache_folder.default_cache_folder() == tmp_path / "Library" / "Caches" / "iddm"
 
 
 def test_the_cache_is_bounded_and_spares_what_is_in_use(images, folder, monkeypatch):
@@ -178,7 +178,7 @@ def test_the_cache_is_bounded_and_spares_what_is_in_use(images, folder, monkeypa
     for age, file in enumerate(files):
         os.utime(file, (age, age))
     limit = sum(file.stat().st_size for file in files) + 13 * 3 * 64
-    monkeypatch.setattr(cache_module, "LARGEST_CACHE", limit)
+    monkeypatch.setattr(cache_folder, "LARGEST_CACHE", limit)
     load_image_set(images, (8, 11), True, cache_folder=folder)
     assert files[0].exists() and not files[1].exists() and files[2].exists()
     assert oldest[0][0].shape == (1, 8, 8)
@@ -187,8 +187,8 @@ def test_the_cache_is_bounded_and_spares_what_is_in_use(images, folder, monkeypa
 @pytest.mark.parametrize("why", ["no room", "not a folder", "write fails", "too large"])
 def test_without_a_usable_folder(images, folder, monkeypatch, why):
     if why == "no room":
-        usage = cache_module.shutil.disk_usage("/")._replace(free=10)
-        monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: usage)
+        usage = cache_folder.shutil.disk_usage("/")._replace(free=10)
+        monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: usage)
     elif why == "not a folder":
         folder.write_text("a file")
     elif why == "write fails":
@@ -198,7 +198,7 @@ def test_without_a_usable_folder(images, folder, monkeypatch, why):
 
         monkeypatch.setattr(cache_module.DiskStore, "write", write)
     elif why == "too large":
-        monkeypatch.setattr(cache_module, "LARGEST_CACHE", 1)
+        monkeypatch.setattr(cache_folder, "LARGEST_CACHE", 1)
     found = load(images, folder)
     assert isinstance(found.pixels, np.ndarray) and len(found) == 13
     assert len(found.remarks) == 1 and "not kept on the disk" in found.remarks[0]

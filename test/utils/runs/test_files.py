@@ -187,7 +187,7 @@ def test_an_upscaler_has_no_diffusion():
     with pytest.raises(UserError, match="config.diffusion is missing"):
         Checkpoint.parse({**contents, "kind": "diffusion"}, "x.pt")
     config["data"]["mode"] = "RGB"
-    with pytest.raises(UserError, match="takes 1 channels, images of mode RGB have 3"):
+    with pytest.raises(UserError, match="takes 1 channels, what it is trained on has 3"):
         Checkpoint.parse(contents, "x.pt")
 
 

@@ -24,7 +24,7 @@ from utils.training.held_out import HeldOutLoss, SampleOfImages, evaluation_time
     + [(100_000, 500, 128, 256), (40_000, 20_000, 8, 256), (90, 9, 4, 20)],
 )
 def test_evaluations_take_little_of_the_run(total_steps, steps_per_epoch, batch, held_out):
-    plan = plan_evaluations(total_steps, steps_per_epoch, batch, held_out, levels=8)
+    plan = plan_evaluations(total_steps, steps_per_epoch, batch, held_out, passes=8)
     assert FEWEST_IMAGES <= plan.images <= held_out
     assert plan.count == -(-total_steps // plan.interval) <= 21
     rows = plan.count * plan.images * 2 * 8
@@ -35,12 +35,12 @@ def test_evaluations_take_little_of_the_run(total_steps, steps_per_epoch, batch,
 
 
 def test_long_runs_have_twenty_evaluations_on_all_that_is_held_out():
-    plan = plan_evaluations(100_000, 500, 128, 256, levels=8)
+    plan = plan_evaluations(100_000, 500, 128, 256, passes=8)
     assert plan.interval == 5000 and plan.count == 20 and plan.images == 256
 
 
 def test_the_interval_that_is_asked_for():
-    plan = plan_evaluations(1500, 60, 32, 100, levels=8, interval_epochs=1)
+    plan = plan_evaluations(1500, 60, 32, 100, passes=8, interval_epochs=1)
     assert plan.interval == 60 and plan.count == 25 and plan.images == 24
     assert plan_evaluations(1500, 60, 32, 100, 8, interval_epochs=99).interval == 1500
 

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Train the autoencoder of latent diffusion, on a folder of images.
+
+    python tools/train_autoencoder.py --dataset_path datasets/df --image_size 256 --run_name ae
+    python tools/train_autoencoder.py --dataset_path datasets/df --image_size 256 --run_name ae --resume
+    python tools/train.py --dataset_path datasets/df --image_size 256 --autoencoder_path results/ae/ema_last.pt --run_name latent
+
+Each entry of --block_out_channels but the first halves height and width. The options that are not
+listed under "autoencoder" are those of train.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.train import OPTIONS as TRAINING_OPTIONS
+from utils import options as opt
+from utils.options import Option
+
+if TYPE_CHECKING:
+    from utils.devices import Precision
+    from utils.ranks import Ranks
+    from utils.training.autoencoder_task import AutoencoderTask
+    from utils.training.state import TrainState
+
+# fmt: off
+OWN: opt.Table = {
+    "autoencoder": [
+        Option("--block_out_channels", "64,128,256",   opt.whole_numbers,   "width of each level; three levels make a side of the latent a quarter of the image's"),
+        Option("--latent_channels",   4,               opt.positive,        "channels of the latent"),
+        Option("--layers_per_block",  1,               opt.positive,        "residual blocks per level on the way down; one more on the way up"),
+        Option("--norm_num_groups",   32,              opt.positive,        "groups of the group norms"),
+        Option("--mid_block_add_attention", True,      opt.switch,          "attention at the lowest level"),
+        Option("--ssim_weight",       0.5,             opt.not_negative,    "weight of 1 - SSIM in the loss, beside the mean absolute error; 0: none", decides=True),
+        Option("--ms_ssim",           False,           opt.switch,          "SSIM over several scales", decides=True),
+        Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
+        Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
+    ],
+}
+# fmt: on
+
+DEFAULTS = {
+    "run_name": "autoencoder",
+    "image_size": "64",
+    "epochs": 100,
+    "batch_size": 16,
+    "lr": 5e-4,
+    "weight_decay": 0.0,
+    "ema_decay": 0.999,
+}
+OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "eval_images")
+OF_SAMPLING = ("sample", "sample_steps", "timestep_spacing", "cfg_scale")
+OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=OF_DIFFUSION + OF_SAMPLING)
+
+# Options that describe the network.
+OF_THE_NETWORK = (
+    "block_out_channels",
+    "latent_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "mid_block_add_attention",
+)
+
+
+def build_parser() -> opt.Parser:
+    return opt.make_parser(__doc__, OPTIONS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    opt.check_training(args)
+    if args.feature_weight > 0:
+        from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
+
+        need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    opt.launch_training(partial(train, args), args)
+
+
+def train(args: Namespace, ranks: Ranks) -> None:
+    """One process of the run, in the order of execution."""
+    from utils.data import load_image_set
+    from utils.evaluation.restoration import Convention
+    from utils.training.autoencoder_measures import LatentStatistics, build_previews, build_score
+    from utils.training.restoration import plan_restoration
+    from utils.training.run import TrainingRun, Work, held_out_data
+
+    # Device, and the folder that this run alone may write
+    run = TrainingRun(opt.run_options(args, OPTIONS), "autoencoder", ranks)
+
+    # Data
+    images = load_image_set(
+        args.dataset_path,
+        args.image_size,
+        conditional=False,
+        mode=args.mode,
+        cache=args.cache,
+        quiet=not ranks.is_main,
+    )
+    split = run.split(images)
+    dataset = images.subset(split.training(len(images)))
+
+    # What is trained: network, EMA, optimizer, task
+    length = run.length(len(dataset))
+    network = {"name": "autoencoder", "in_channels": images.channels}
+    network |= {name: getattr(args, name) for name in OF_THE_NETWORK}
+    config = {"network": network, "data": held_out_data(images, dataset, split)}
+    state = run.build_state(config, length)
+    task = build_task(args, state, run.precision)
+
+    # What is measured and drawn now and then, and at the end
+    convention = Convention(mode=images.mode)
+    evaluations = plan_restoration(length, split, 1, args.eval_interval_epochs)
+    evaluate = previews = None
+    if evaluations is not None and not args.plan:
+        evaluate = build_score(images, split, evaluations, convention, run.precision, ranks)
+    if args.vis:
+        previews = build_previews(images, split, args.num_vis, state.ema.network, run.precision)
+
+    # Resume or pretrain, plan, fit
+    run.train(
+        Work(
+            images=images,
+            split=split,
+            dataset=dataset,
+            task=task,
+            state=state,
+            length=length,
+            evaluations=evaluations,
+            evaluate=evaluate,
+            complete=LatentStatistics(dataset, run.precision, ranks),
+            previews=previews,
+            convention=str(convention),
+            plan_lines=[latent_line(args, state)],
+            remarks=opt.idle_process_remarks(args, OPTIONS),
+        )
+    )
+
+
+def build_task(args: Namespace, state: TrainState, precision: Precision) -> AutoencoderTask:
+    """The loss. Raises UserError for an image size that network or loss do not take."""
+    from utils.training.autoencoder_task import AutoencoderTask
+
+    features = None
+    if args.feature_weight > 0:
+        from utils.evaluation.perceptual import perceptual_features
+
+        features = perceptual_features(precision.device, state.config["network"]["in_channels"])
+    task = AutoencoderTask(
+        args.latent_channels,
+        state.network.downsample_factor,
+        args.flip,
+        args.ssim_weight,
+        args.ms_ssim,
+        args.kl_weight,
+        features,
+        args.feature_weight,
+    )
+    try:
+        task.check_image_size(*args.image_size)
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
+    return task
+
+
+def latent_line(args: Namespace, state: TrainState) -> str:
+    """A line of the plan: how much smaller the latents are."""
+    height, width = args.image_size
+    factor = state.network.downsample_factor
+    channels = state.config["network"]["in_channels"]
+    small = (height // factor, width // factor)
+    numbers = args.latent_channels * small[0] * small[1]
+    return (
+        f"latents     {args.latent_channels} x {small[0]},{small[1]}: one number for "
+        f"{channels * height * width / numbers:g} of the image's"
+    )
+
+
+if __name__ == "__main__":
+    opt.run_script(main)

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Train a network that enlarges images, on a folder of images.
+
+    python tools/train_upscaler.py --dataset_path my_photos --scale 4 --run_name sr
+    python tools/train_upscaler.py --dataset_path my_photos --scale 4 --run_name sr --resume
+    python tools/upscale.py IN OUT --weight_path results/sr/ema_last.pt
+
+--image_size is the size of the small images, as a diffusion model would make them; the network
+learns to make from them the same files at --scale times that size. The options that are not listed
+under "upscaling" are those of train.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.train import OPTIONS as TRAINING_OPTIONS
+from utils import options as opt
+from utils.options import Option
+
+if TYPE_CHECKING:
+    from utils.data.pairs import PairSet
+    from utils.ranks import Ranks
+
+# fmt: off
+OWN: opt.Table = {
+    "upscaling": [
+        Option("--scale",             2,               opt.Number(int, 2, 4),         "factor that each side grows by"),
+        Option("--network",           "rdn",           opt.UPSCALERS,       "network architecture"),
+        Option("--features",          64,              opt.positive,        "channels of the network"),
+        Option("--blocks",            None,            opt.positive,        "blocks of the network; not set: 3, for edsr 16"),
+        Option("--layers",            6,               opt.positive,        "rdn: convolutions per block"),
+        Option("--growth",            32,              opt.positive,        "rdn: channels that each of them adds"),
+        Option("--crop_size",         32,              opt.Number(int, 4),  "side of the crops that training sees, in pixels of the small images", decides=True),
+        Option("--degrade",           False,           opt.switch,          "for photos from the web: small images that are blurred, noisy and compressed", decides=True),
+        Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB"),
+    ],
+}
+# fmt: on
+
+DEFAULTS = {
+    "run_name": "upscaler",
+    "image_size": "64",
+    "epochs": 100,
+    "batch_size": 16,
+    "lr": 4e-4,
+    "weight_decay": 0.0,
+    "ema_decay": 0.999,
+    "num_vis": 4,
+}
+OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "flip", "eval_images")
+OF_SAMPLING = ("sample", "sample_steps", "timestep_spacing", "cfg_scale")
+OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=OF_DIFFUSION + OF_SAMPLING)
+
+
+def build_parser() -> opt.Parser:
+    return opt.make_parser(__doc__, OPTIONS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    opt.check_training(args)
+    opt.launch_training(partial(train, args), args)
+
+
+def train(args: Namespace, ranks: Ranks) -> None:
+    """One process of the run, in the order of execution."""
+    from utils.data.pairs import CropSet, load_pairs
+    from utils.evaluation.restoration import Convention, baseline_in_words
+    from utils.training.restoration import plan_restoration
+    from utils.training.run import TrainingRun, Work, held_out_data
+    from utils.training.upscaling_measures import build_previews, build_score
+    from utils.training.upscaling_task import UpscalingTask
+
+    # Device, and the folder that this run alone may write
+    run = TrainingRun(opt.run_options(args, OPTIONS), "upscaler", ranks)
+
+    # Data
+    size, scale = args.image_size, args.scale
+    pairs = load_pairs(args.dataset_path, size, scale, args.mode, args.cache, not ranks.is_main)
+    split = run.split(pairs.large)
+    trained = pairs.subset(split.training(len(pairs)))
+    dataset = CropSet(trained, args.crop_size)
+
+    # What is trained: task, network, EMA, optimizer
+    task = UpscalingTask(scale, args.crop_size, args.degrade)
+    length = run.length(len(dataset))
+    data = held_out_data(pairs.large, trained.large, split) | {"image_size": list(size)}
+    config = {"network": network_config(args, pairs.small.channels), "data": data}
+    state = run.build_state(config, length)
+
+    # What is measured and drawn now and then
+    passes = task.passes(size)
+    convention = Convention(border=scale, luma=args.luma, mode=pairs.large.mode)
+    evaluations = plan_restoration(length, split, passes, args.eval_interval_epochs)
+    lines = [
+        f"pairs       {size[0]},{size[1]} -> {scale * size[0]},{scale * size[1]}; "
+        f"an epoch shows {dataset.per_image:,} crops of each"
+    ]
+    evaluate = previews = None
+    if evaluations is not None:
+        evaluate = build_score(pairs, split, evaluations, scale, convention, run.precision, ranks)
+        baseline = baseline_in_words(evaluate.baseline)
+        lines.append(f"baseline    {baseline} on held-out images ({convention})")
+    if args.vis:
+        network = state.ema.network
+        previews = build_previews(pairs, split, args.num_vis, scale, network, run.precision, passes)
+
+    # Resume or pretrain, plan, fit
+    run.train(
+        Work(
+            images=pairs.large,
+            split=split,
+            dataset=dataset,
+            task=task,
+            state=state,
+            length=length,
+            evaluations=evaluations,
+            evaluate=evaluate,
+            previews=previews,
+            convention=str(convention),
+            plan_lines=lines,
+            remarks=plan_remarks(args, pairs),
+        )
+    )
+
+
+def network_config(args: Namespace, channels: int) -> dict:
+    """The network as the options describe it."""
+    config = {
+        "name": args.network,
+        "in_channels": channels,
+        "scale": args.scale,
+        "features": args.features,
+    }
+    if args.blocks is not None:
+        config["blocks"] = args.blocks
+    if args.network == "rdn":
+        config |= {"layers": args.layers, "growth": args.growth}
+    return config
+
+
+def plan_remarks(args: Namespace, pairs: PairSet) -> list[str]:
+    """Legal options and images that cannot give a good result."""
+    from utils.data.pairs import enlarged_originals_remark
+
+    remarks = opt.idle_process_remarks(args, OPTIONS)
+    remark = enlarged_originals_remark(pairs)
+    if remark:
+        remarks.append(remark)
+    return remarks
+
+
+if __name__ == "__main__":
+    opt.run_script(main)

@@ -1,0 +1,111 @@
+"""What the training scripts share of their options: tables made from train.py's, checks, values."""
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
+from typing import Any, NoReturn
+
+from utils.errors import UserError
+from utils.options.table import Option, Table, options_of, plain_values
+from utils.options.types import PathType
+from utils.training.run_options import RunOptions
+
+# Options that do nothing without another: (option, value when it is not set, the other).
+NEEDS = [
+    ("start_epoch", -1, "resume"),
+    ("pretrain_path", None, "pretrain"),
+    ("keep", 0, "save_model_interval"),
+    ("start_model_interval", -1, "save_model_interval"),
+]
+
+# Besides paths, the options that may differ between the machines of a run.
+OF_A_MACHINE = ("num_workers", "cache")
+
+
+def derived_table(
+    table: Table, own: Table, defaults: Mapping[str, Any], without: Collection[str] = ()
+) -> Table:
+    """The options of another training script: those of `table` without the groups and options named
+    in `without`, with other defaults, and its own groups behind the first one.
+
+    Raises KeyError for a name that `table` does not have.
+    """
+    names = {option.name for option in options_of(table)}
+    unknown = [name for name in defaults if name not in names]
+    unknown += [name for name in without if name not in names and name not in table]
+    if unknown:
+        raise KeyError(f"no such option or group: {', '.join(unknown)}")
+    groups: Table = {}
+    for title, options in table.items():
+        if title not in without:
+            kept = [option for option in options if option.name not in without]
+            groups[title] = [_with_default(option, defaults) for option in kept]
+    first, *others = groups
+    return {first: groups[first], **own, **{title: groups[title] for title in others}}
+
+
+def _with_default(option: Option, defaults: Mapping[str, Any]) -> Option:
+    if option.name not in defaults:
+        return option
+    return replace(option, default=defaults[option.name])
+
+
+def run_options(args: Namespace, table: Table) -> RunOptions:
+    """The parsed options that every training script has, as plain values."""
+    of_the_script = {"record", "of_a_machine", "decisions"}
+    names = [field.name for field in fields(RunOptions) if field.name not in of_the_script]
+    options = options_of(table)
+    paths = [option.name for option in options if isinstance(option.type, PathType)]
+    return RunOptions(
+        **{name: getattr(args, name) for name in names},
+        record=plain_values(args),
+        of_a_machine=(*paths, *OF_A_MACHINE),
+        decisions={option.name: getattr(args, option.name) for option in options if option.decides},
+    )
+
+
+def check_training(args: Namespace) -> None:
+    """Checks that involve more than one option. Raises UserError before any work."""
+    if args.pretrain and not args.pretrain_path:
+        raise UserError("--pretrain needs --pretrain_path")
+    if args.pretrain and args.resume:
+        raise UserError(
+            "--pretrain starts a new run and --resume continues one: leave one of them out"
+        )
+    for name, unset, other in NEEDS:
+        value = getattr(args, name)
+        if value != unset and not getattr(args, other):
+            raise UserError(f"--{name} {value} does nothing without --{other}")
+    if not args.dataset_path.is_dir():
+        found = "is a file" if args.dataset_path.exists() else "does not exist"
+        raise UserError(f"--dataset_path {args.dataset_path} {found}; name a folder")
+
+
+def idle_process_remarks(args: Namespace, table: Table) -> list[str]:
+    """A remark on options for several processes, where there is one."""
+    if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    usual = next(option.default for option in options_of(table) if option.name == "world_size")
+    if args.world_size == usual and args.main_gpu == 0:
+        return []
+    return [
+        f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "
+        "--distributed"
+    ]
+
+
+def launch_training(worker: Callable, args: Namespace) -> NoReturn:
+    """Call worker(ranks) in the processes that the options ask for, and exit; see
+    `utils.launch.launch`.
+    """
+    from utils.launch import Processes, launch  # which import torch
+
+    processes = Processes(
+        distributed=args.distributed,
+        world_size=args.world_size,
+        main_rank=args.main_gpu,
+        timeout=args.timeout,
+        on_gpu=args.use_gpu >= 0,
+    )
+    launch(worker, processes)

@@ -1,0 +1,378 @@
+"""A training run, whatever is trained: from its options to the end of its last step.
+
+A script of tools/ says what is trained, in the order of execution:
+
+    run = TrainingRun(options, kind, ranks)      device, the folder that this run alone may write
+    split = run.split(images)                    which images are held out
+    length = run.length(len(dataset))            steps
+    state = run.build_state(config, length)      network, EMA, optimizer
+    run.train(Work(...))                         resume or pretrain, plan, fit
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.ema import EMA
+from model.networks import build_network
+from utils.console import say
+from utils.data import (
+    ImageSet,
+    StepSampler,
+    TrainingSet,
+    build_loader,
+    describe,
+    steps_per_epoch,
+)
+from utils.data.near_copies import near_copy_finder
+from utils.data.split import Split, recorded_split, split_set
+from utils.devices import choose_device, choose_precision, prepare_for_training, wrap_network
+from utils.errors import UserError
+from utils.ranks import Ranks
+from utils.runs.folder import RunFolder
+from utils.training.evaluation import EvaluateFunction, EvaluationPlan
+from utils.training.fit import CompleteFunction, Update, fit
+from utils.training.learning_rate import allowed_warmup, learning_rate
+from utils.training.optimizer import build_optimizer
+from utils.training.plan import (
+    Cost,
+    PreviewCost,
+    Previews,
+    evaluation_lines,
+    length_remarks,
+    plan_lines,
+    remark_lines,
+    sample_batch,
+    time_step,
+)
+from utils.training.prefetch import Batch, Draws, PreparedBatches
+from utils.training.recorder import Recorder, RunRecorder, SilentRecorder
+from utils.training.resume import learning_rate_remark, open_resumed, pretrain, resume
+from utils.training.run_options import RunOptions
+from utils.training.schedule import Schedule
+from utils.training.state import TrainState
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
+        """What the loss of a batch needs at random, on the CPU, one generator per image."""
+
+    def loss(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
+        """{"loss": scalar, name: (sum, count), ...}"""
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is."""
+
+    epochs: int
+    steps_per_epoch: int
+    global_batch: int  # images that an optimizer step sees, on all processes
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclass
+class Work:
+    """What a run trains, measures and draws."""
+
+    images: ImageSet  # all that were found
+    split: Split  # which of them are held out
+    dataset: TrainingSet  # what is trained on
+    task: Task
+    state: TrainState
+    length: RunLength
+    evaluations: EvaluationPlan | None = None  # None: nothing is measured
+    evaluate: EvaluateFunction | None = None
+    complete: CompleteFunction | None = None  # after the last step, before it is saved
+    previews: Previews | None = None
+    convention: str = ""  # of PSNR and SSIM
+    plan_lines: list[str] = field(default_factory=list)  # of this kind of run
+    remarks: list[str] = field(default_factory=list)  # legal options that cannot work well
+
+
+class TrainingRun:
+    """One process of a run: its device, and on the main process the folder that it alone may write.
+
+    Raises UserError where the folder holds another run, or there is none to resume.
+    """
+
+    def __init__(self, options: RunOptions, kind: str, ranks: Ranks):
+        self.options = options
+        self.kind = kind  # of checkpoint
+        self.ranks = ranks
+        device = choose_device(options.use_gpu, ranks)
+        self.precision, self.precision_remark = choose_precision(options.amp, device)
+        prepare_for_training(device)
+        self.folder = None
+        if ranks.is_main and not options.plan:
+            self.folder = RunFolder(options.folder, options.resume)
+        self.resumed = None
+        if options.resume:
+            self.resumed = open_resumed(kind, options.folder, options.start_epoch)
+
+    # --- Data ---
+
+    def split(self, images: ImageSet) -> Split:
+        """Which images are held out: for a run that is resumed, the same as before.
+
+        Returns when every process has its images: decoding is exempt from --timeout.
+        """
+        split = self._choose_split(images) if self.ranks.is_main else None
+        self.ranks.wait_for_all()
+        return self.ranks.gather(split)[self.ranks.main_rank]
+
+    def _choose_split(self, images: ImageSet) -> Split:
+        share = self.options.val_fraction
+        record = None if self.resumed is None else self.resumed.held_out
+        if self.resumed is not None and share is None:
+            share = record["share"] if record else 0.0  # earlier versions held nothing out
+        if record and share == record["share"]:
+            split = recorded_split(record, len(images), images.fingerprint())
+            if split is not None:
+                return split
+        finder = near_copy_finder(images)
+        is_asked_for = self.options.val_fraction is not None
+        return split_set(images.checksums, images.labels.array, share, finder, is_asked_for)
+
+    def length(self, images: int) -> RunLength:
+        """How long a run on so many training images is."""
+        global_batch = self.options.images_per_process * self.ranks.world_size
+        return RunLength(self.options.epochs, steps_per_epoch(images, global_batch), global_batch)
+
+    # --- What is trained ---
+
+    def build_state(self, config: dict, length: RunLength) -> TrainState:
+        """The network of config["network"], its EMA and optimizer, untrained.
+
+        `config` is the checkpoint's, but for "training" and "length". Raises UserError for a
+        network that cannot be built.
+        """
+        options = self.options
+        torch.manual_seed(options.seed)
+        try:
+            network = build_network(config["network"])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        network = self.precision.place(network)
+        return TrainState(
+            network=network,
+            ema=EMA(network, options.ema_decay),
+            optimizer=build_optimizer(options.optim, network, options.lr, options.weight_decay),
+            scaler=self.precision.scaler(),
+            seed=options.seed,
+            kind=self.kind,
+            config={
+                **config,
+                "network": network.config,
+                "training": {**options.decisions, "global_batch": length.global_batch},
+                "length": {"epochs": length.epochs, "total_steps": length.total_steps},
+            },
+            args={**options.record, "global_batch": length.global_batch},
+            versions={
+                "torch": str(torch.__version__),
+                "threads": torch.get_num_threads(),
+                "device": self.precision.device.type,
+                "batch_size": options.batch_size,
+                "grad_accum": options.grad_accum,
+                "compile": options.compile,
+            },
+        )
+
+    # --- Resume or pretrain, plan, fit ---
+
+    def train(self, work: Work) -> None:
+        """Bring the state to where the run resumes or starts, say the plan, and train to the end.
+
+        With --plan, stops behind the plan. Raises what `fit` raises.
+        """
+        options, state = self.options, work.state
+        schedule = self._schedule(work)
+        restored = self._restore(state, schedule)
+        source = None if self.resumed is None else Path(self.resumed.source)
+        self.resumed = None  # it takes as much memory as the state
+        self._check_agreement(state)
+        network = wrap_network(state.network, self.ranks, options.compile)
+
+        remarks = [self.precision_remark, *work.remarks, *self._length_remarks(schedule), *restored]
+        lines = self._plan(work, schedule, network) + remark_lines(remarks)
+        if options.plan:
+            say("\n".join(lines))
+            return
+        if self.folder is not None:
+            record = {"kind": state.kind, "args": state.args, "config": state.config}
+            self.folder.start(record, state.step, source)
+            self.folder.log("\n".join(lines))
+        self._fit(work, schedule, network, self._recorder(work, schedule))
+
+    def _schedule(self, work: Work) -> Schedule:
+        """The length of the run, its learning rate, and what is due when."""
+        options, total_steps = self.options, work.length.total_steps
+        return Schedule(
+            total_steps=total_steps,
+            steps_per_epoch=work.length.steps_per_epoch,
+            learning_rate=partial(self._rate_at, total_steps),
+            log_interval=options.log_interval,
+            save_steps=options.save_every_steps,
+            preview_epochs=options.vis_interval_epochs,
+            numbered_epochs=options.save_model_interval_epochs
+            if options.save_model_interval
+            else 0,
+            first_numbered_epoch=options.start_model_interval,
+            evaluation_steps=work.evaluations.interval if work.evaluations else 0,
+        )
+
+    def _rate_at(self, total_steps: int, step: int) -> float:
+        """The learning rate at a step of a run of this length."""
+        options = self.options
+        warmup = allowed_warmup(options.warmup_steps, total_steps)
+        return learning_rate(step, total_steps, options.lr, options.lr_func, warmup)
+
+    def _restore(self, state: TrainState, schedule: Schedule) -> list[str]:
+        """Bring the state to where the run resumes or starts; remarks for the plan."""
+        options, resumed = self.options, self.resumed
+        if options.pretrain and options.pretrain_path is not None:
+            return pretrain(state, options.pretrain_path)
+        if resumed is None:
+            return []
+        remarks = resume(state, resumed, options.allow_changes)
+        if state.step > schedule.total_steps:
+            raise UserError(
+                f"{resumed.source} has done {state.step} steps; "
+                f"--epochs {options.epochs} is only {schedule.total_steps}"
+            )
+        length = resumed.config.get("length", {})
+        before = length.get("total_steps")
+        if before is None and length.get("epochs"):
+            before = length["epochs"] * schedule.steps_per_epoch
+        remark = learning_rate_remark(
+            before,
+            schedule.total_steps,
+            state.step,
+            lambda step, total: self._rate_at(total, step),
+        )
+        return remarks + ([remark] if remark else [])
+
+    def _check_agreement(self, state: TrainState) -> None:
+        """Raise UserError where another machine was given other options or images."""
+        may_differ: dict[str, Any] = dict.fromkeys(self.options.of_a_machine)
+        facts = {**state.args, **may_differ, **state.config["data"], "step": state.step}
+        self.ranks.check_agreement(facts)
+
+    def _length_remarks(self, schedule: Schedule) -> list[str]:
+        options = self.options
+        remarks = []
+        if options.eval_interval_epochs is not None and schedule.evaluation_steps == 0:
+            remarks.append(
+                f"--eval_interval_epochs {options.eval_interval_epochs} has no effect: there is "
+                "nothing to measure, since no images are held out (--val_fraction)"
+            )
+        asked = options.warmup_steps if options.lr_func == "warmup_cosine" else 0
+        used = allowed_warmup(asked, schedule.total_steps)
+        return remarks + length_remarks(schedule.total_steps, asked, used)
+
+    def _plan(self, work: Work, schedule: Schedule, network: nn.Module) -> list[str]:
+        """What the run will do, in lines. The seconds per step are measured."""
+        options, state, evaluations = self.options, work.state, work.evaluations
+        batch = sample_batch(work.dataset, options.batch_size)
+        seconds = time_step(
+            network, work.task.loss, work.task.draw, batch, self.precision, self.ranks
+        )
+        kept = schedule.numbered_checkpoints()
+        if options.keep:
+            kept = min(kept, options.keep)
+        cost = Cost(
+            seconds_per_step=seconds * options.grad_accum,
+            images_per_step=options.images_per_process,
+            steps_left=schedule.total_steps - state.step,
+            previews=PreviewCost.of(work.previews, schedule.previews_left(state.step)),
+            checkpoints_kept=kept,
+            evaluation_share=evaluations.share if evaluations else 0.0,
+            has_best=evaluations is not None,
+        )
+        lines = describe(work.images, all_classes=options.plan)
+        lines += evaluation_lines(
+            work.split, len(work.images), evaluations, work.length.steps_per_epoch
+        )
+        lines += work.plan_lines
+        return lines + plan_lines(
+            state,
+            self.precision,
+            self.ranks,
+            cost,
+            options.epochs,
+            schedule.steps_per_epoch,
+            work.length.global_batch,
+            options.result_path,
+        )
+
+    def _recorder(self, work: Work, schedule: Schedule) -> Recorder:
+        """The recorder: it writes on the main process, and is silent on the others."""
+        if self.folder is None:
+            return SilentRecorder(self.ranks, has_previews=work.previews is not None)
+        return RunRecorder(
+            self.folder,
+            self.ranks,
+            work.previews.draw if work.previews else None,
+            schedule.total_steps,
+            work.state.step,
+            self.options.keep,
+            self.options.image_format,
+            self.options.epochs,
+            holds_out=bool(work.state.config["data"]["held_out"]["images"]),
+            kind=self.kind,
+            convention=work.convention,
+        )
+
+    def _fit(self, work: Work, schedule: Schedule, network: nn.Module, recorder: Recorder) -> None:
+        """Train from the state's step to the end of the schedule."""
+        options, state, dataset = self.options, work.state, work.dataset
+        order = partial(StepSampler, dataset, work.length.global_batch, state.seed)
+        sampler = order(state.step, schedule.total_steps, self.ranks.rank, self.ranks.world_size)
+        device = self.precision.device
+        on_gpu = device.type == "cuda"
+        loader = build_loader(dataset, sampler, options.batch_size, options.num_workers, pin=on_gpu)
+        batches = iter(loader)
+        prepared = PreparedBatches(
+            batches,
+            work.task.draw,
+            device,
+            state.seed,
+            state.step,
+            options.grad_accum,
+            self.ranks,
+        )
+
+        def names_of(step: int) -> list[str]:
+            return [dataset.name(i) for i in order(step, step + 1)]
+
+        try:
+            fit(
+                network,
+                prepared,
+                work.task.loss,
+                state,
+                schedule,
+                recorder,
+                Update(self.precision, self.ranks, options.grad_accum, options.grad_clip),
+                names_of,
+                work.evaluate,
+                work.complete,
+            )
+        finally:
+            prepared.close()
+            batches.close()  # otherwise an error would wait for the workers forever
+
+
+def held_out_data(images: ImageSet, dataset: ImageSet, split: Split) -> dict:
+    """What a checkpoint keeps of the images and of what is held out of them: config["data"]."""
+    record = split.to_record(images.checksums, images.fingerprint())
+    return {**dataset.metadata(), "held_out": record}

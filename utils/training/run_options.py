@@ -1,0 +1,64 @@
+"""What every training script lets people choose, as plain values. Standard library only."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of tools/train.py's table that do not depend on what is trained."""
+
+    # The run and its data
+    run_name: str
+    dataset_path: Path
+    result_path: Path
+    resume: bool
+    allow_changes: bool
+    start_epoch: int  # -1: the last checkpoint
+    pretrain: bool
+    pretrain_path: Path | None
+    val_fraction: float | None
+    seed: int
+    plan: bool
+    # Optimisation
+    epochs: int
+    batch_size: int
+    grad_accum: int
+    optim: str
+    lr: float
+    lr_func: str
+    warmup_steps: int
+    weight_decay: float
+    grad_clip: float
+    ema_decay: float
+    amp: bool
+    # Saving, evaluation and previews
+    save_model_interval: bool
+    save_model_interval_epochs: int
+    start_model_interval: int
+    save_every_steps: int
+    keep: int
+    vis_interval_epochs: int
+    image_format: str
+    eval_interval_epochs: int | None
+    log_interval: int
+    # The machine
+    use_gpu: int
+    num_workers: int
+    cache: str
+    compile: bool
+    # All of the script's options
+    record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint
+    of_a_machine: tuple[str, ...] = ()  # the names of those that may differ between machines
+    decisions: dict[str, Any] = field(default_factory=dict)  # those that decide the result
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return self.result_path / self.run_name
+
+    @property
+    def images_per_process(self) -> int:
+        """That an optimizer step sees in each process."""
+        return self.batch_size * self.grad_accum

@@ -19,11 +19,13 @@ import pytest
 import torch
 from helpers import DEMO, TINY
 from script_server import import_what_scripts_import
+from upscaling_helpers import write_upscaler
 
 from tools import evaluate as evaluate_script
 from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
 from tools import train as train_script
+from tools import upscale as upscale_script
 from utils.errors import UserError
 from utils.generation import load_for_inference
 from utils.runs.checkpoint import Checkpoint
@@ -295,6 +297,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--generate_name": ["a/b", ""],
     "--animate": ["mp4"],
     "--nearest": ["missing", "{file}", "{empty}"],
+    "--upscale": ["missing", "{file}", "{empty}", "{weights}"],
     # evaluate.py
     "--paired": ["x", "True"],
     "--copies": ["missing", "{file}", "{empty}", ""],
@@ -305,6 +308,9 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--num_compared": ["-1", "x"],
     "--evaluate_name": ["a/b", ""],
     "--json": ["", "{empty}", "{file}/x", "missing/x"],
+    # upscale.py
+    "--tile": ["-1", "x", "1.5"],
+    "--recompute": ["x"],
     # prepare_dataset.py
     "--out": ["", "{full}"],
     "--split": ["all"],
@@ -315,13 +321,14 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
 
 @pytest.mark.parametrize(
     "script",
-    [train_script, generate_script, prepare_script, evaluate_script],
-    ids=["train", "generate", "prepare", "evaluate"],
+    [train_script, generate_script, prepare_script, evaluate_script, upscale_script],
+    ids=["train", "generate", "prepare", "evaluate", "upscale"],
 )
 def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys):
     (tmp_path / "file").write_text("hello")
     (tmp_path / "empty").mkdir()
     save_checkpoint(good_contents(), tmp_path / "w.pt")
+    write_upscaler(tmp_path / "u.pt")
     base = {
         train_script: [
             "--dataset_path",
@@ -349,8 +356,15 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
             "--result_path",
             str(tmp_path / "out"),
         ],
+        upscale_script: [
+            str(images),
+            str(tmp_path / "out"),
+            "--weight_path",
+            str(tmp_path / "u.pt"),
+        ],
     }[script]
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "full": DEMO}
+    places["weights"] = tmp_path / "w.pt"  # of a diffusion
     for action in script.build_parser()._actions:
         flag = action.option_strings[0] if action.option_strings else ""
         if flag in ("", "-h"):

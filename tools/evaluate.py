@@ -112,7 +112,7 @@ def evaluate(args) -> None:
     from utils.evaluation.distribution import check_numbers
     from utils.evaluation.extract import Reader
     from utils.evaluation.features import check_features
-    from utils.evaluation.image_folder import left_out_lines, open_folder
+    from utils.evaluation.image_folder import open_folder
     from utils.evaluation.paired import compare_pairs
     from utils.evaluation.report import Report, check_can_write, write_json
     from utils.ranks import Ranks
@@ -142,7 +142,7 @@ def evaluate(args) -> None:
             maker.write(folder / "images")
             generated = open_folder(folder / "images", "GENERATED")
         for each in (real, generated):
-            warnings.add(*each.remarks, *left_out_lines(each))
+            warnings.add(*each.remarks, *each.account.lines(each.role))
 
         # The figures
         report = Report(real, generated, reader, warnings=warnings.lines)

@@ -6,6 +6,7 @@
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name ship --cfg_scale 3 --num_images 8
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate webp
     python tools/generate.py --weight_path results/cifar/ema_last.pt --num_images 64 --nearest datasets/cifar10
+    python tools/generate.py --weight_path results/cifar/ema_last.pt --num_images 64 --upscale weight/upscaler_x2.pt
 
 Image i has the random seed --seed + i, and comes out the same in any batch.
 """
@@ -42,7 +43,8 @@ OPTIONS: opt.Table = {
         Option("--generate_name",  "generated", opt.file_name,       "images go to <result_path>/<generate_name>"),
         shared("--result_path", "results"),
         shared("--image_format", "png"),
-        Option("--animate",        None,        opt.ANIMATIONS,      "also write the denoising as an animation"),
+        Option("--upscale",        None,        opt.path,            "checkpoint of an upscaler: enlarge each image with it before it is written"),
+        Option("--animate",        None,        opt.ANIMATIONS,      "also write the denoising as an animation, which --upscale does not enlarge"),
         Option("--nearest",        None,        opt.path,            "folder of training images: name the nearest one of each image, in nearest.csv"),
     ],
     "machine": [
@@ -109,6 +111,7 @@ def generate(args, ranks) -> None:
     generator = ImageGenerator.from_checkpoint(
         checkpoint, sampling, precision, args.image_size, args.use_ema
     )
+    upscaler = choose_upscaler(args, precision)
     for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
         if text and ranks.is_main:
             opt.say(f"warning: {text}")
@@ -116,15 +119,13 @@ def generate(args, ranks) -> None:
     # Images: this process takes every world_size-th
     count = args.num_images if labels is None else len(labels)
     opt.check_seeds(args.seed, count)
-    copies = None
-    if args.nearest is not None:
-        from utils.evaluation.copy_check import CopyCheck
-
-        copies = CopyCheck(args.nearest, generator.image_size, generator.channels, ranks)
+    copies = choose_copies(args, generator, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = [checkpoint.class_names[label] for label in labels] if labels else []
     settings = image_settings(checkpoint, generator, sampling, args.use_ema)
+    if upscaler is not None:
+        settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
     for place, pixels in images_of(args, ranks, generator, labels, count, frames):
@@ -134,6 +135,8 @@ def generate(args, ranks) -> None:
         file = folder / f"{place:05d}.{args.image_format}"
         if copies is not None:
             about |= copies.look_at(file.name, pixels)
+        if upscaler is not None:
+            pixels = upscaler.pixels(pixels[None])[0]
         write_image(pixels, file, {**about, **settings})
         if place < MOST_IN_GRID:
             shown.append((place, pixels))
@@ -143,18 +146,13 @@ def generate(args, ranks) -> None:
     nearest = [] if copies is None else copies.everyones()
     if not ranks.is_main:
         return
-    plural = "" if count == 1 else "s"
-    opt.say(
-        f"{count} image{plural} of {generator.image_size[0]}x{generator.image_size[1]} in {folder}"
-    )
     pixels = [pixels for _, pixels in sorted(everyones, key=lambda pair: pair[0])]
+    height, width = pixels[0].shape[-2:]
+    plural = "" if count == 1 else "s"
+    opt.say(f"{count} image{plural} of {height}x{width} in {folder}")
     write_grid(pixels, labels, names, args, folder, settings)
     if frames:
-        from utils.pictures import save_animation
-
-        file = folder / f"denoising.{args.animate}"
-        save_animation(frames, file)
-        opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
+        write_animation(frames, folder / f"denoising.{args.animate}")
     if copies is not None:
         opt.say(copies.write(nearest, folder))
 
@@ -215,6 +213,25 @@ def choose_sampling(args, checkpoint):
         clip_sample=args.clip_sample,
         cfg_scale=args.cfg_scale,
     )
+
+
+def choose_upscaler(args, precision):
+    """The upscaler of --upscale, or None. Raises UserError for a checkpoint of another kind."""
+    if args.upscale is None:
+        return None
+    from utils.runs.checkpoint import Checkpoint
+    from utils.upscaling import Upscaler
+
+    return Upscaler.from_checkpoint(Checkpoint.read(args.upscale), precision)
+
+
+def choose_copies(args, generator, ranks):
+    """What compares the images with those of --nearest, or None."""
+    if args.nearest is None:
+        return None
+    from utils.evaluation.copy_check import CopyCheck
+
+    return CopyCheck(args.nearest, generator.image_size, generator.channels, ranks)
 
 
 def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
@@ -290,6 +307,14 @@ def write_image(pixels, file: Path, settings: dict) -> None:
     from utils.pictures import save_image, to_picture
 
     save_image(to_picture(pixels), file, settings)
+
+
+def write_animation(frames: list, file: Path) -> None:
+    """Pairs (x_t, estimate of x0), each (N,C,H,W) uint8 -> a film."""
+    from utils.pictures import save_animation
+
+    save_animation(frames, file)
+    opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
 
 
 def write_grid(

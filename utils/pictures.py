@@ -174,15 +174,22 @@ def save_image(
 
     UserError where the disk refuses it, or the image is too large for the format.
     """
-    suffix = path.suffix.lower()
-    options: dict[str, Any] = {}
-    if suffix == ".png" and settings:
+    options = format_options(path.suffix)
+    if path.suffix.lower() == ".png" and settings:
         options["pnginfo"] = _text_entries(settings)
-    elif suffix in (".jpg", ".jpeg"):
-        options = {"quality": 95, "subsampling": 0}
-    elif suffix == ".webp":
-        options = {"lossless": True}
     _write(image, path, options)
+
+
+def format_options(suffix: str) -> dict[str, Any]:
+    """What Pillow is told of a format, by the ending of its files: JPEG with hardly any loss and
+    the colours at full size, all others without loss.
+    """
+    suffix = suffix.lower()
+    if suffix in (".jpg", ".jpeg", ".jpe", ".jfif"):
+        return {"quality": 95, "subsampling": 0}
+    if suffix == ".webp":
+        return {"lossless": True}
+    return {}
 
 
 def save_animation(frames: Sequence[tuple[Tensor, Tensor]], file: Path) -> None:

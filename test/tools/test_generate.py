@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import DEMO, ROOT, TINY
 from PIL import Image
+from upscaling_helpers import upscaler, write_upscaler
 
 from tools.generate import choose_labels
 from utils.errors import UserError
@@ -367,3 +368,43 @@ def test_training_images_in_colour_are_compared_in_grey(script, weights, tmp_pat
     assert "holds colour images, but the network draws grey ones: they are compared in grey" in out
     assert "left out of" in out and "broken.png" in out
     assert len(nearest_rows(tmp_path / "results" / "generated")) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_upscaled(script, weights, tmp_path, channels):
+    """Each image, and the grid; what is compared with training images and filmed is not."""
+    large = write_upscaler(tmp_path / "large.pt", channels, 3)
+    options = ["--weight_path", weights, "--num_images", 3, "--sample_steps", 3]
+    options += ["--nearest", DEMO / "bag"]
+    script("generate", *options, "--generate_name", "small")
+    options += ["--upscale", large, "--animate", "webp"]
+    out = script("generate", *options, "--generate_name", "large").stdout
+    assert "3 images of 24x24 in" in out
+    small, large = (tmp_path / "results" / name for name in ("small", "large"))
+    assert nearest_rows(small) == nearest_rows(large)
+    maker = upscaler(channels, 3)
+    for before, after in zip(pictures(small), pictures(large), strict=True):
+        expected = maker.pixels(torch.tensor(before)[None, None])[0, 0].numpy()
+        assert after.shape == (24, 24) and np.abs(after.astype(int) - expected).max() <= 1
+    text = Image.open(large / "00000.png").text
+    assert text["upscaler"] == "large.pt, 3 times as large"
+    assert "upscaler" not in Image.open(small / "00000.png").text
+    assert Image.open(large / "grid.png").size == Image.open(small / "grid.png").size  # 96 pixels
+    film = Image.open(large / "denoising.webp")
+    assert film.height == 66  # 8 pixels, each shown as 8 x 8, and a gap
+
+    spread = ["--generate_name", "two", "--distributed", "--world_size", 2]
+    script("generate", *options, *spread)
+    two = pictures(tmp_path / "results" / "two")
+    for one, other in zip(pictures(large), two, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_an_upscaler_generates_nothing(script, weights, tmp_path):
+    large = write_upscaler(tmp_path / "large.pt")
+    error = script("generate", "--weight_path", large, status=2).stderr
+    assert "is a checkpoint of kind upscaler, but diffusion is needed" in error
+    assert "it is for tools/upscale.py" in error
+    error = script("generate", "--weight_path", weights, "--upscale", weights, status=2).stderr
+    assert "is a checkpoint of kind diffusion, but upscaler is needed" in error
+    assert not (tmp_path / "results" / "generated").exists()

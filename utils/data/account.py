@@ -48,6 +48,26 @@ class Account:
     def skip_folder(self, name: bytes | str, reason: str) -> None:
         self.skipped_folders.setdefault(reason, []).append(readable(name))
 
+    def lines(self, role: str) -> list[str]:
+        """What is left out, by reason, and folders that were skipped; `role` names the folder."""
+        lines = []
+        for reason, files in self.reasons.items():
+            more = ", ..." if files.count > len(files.examples) else ""
+            lines.append(
+                f"{role}: left out {files.per_ending()}: {reason} "
+                f"({name_list(files.examples)}{more})"
+            )
+        for reason, folders in self.skipped_folders.items():
+            lines.append(f"{role}: skipped the folders {name_list(folders)}: {reason}")
+        return lines
+
+    def why_empty(self) -> str:
+        """What was found in a folder without images."""
+        if self.seen == 0:
+            return "no files in it"
+        parts = [f"{files.per_ending()} ({reason})" for reason, files in self.reasons.items()]
+        return f"{self.seen:,} files, {'; '.join(parts)}"
+
     @property
     def left_out(self) -> int:
         return sum(files.count for files in self.reasons.values())

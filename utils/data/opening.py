@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 from PIL import __version__ as pillow_version
 
@@ -95,6 +96,18 @@ def read_low_bytes(file: BinaryIO | io.BytesIO) -> Image.Image:
     image.tile = tiles  # type: ignore[attr-defined]
     image.load()
     return image
+
+
+def read_grey_and_alpha(file: BinaryIO | io.BytesIO) -> np.ndarray:
+    """The samples (H,W,2) uint16 of a PNG of grey and opacity with 16 bits; Pillow itself gives the
+    first byte of each alone. Such a pixel has four bytes, as one of RGBA with 8 bits.
+    """
+    file.seek(0)
+    image = _pillow_open(file)
+    image._mode = "RGBA"  # type: ignore[attr-defined]
+    image.tile = [tile._replace(args="RGBA") for tile in image.tile]  # type: ignore[attr-defined]
+    image.load()
+    return np.asarray(image).view(">u2").astype(np.uint16)
 
 
 def _in_the_other_order(args: str | tuple) -> str | tuple:

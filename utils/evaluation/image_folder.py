@@ -68,25 +68,9 @@ def open_folder(path: Path, role: str) -> ImageFolder:
     index = scan_folder(path, conditional=False)
     names = _without_overviews(index)
     if len(names) == 0:
-        seen = index.account.seen
-        found = "no files in it" if seen == 0 else f"{seen:,} files, {_reasons(index.account)}"
-        raise UserError(f"{role} {path} holds no images: {found}")
+        raise UserError(f"{role} {path} holds no images: {index.account.why_empty()}")
     labels, class_names, remarks = _classes(names, role)
     return ImageFolder(role, path, names, labels, class_names, index.account, remarks)
-
-
-def left_out_lines(folder: ImageFolder) -> list[str]:
-    """Files that are no images, by reason, and folders that were skipped."""
-    lines = []
-    for reason, files in folder.account.reasons.items():
-        more = ", ..." if files.count > len(files.examples) else ""
-        lines.append(
-            f"{folder.role}: left out {files.per_ending()}: {reason} "
-            f"({name_list(files.examples)}{more})"
-        )
-    for reason, folders in folder.account.skipped_folders.items():
-        lines.append(f"{folder.role}: skipped the folders {name_list(folders)}: {reason}")
-    return lines
 
 
 def _without_overviews(index: FolderIndex) -> FlatNames:
@@ -129,11 +113,6 @@ def _classes(names: FlatNames, role: str) -> tuple[np.ndarray, list[str], list[s
     number = {name: label for label, name in enumerate(found)}
     labels = np.array([number[top] for top in tops if top is not None], np.int64)
     return labels, found, remarks
-
-
-def _reasons(account: Account) -> str:
-    parts = [f"{files.per_ending()} ({reason})" for reason, files in account.reasons.items()]
-    return "; ".join(parts)
 
 
 def relative_stem(name: str) -> str:

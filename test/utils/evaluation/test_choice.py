@@ -15,7 +15,7 @@ from utils.evaluation.distribution import (
 )
 from utils.evaluation.extract import Facts, FeatureSet, SameSizeBatches
 from utils.evaluation.from_weights import class_folder_names, in_proportion, labels_like
-from utils.evaluation.image_folder import left_out_lines, open_folder
+from utils.evaluation.image_folder import open_folder
 from utils.evaluation.picture import nearest
 
 
@@ -64,7 +64,7 @@ def test_generate_s_own_overview_is_no_image_of_the_set(tmp_path):
         (tmp_path / name).touch()
     folder = open_folder(tmp_path, "GENERATED")
     assert list(folder.names) == ["00000.png", "00001.png"]
-    (line,) = left_out_lines(folder)
+    (line,) = folder.account.lines(folder.role)
     assert "overview" in line and "denoising.webp, grid.png" in line
     (tmp_path / "00000.png").unlink()  # then it is a folder of somebody's own
     assert len(open_folder(tmp_path, "GENERATED")) == 3

@@ -177,6 +177,20 @@ def test_a_checkpoint_of_another_kind_is_sent_to_its_script(kind, script):
     )
 
 
+def test_an_upscaler_has_no_diffusion():
+    config = {
+        "network": {"name": "rdn", "in_channels": 1, "scale": 2},
+        "data": {"image_size": [8, 8], "mode": "L", "class_names": []},
+    }
+    contents = {"format_version": FORMAT_VERSION, "config": config, "kind": "upscaler"}
+    assert Checkpoint.parse(contents, "x.pt").kind == "upscaler"
+    with pytest.raises(UserError, match="config.diffusion is missing"):
+        Checkpoint.parse({**contents, "kind": "diffusion"}, "x.pt")
+    config["data"]["mode"] = "RGB"
+    with pytest.raises(UserError, match="takes 1 channels, what it is trained on has 3"):
+        Checkpoint.parse(contents, "x.pt")
+
+
 # --- What a file system may lack ---
 
 

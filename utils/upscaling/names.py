@@ -1,0 +1,38 @@
+"""Names of results: those of the sources, also where the ending must change."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from utils.text import composed
+
+
+class OutputNames:
+    """What each result is called. No two results of a folder have one name, and each depends on the
+    names in the folder alone, so a second run finds the results of the first.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._own = {_as_compared(name) for name in names}
+        self._stems = Counter(_as_compared(os.path.splitext(name)[0]) for name in names)
+
+    def name(self, source: str, ending: str) -> str:
+        """The name of a result with an ending such as ".png" (lower case).
+
+        It is the source's own where that has this ending. Otherwise the ending is replaced, or put
+        behind the other one where several sources differ in nothing else: "a.gif" beside "a.png"
+        becomes "a.gif.png".
+        """
+        stem, own_ending = os.path.splitext(source)
+        if own_ending.lower() == ending:
+            return source
+        is_shared = self._stems[_as_compared(stem)] > 1
+        result = f"{source if is_shared else stem}{ending}"
+        while _as_compared(result) in self._own:
+            result += ending
+        return result
+
+
+def _as_compared(name: str) -> str:
+    """Names are one where a file system may think so."""
+    return composed(name).casefold()

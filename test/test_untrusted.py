@@ -25,6 +25,8 @@ from tools import evaluate as evaluate_script
 from tools import generate as generate_script
 from tools import prepare_dataset as prepare_script
 from tools import train as train_script
+from tools import train_autoencoder as train_autoencoder_script
+from tools import train_upscaler as train_upscaler_script
 from tools import upscale as upscale_script
 from utils.errors import UserError
 from utils.generation import load_for_inference
@@ -237,6 +239,8 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--start_epoch": ["-2", "x"],
     "--pretrain": ["True", "x"],
     "--pretrain_path": [""],
+    "--autoencoder_path": ["missing", "{file}", "{empty}", "{weights}"],
+    "--latent": ["True", "x"],
     "--seed": ["-1", "1.5", "99999999999999999999"],
     "--plan": ["x"],
     "--network": ["vit"],
@@ -311,6 +315,24 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     # upscale.py
     "--tile": ["-1", "x", "1.5"],
     "--recompute": ["x"],
+    # train_upscaler.py
+    "--scale": ["1", "5", "x"],
+    "--blocks": ["0", "1000"],
+    "--layers": ["0", "1000"],
+    "--growth": ["0", "100000"],
+    "--crop_size": ["3", "x"],
+    "--degrade": ["x"],
+    "--luma": ["x"],
+    # train_autoencoder.py
+    "--block_out_channels": ["", "0", "a", "6"],
+    "--latent_channels": ["0", "100000"],
+    "--layers_per_block": ["0", "1000"],
+    "--norm_num_groups": ["0", "3"],
+    "--mid_block_add_attention": ["x"],
+    "--ssim_weight": ["-1", "nan"],
+    "--ms_ssim": ["x"],
+    "--kl_weight": ["-1", "inf"],
+    "--feature_weight": ["-1", "x"],
     # prepare_dataset.py
     "--out": ["", "{full}"],
     "--split": ["all"],
@@ -321,22 +343,35 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
 
 @pytest.mark.parametrize(
     "script",
-    [train_script, generate_script, prepare_script, evaluate_script, upscale_script],
-    ids=["train", "generate", "prepare", "evaluate", "upscale"],
+    [
+        train_script,
+        train_upscaler_script,
+        train_autoencoder_script,
+        generate_script,
+        prepare_script,
+        evaluate_script,
+        upscale_script,
+    ],
+    ids=lambda script: script.__name__.removeprefix("tools."),
 )
 def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys):
     (tmp_path / "file").write_text("hello")
     (tmp_path / "empty").mkdir()
     save_checkpoint(good_contents(), tmp_path / "w.pt")
     write_upscaler(tmp_path / "u.pt")
+    training = ["--dataset_path", str(images), "--result_path", str(tmp_path / "out")]
+    training += ["--use_gpu", "-1"]
     base = {
-        train_script: [
-            "--dataset_path",
-            str(images),
-            "--result_path",
-            str(tmp_path / "out"),
-            "--use_gpu",
-            "-1",
+        train_script: training,
+        train_upscaler_script: [*training, "--features", "8", "--image_size", "12"],
+        train_autoencoder_script: [
+            *training,
+            "--image_size",
+            "12",
+            "--block_out_channels",
+            "8,8",
+            "--norm_num_groups",
+            "4",
         ],
         generate_script: [
             "--weight_path",
@@ -371,10 +406,8 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
             continue
         assert flag in BAD, f"{flag} has no case of bad input"
         for value in BAD[flag]:
-            if script in (generate_script, evaluate_script) and (flag, value) == (
-                "--image_size",
-                "7",
-            ):
+            one_level = (generate_script, evaluate_script, train_upscaler_script)
+            if script in one_level and (flag, value) == ("--image_size", "7"):
                 continue  # works there: that network has one level
             begun = time.monotonic()
             with pytest.raises((SystemExit, UserError)) as stop:

@@ -54,9 +54,10 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "ema_decay": 0.999,
 }
-OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "eval_images")
-OF_SAMPLING = ("sample", "sample_steps", "timestep_spacing", "cfg_scale")
-OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=OF_DIFFUSION + OF_SAMPLING)
+# What only a diffusion has.
+WITHOUT = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
+WITHOUT += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
+OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=WITHOUT)
 
 # Options that describe the network.
 OF_THE_NETWORK = (

@@ -54,9 +54,18 @@ DEFAULTS = {
     "ema_decay": 0.999,
     "num_vis": 4,
 }
-OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "flip", "eval_images")
-OF_SAMPLING = ("sample", "sample_steps", "timestep_spacing", "cfg_scale")
-OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=OF_DIFFUSION + OF_SAMPLING)
+# What only a diffusion has.
+WITHOUT = (
+    "network",
+    "diffusion",
+    "conditional",
+    "num_classes",
+    "flip",
+    "autoencoder_path",
+    "latent",
+)
+WITHOUT += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
+OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=WITHOUT)
 
 
 def build_parser() -> opt.Parser:

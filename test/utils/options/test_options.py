@@ -9,7 +9,7 @@ from helpers import ROOT
 from model.diffusion import LOSSES, PREDICTIONS
 from model.modules.layers import ACTIVATIONS
 from model.modules.resblock import TIME_EMBEDDINGS
-from model.networks import DENOISERS
+from model.networks import DENOISERS, UPSCALERS
 from model.noise_schedule import NOISE_SCHEDULES
 from model.samplers import SAMPLERS
 from model.samplers.time_grid import TIMESTEP_SPACINGS
@@ -18,7 +18,15 @@ from utils.data.cache import CACHE_CHOICES
 from utils.data.image_set import MODES
 from utils.options import Option
 
-SCRIPTS = ("train", "generate", "prepare_dataset", "evaluate")
+SCRIPTS = (
+    "train",
+    "train_upscaler",
+    "train_autoencoder",
+    "generate",
+    "upscale",
+    "prepare_dataset",
+    "evaluate",
+)
 
 
 def load(script):
@@ -32,6 +40,7 @@ def test_choices_are_what_the_code_knows():
     for choice, known in [
         (opt.SAMPLERS, SAMPLERS),
         (opt.NETWORKS, DENOISERS),
+        (opt.UPSCALERS, UPSCALERS),
         (opt.ACTIVATIONS, ACTIVATIONS),
         (opt.NOISE_SCHEDULES, NOISE_SCHEDULES),
         (opt.TIMESTEP_SPACINGS, TIMESTEP_SPACINGS),

@@ -1,10 +1,11 @@
-"""train.py with accidents, as the environment says.
+"""A training script (SCRIPT, by default train) with accidents, as the environment says.
 
 KILL_AT_STEP=n: it kills itself with SIGKILL after training step n, when the saves before it are on
 disk. FAIL_AT_STEP=n: an error after training step n. SLOW_SAVE=s: each file of a checkpoint takes s
 seconds longer.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -15,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.ema import EMA  # noqa: E402
-from tools import train  # noqa: E402
 from utils.runs import folder  # noqa: E402
 
 
@@ -41,5 +41,6 @@ def save_slowly(*args, **options):
 
 update, EMA.update = EMA.update, update_with_accidents
 save, folder.save_checkpoint = folder.save_checkpoint, save_slowly
+train = importlib.import_module(f"tools.{os.environ.get('SCRIPT', 'train')}")
 if __name__ == "__main__":
     train.opt.run_script(train.main)

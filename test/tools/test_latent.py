@@ -1,6 +1,8 @@
 """Latent mode as a user runs it: train an autoencoder, diffuse in its latents, generate."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -218,6 +220,36 @@ def test_an_autoencoder_of_diffusers(images, tmp_path, script):
     pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     theirs = network.encode(pixels.float() / 127.5 - 1).latent_dist.mean
     assert (codec.denormalise(codec.encode(pixels)) - theirs).abs().max() < 1e-4
+
+
+def run_with_kills(script, options, results, name, kills):
+    """The script, killed after each of these steps and resumed; 0: not killed."""
+    base = [sys.executable, ROOT / "test/helper_kill.py", *options, "--run_name", name]
+    base += ["--result_path", results, "--use_gpu", -1, "--save_every_steps", 1, "--vis", "False"]
+    for kill_at in kills:
+        resume = ["--resume"] if (results / name).exists() else []
+        process = subprocess.run(
+            [str(part) for part in (*base, *resume)],
+            env={**os.environ, "SCRIPT": script, "KILL_AT_STEP": str(kill_at)},
+        )
+        assert process.returncode == (-signal.SIGKILL if kill_at else 0)
+
+
+@pytest.mark.fault
+def test_kill_9_and_resume_changes_nothing(images, autoencoder, tmp_path):
+    """Of an autoencoder, also after its last step, before its statistics are measured; and of a
+    diffusion on latents.
+    """
+    training = ["--dataset_path", images, *AUTOENCODER, "--epochs", 2, "--flip"]
+    run_with_kills("train_autoencoder", training, tmp_path, "whole_ae", [0])
+    run_with_kills("train_autoencoder", training, tmp_path, "cut_ae", [1, 3, 4, 0])
+    latent = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT]
+    run_with_kills("train", latent, tmp_path, "whole", [0])
+    run_with_kills("train", latent, tmp_path, "cut", [2, 3, 7, 8, 0])
+    for a, b in (("whole_ae", "cut_ae"), ("whole", "cut")):
+        assert_equal_states(tmp_path / a / "ckpt_last.pt", tmp_path / b / "ckpt_last.pt")
+        one, two = (Checkpoint.read(tmp_path / name / "ema_last.pt").config for name in (a, b))
+        assert one == two
 
 
 @pytest.mark.fault

@@ -1,5 +1,7 @@
 """train_upscaler.py as a user calls it: what it writes, resume, mistakes."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -112,6 +114,27 @@ def test_a_resumed_run_equals_one_without_a_break(photos, tmp_path, script):
         "train_upscaler", *options, "--run_name", "cut", "--resume", "--crop_size", 12, status=2
     )
     assert "crop_size 8 before, 12 now" in changed.stderr
+
+
+@pytest.mark.fault
+def test_kill_9_and_resume_changes_nothing(photos, tmp_path):
+    base = ["--dataset_path", photos, *SMALL, "--result_path", tmp_path, "--use_gpu", -1]
+    base += ["--epochs", 2, "--save_every_steps", 1, "--val_fraction", 0.25, "--log_interval", 1]
+    command = [sys.executable, ROOT / "test/helper_kill.py", *base]
+    for name, kills in (("whole", [0]), ("cut", [2, 3, 5, 7, 0])):
+        for kill_at in kills:
+            resume = ["--resume"] if (tmp_path / name).exists() else []
+            process = subprocess.run(
+                [str(part) for part in (*command, "--run_name", name, *resume)],
+                env={**os.environ, "SCRIPT": "train_upscaler", "KILL_AT_STEP": str(kill_at)},
+            )
+            assert process.returncode == (-signal.SIGKILL if kill_at else 0)
+    assert_equal_states(tmp_path / "whole/ckpt_last.pt", tmp_path / "cut/ckpt_last.pt")
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "cut")
+
+
+def evaluations(run):
+    return (run / "evaluations.jsonl").read_text()
 
 
 @pytest.mark.fault

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ HALF_RANGE = 127.5  # of 8-bit pixels
 TILE_SIDE = 512
 TILE_OVERLAP = 128
 HASH_DIGITS = 16
+LARGEST_NUMBER = 1e30  # of a mean or deviation, and of its inverse: float32 ends at 3e38
 
 
 class PixelCodec:
@@ -55,11 +55,12 @@ class LatentCodec:
     """8-bit pixels 0..255 <-> an autoencoder's latents, each channel with mean 0 and standard
     deviation 1 over the training images.
 
-    latents_mean, latents_std: of the channels of the posterior's mean, as the network gives it.
-    The network is frozen and computes in the numbers of its own weights; what goes in and comes out
-    is in torch's default ones. An image with more than 512 x 512 pixels is worked on in tiles.
-    That is an approximation: the network's group norms and its attention see the tile, no longer
-    the whole image. Raises ValueError for means and deviations that are none.
+    latents_mean, latents_std: of each channel of draws from the posteriors, as the network gives
+    them. The network is frozen and computes in the numbers of its own weights (on GPUs perhaps in
+    TF32); what goes in and comes out is in torch's default ones. An image with more than 512 x 512
+    pixels is worked on in tiles. That is an approximation: the network's group norms and its
+    attention see the tile, no longer the whole image. Raises ValueError for means and deviations
+    that are none.
     """
 
     name = "latents"
@@ -71,7 +72,7 @@ class LatentCodec:
         count = network.latent_channels
         means = _channel_numbers("latents_mean", latents_mean, count)
         stds = _channel_numbers("latents_std", latents_std, count)
-        if min(stds) <= 0:
+        if min(stds) < 1 / LARGEST_NUMBER:
             raise ValueError(f"latents_std must be above 0, not {latents_std}")
         self.network = network.eval().requires_grad_(False)
         self.downsample_factor = network.downsample_factor
@@ -225,7 +226,7 @@ def _channel_numbers(name: str, values: Any, count: int) -> list[float]:
         raise ValueError(
             f"{name} is one number for each of {count} latent channels, not {values!r:.80}"
         )
-    if not all(abs(value) <= sys.float_info.max for value in values):  # NaN is not, either
+    if not all(abs(value) <= LARGEST_NUMBER for value in values):  # NaN is not, either
         raise ValueError(f"{name} must be finite, not {values!r:.80}")
     return [float(value) for value in values]
 
@@ -291,6 +292,9 @@ def frozen_autoencoder(config: dict, weights: Mapping[str, Tensor]) -> Autoencod
             f"the weights do not fit the autoencoder: {len(wrong)} are missing, unexpected or of "
             f"another shape, the first {wrong[0]!r}"
         )
+    bad = [key for key, value in weights.items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"the weights of the autoencoder are not finite: {bad[0]!r}")
     network.load_state_dict(weights, assign=True)
     return network.to(torch.get_default_dtype())
 

@@ -26,6 +26,7 @@ from utils.options import Option
 
 if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
     from model.codecs import Codec
+    from model.diffusion import GaussianDiffusion
     from utils.data import ImageSet, TrainingSet
     from utils.data.split import Split
     from utils.devices import Precision
@@ -56,7 +57,7 @@ OPTIONS: opt.Table = {
         Option("--pretrain",          False,           opt.switch,          "start from the weights in --pretrain_path"),
         Option("--pretrain_path",     None,            opt.path,            "a checkpoint, a state_dict or a safetensors file that fits"),
         Option("--autoencoder_path",  None,            opt.path,            "diffuse in the latent space of this autoencoder: a file of train_autoencoder.py, or a folder of diffusers"),
-        Option("--latent",            False,           opt.switch,          "diffuse in latent space; implied by --autoencoder_path"),
+        Option("--latent",            None,            opt.switch,          "diffuse in latent space; implied by --autoencoder_path"),
         Option("--seed",              0,               opt.seed,            "random seed"),
         Option("--plan",              False,           opt.switch,          "print what the run would do, and stop"),
     ],
@@ -149,10 +150,6 @@ def check(args: Namespace) -> None:
         raise opt.UserError(
             "with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1"
         )
-    if args.latent and args.autoencoder_path is None and not args.resume:
-        raise opt.UserError(
-            "--latent needs --autoencoder_path: train one with tools/train_autoencoder.py first"
-        )
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
 
@@ -184,16 +181,24 @@ def train(args: Namespace, ranks: Ranks) -> None:
     split = run.split(images)
     dataset = images.subset(split.training(len(images)))
 
-    # What is trained: task, network, EMA, optimizer
-    codec = build_codec(run, autoencoder, dataset)
-    task = build_task(args, codec)
+    # What is trained: network, EMA, optimizer
+    diffusion = build_diffusion(args)
     length = run.length(len(dataset))
     data = held_out_data(images, dataset, split)
-    state = run.build_state(build_config(args, dataset, data, task), length)
-    check_size(state, codec, images)
+    state = run.build_state(build_config(args, dataset, data, diffusion, autoencoder), length)
+    check_size(state, images, autoencoder)
+
+    # Resume or pretrain, before any long work
+    run.restore(state, length)
+
+    # What the diffusion sees of the images
+    codec = build_codec(args, run, autoencoder, dataset)
+    state.config["codec"] = codec.config
+    inputs, latent_lines = build_inputs(args, run, dataset, codec)
     if autoencoder is not None:
         state.codec = autoencoder.weights
-    inputs, latent_lines = build_inputs(args, run, dataset, codec)
+        state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
+    task = build_task(args, diffusion, codec)
 
     # What is measured and drawn now and then
     evaluations = plan_evaluations(args, task, dataset, split, length)
@@ -202,7 +207,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
         evaluate = build_evaluation(args, run, images, dataset, split, evaluations, state, task)
     previews = build_previews(args, state, task, dataset, run.precision)
 
-    # Resume or pretrain, plan, fit
+    # Plan, fit
     run.train(
         Work(
             images=images,
@@ -215,7 +220,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluate=evaluate,
             previews=previews,
             plan_lines=latent_lines,
-            remarks=plan_remarks(args, previews),
+            remarks=plan_remarks(args, previews, autoencoder),
         )
     )
 
@@ -227,34 +232,47 @@ def find_autoencoder(args: Namespace, run: TrainingRun) -> StoredAutoencoder | N
     """The autoencoder whose latents are diffused; None: pixels are.
 
     A resumed run normalises as before, and where --autoencoder_path is not given or has gone, the
-    autoencoder is the checkpoint's own.
+    autoencoder is the checkpoint's own. Raises UserError where --latent says something else.
     """
-    from model.codecs import weights_hash
     from utils.runs.autoencoders import autoencoder_within, read_autoencoder
 
     before = None if run.resumed is None else autoencoder_within(run.resumed)
     path = args.autoencoder_path
     if path is None or (before is not None and not path.exists()):
-        return before
-    found = read_autoencoder(path)
-    if before is not None:
-        hashes = [weights_hash(each.weights, each.network) for each in (before, found)]
-        if hashes[0] == hashes[1]:
-            return before
+        found = before
+    else:
+        found = read_autoencoder(path)
+        if before is not None and before.hash == found.hash:
+            found = before
+    if args.latent and found is None:
+        raise opt.UserError(
+            "--latent needs --autoencoder_path: train one with tools/train_autoencoder.py first"
+        )
+    if args.latent is False and found is not None:
+        raise opt.UserError(f"--latent False, but the autoencoder {found.source} makes latents")
     return found
 
 
 def image_mode(args: Namespace, autoencoder: StoredAutoencoder | None) -> str:
-    """Where --mode is auto, the channels that the autoencoder takes decide."""
-    if args.mode != "auto" or autoencoder is None:
-        return args.mode
-    from utils.image_facts import mode_of
+    """Where --mode is auto, and the autoencoder takes colour, grey images become RGB."""
+    if args.mode == "auto" and autoencoder is not None and autoencoder.in_channels > 1:
+        return "RGB"
+    return args.mode
 
-    return mode_of(autoencoder.in_channels)
+
+def build_diffusion(args: Namespace) -> GaussianDiffusion:
+    """The diffusion process."""
+    from model.diffusion import GaussianDiffusion
+
+    return GaussianDiffusion(
+        noise_steps=args.noise_steps,
+        noise_schedule=args.noise_schedule,
+        prediction=args.prediction,
+    )
 
 
 def build_codec(
-    run: TrainingRun, autoencoder: StoredAutoencoder | None, dataset: ImageSet
+    args: Namespace, run: TrainingRun, autoencoder: StoredAutoencoder | None, dataset: ImageSet
 ) -> Codec:
     """What the diffusion sees of an image: its pixels, or its latents."""
     from model.codecs import PixelCodec
@@ -262,7 +280,16 @@ def build_codec(
 
     if autoencoder is None:
         return PixelCodec()
+    if args.plan:
+        dataset = first_batch(args, dataset)
     return build_latent_codec(autoencoder, dataset, run.precision.device, run.ranks)
+
+
+def first_batch(args: Namespace, dataset: ImageSet) -> ImageSet:
+    """As many images as a plan needs, to measure with."""
+    import numpy as np
+
+    return dataset.subset(np.arange(min(args.batch_size, len(dataset))))
 
 
 def build_inputs(
@@ -271,7 +298,8 @@ def build_inputs(
     """What the steps read: the images themselves, or latents that were encoded before; and lines of
     the plan. Returns when every process has them.
     """
-    import numpy as np
+    import time
+    from datetime import timedelta
 
     from model.codecs import LatentCodec
     from utils.data.latents import load_latents
@@ -279,49 +307,52 @@ def build_inputs(
     if not isinstance(codec, LatentCodec):
         return dataset, []
     channels, height, width = codec.shape(args.image_size, dataset.channels)
-    line = f"latents     {channels} x {height},{width}"
+    views = "image and its mirror" if args.flip else "image"
+    line = f"latents     {channels} x {height},{width} of each {views}"
     if args.cache == "none":
         return dataset, [f"{line}, encoded at each use"]
-    cache = args.cache
-    if args.plan:  # which needs a batch only, to measure a step
-        dataset = dataset.subset(np.arange(min(args.batch_size, len(dataset))))
-        cache = "ram"
-    latents = load_latents(dataset, codec, args.flip, cache, quiet=not run.ranks.is_main)
+    start = time.perf_counter()
+    if args.plan:
+        some = load_latents(first_batch(args, dataset), codec, args.flip, "ram", quiet=True)
+        seconds = (time.perf_counter() - start) * len(dataset) / len(some)
+        left = timedelta(seconds=round(seconds))
+        return some, [f"{line}, to be encoded in about {left}, if they are not in the cache"]
+    latents = load_latents(dataset, codec, args.flip, args.cache, quiet=not run.ranks.is_main)
     run.ranks.wait_for_all()
-    views = "image and its mirror" if args.flip else "image"
-    how = "found in the cache" if latents.is_cached else "encoded once"
-    return latents, [
-        f"{line} of each {views}, {how}",
-        *(f"note        {text}" for text in latents.remarks),
-    ]
+    took = timedelta(seconds=round(time.perf_counter() - start))
+    how = "found in the cache" if latents.is_cached else f"encoded once, in {took}"
+    return latents, [f"{line}, {how}", *(f"note        {text}" for text in latents.remarks)]
 
 
-def build_task(args: Namespace, codec: Codec) -> DiffusionTask:
-    """The diffusion process and its loss."""
+def build_task(args: Namespace, diffusion: GaussianDiffusion, codec: Codec) -> DiffusionTask:
+    """What is trained: the diffusion's loss."""
     from model.codecs import LatentCodec
-    from model.diffusion import GaussianDiffusion
     from utils.training.diffusion_task import DiffusionTask, LatentDiffusionTask
 
-    diffusion = GaussianDiffusion(
-        noise_steps=args.noise_steps,
-        noise_schedule=args.noise_schedule,
-        prediction=args.prediction,
-    )
     kind = LatentDiffusionTask if isinstance(codec, LatentCodec) else DiffusionTask
     return kind(diffusion, codec, args.conditional, args.flip, args.loss, args.label_drop)
 
 
-def build_config(args: Namespace, dataset: ImageSet, data: dict, task: DiffusionTask) -> dict:
+def build_config(
+    args: Namespace,
+    dataset: ImageSet,
+    data: dict,
+    diffusion: GaussianDiffusion,
+    autoencoder: StoredAutoencoder | None,
+) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
     classes = len(dataset.class_names) or None
     if args.num_classes not in (None, classes):
         raise opt.UserError(
             f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
         )
+    channels, codec = dataset.channels, {"name": "pixels"}
+    if autoencoder is not None:
+        channels, codec = autoencoder.network["latent_channels"], autoencoder.config()
     return {
         "network": {
             "name": args.network,
-            "in_channels": task.codec.shape(args.image_size, dataset.channels)[0],
+            "in_channels": channels,
             "num_classes": classes,
             "channels": args.channels,
             "channel_mult": args.channel_mult,
@@ -332,18 +363,25 @@ def build_config(args: Namespace, dataset: ImageSet, data: dict, task: Diffusion
             "act": args.act,
             "dropout": args.dropout,
         },
-        "diffusion": task.diffusion.config,
-        "codec": task.codec.config,
+        "diffusion": diffusion.config,
+        "codec": codec,
         "data": data,
         "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
     }
 
 
-def check_size(state: TrainState, codec: Codec, images: ImageSet) -> None:
-    """Raise UserError for an image size that the network does not take."""
+def check_size(state: TrainState, images: ImageSet, autoencoder: StoredAutoencoder | None) -> None:
+    """Raise UserError for images that the network, or the autoencoder before it, does not take."""
     from model.networks import check_image_size
 
-    factor = codec.downsample_factor * state.network.downsample_factor
+    factor = state.network.downsample_factor
+    if autoencoder is not None:
+        factor *= autoencoder.downsample_factor
+        if autoencoder.in_channels != images.channels:
+            raise opt.UserError(
+                f"the autoencoder {autoencoder.source} takes images of {autoencoder.in_channels} "
+                f"channels, and these have {images.channels}: --mode L makes them grey"
+            )
     try:
         check_image_size(*images.image_size, factor)
     except ValueError as error:
@@ -455,7 +493,9 @@ def sampling_of(args: Namespace) -> Sampling:
     return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
 
 
-def plan_remarks(args: Namespace, previews: PreviewGrid | None) -> list[str]:
+def plan_remarks(
+    args: Namespace, previews: PreviewGrid | None, autoencoder: StoredAutoencoder | None
+) -> list[str]:
     """Legal options that cannot give a good result."""
     from utils.generation import sampling_remarks
 
@@ -464,6 +504,9 @@ def plan_remarks(args: Namespace, previews: PreviewGrid | None) -> list[str]:
         remarks.append(
             "with --label_drop 1 no image keeps its label, so the classes are not learned"
         )
+    path = args.autoencoder_path
+    if path is not None and autoencoder is not None and not path.exists():
+        remarks.append(f"--autoencoder_path {path} is not there: the run's own is used")
     if previews is not None:
         remarks += sampling_remarks(previews.generator.sampler)
     return remarks

@@ -76,6 +76,8 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     opt.check_training(args)
+    if args.ms_ssim and args.ssim_weight == 0:
+        raise opt.UserError("--ms_ssim does nothing with --ssim_weight 0")
     if args.feature_weight > 0:
         from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
 
@@ -115,6 +117,9 @@ def train(args: Namespace, ranks: Ranks) -> None:
     state = run.build_state(config, length)
     task = build_task(args, state, run.precision)
 
+    # Resume or pretrain, before any long work
+    run.restore(state, length)
+
     # What is measured and drawn now and then, and at the end
     convention = Convention(mode=images.mode)
     evaluations = plan_restoration(length, split, 1, args.eval_interval_epochs)
@@ -124,7 +129,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     if args.vis:
         previews = build_previews(images, split, args.num_vis, state.ema.network, run.precision)
 
-    # Resume or pretrain, plan, fit
+    # Plan, fit
     run.train(
         Work(
             images=images,
@@ -149,6 +154,8 @@ def build_task(args: Namespace, state: TrainState, precision: Precision) -> Auto
     from utils.training.autoencoder_task import AutoencoderTask
 
     features = None
+    if args.ms_ssim and args.ssim_weight == 0:
+        raise opt.UserError("--ms_ssim does nothing with --ssim_weight 0")
     if args.feature_weight > 0:
         from utils.evaluation.perceptual import perceptual_features
 

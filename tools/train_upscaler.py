@@ -104,6 +104,9 @@ def train(args: Namespace, ranks: Ranks) -> None:
     config = {"network": network_config(args, pairs.small.channels), "data": data}
     state = run.build_state(config, length)
 
+    # Resume or pretrain, before any long work
+    run.restore(state, length)
+
     # What is measured and drawn now and then
     passes = task.passes(size)
     convention = Convention(border=scale, luma=args.luma, mode=pairs.large.mode)
@@ -121,7 +124,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
         network = state.ema.network
         previews = build_previews(pairs, split, args.num_vis, scale, network, run.precision, passes)
 
-    # Resume or pretrain, plan, fit
+    # Plan, fit
     run.train(
         Work(
             images=pairs.large,

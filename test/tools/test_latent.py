@@ -13,6 +13,7 @@ from helpers import DEMO, ROOT, TINY, assert_equal_states, metrics
 from PIL import Image
 
 from model.codecs import LatentCodec, build_codec, frozen_autoencoder
+from tools import train as train_script
 from utils.data import read_image
 from utils.devices import Precision
 from utils.generation import ImageGenerator, Sampling
@@ -175,9 +176,12 @@ def test_files_that_do_not_fit(images, autoencoder, tmp_path, script):
     )
     assert "No such file" in refused("--autoencoder_path", tmp_path / "missing.pt")
     odd = refused("--autoencoder_path", autoencoder, "--image_size", 15)
-    assert "15,15: both must be multiples of 2" in odd
+    assert "15,15: both must be multiples of 4" in odd
     odd = refused("--autoencoder_path", autoencoder, "--image_size", 18)
     assert "18,18: both must be multiples of 4" in odd  # of autoencoder and U-Net together
+    assert "--latent False, but the autoencoder" in refused(
+        "--latent", "False", "--autoencoder_path", autoencoder
+    )
     demo = refused("--autoencoder_path", ROOT / "weight/demo.pt")
     assert "kind diffusion, but autoencoder is needed; it is for tools/generate.py" in demo
     generated = script("generate", "--weight_path", autoencoder, status=2).stderr
@@ -233,6 +237,92 @@ def run_with_kills(script, options, results, name, kills):
             env={**os.environ, "SCRIPT": script, "KILL_AT_STEP": str(kill_at)},
         )
         assert process.returncode == (-signal.SIGKILL if kill_at else 0)
+
+
+def test_a_plan_encodes_a_batch_only(images, autoencoder, tmp_path, script, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    contents = read_checkpoint(autoencoder)
+    del contents["config"]["latents_mean"]  # measured on some of the images
+    save_checkpoint(contents, autoencoder)
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT, "--plan"]
+    asked = []
+
+    def posterior(self, pixels):
+        asked.append(len(pixels))
+        return original(self, pixels)
+
+    original = LatentCodec.posterior
+    monkeypatch.setattr(LatentCodec, "posterior", posterior)
+    argv = [*options, "--result_path", tmp_path / "results", "--use_gpu", -1]
+    with pytest.raises(SystemExit) as stop:
+        train_script.main(list(map(str, argv)))
+    assert stop.value.code == 0
+    assert sum(asked) == 3 * 4  # statistics, an image and its mirror, of a batch of 4
+    assert not list((tmp_path / "cache").rglob("*.latents"))
+
+
+def test_what_pretrain_says_of_other_inputs(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, *LATENT, "--vis", "False", "--epochs", 1]
+    latent = ["--autoencoder_path", autoencoder]
+    script("train", *options, *latent, "--run_name", "a")
+    weights = tmp_path / "results/a/ema_last.pt"
+    pretrain = ["--pretrain", "--pretrain_path", weights, "--plan"]
+    assert "the weights were trained on" not in script("train", *options, *latent, *pretrain).stdout
+    contents = read_checkpoint(autoencoder)
+    contents["ema"]["decoder.conv_out.bias"] += 0.01
+    save_checkpoint(contents, tmp_path / "other.pt")
+    said = script("train", *options, "--autoencoder_path", tmp_path / "other.pt", *pretrain).stdout
+    assert "the weights were trained on the latents of autoencoder" in said
+
+
+def test_the_run_s_own_autoencoder_takes_over(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, *LATENT, "--vis", "False", "--run_name", "a"]
+    script("train", *options, "--autoencoder_path", autoencoder)
+    before = Checkpoint.read(tmp_path / "results/a/ema_last.pt").config["codec"]
+    contents = read_checkpoint(autoencoder)
+    contents["config"]["latents_mean"] = [5.0, 5.0]  # the same weights, measured elsewhere
+    save_checkpoint(contents, autoencoder)
+    more = ["--resume", "--epochs", 3, "--autoencoder_path"]
+    script("train", *options, *more, autoencoder)
+    assert Checkpoint.read(tmp_path / "results/a/ema_last.pt").config["codec"] == before
+    said = script("train", *options, *more, tmp_path / "typo.pt").stdout
+    assert "typo.pt is not there: the run's own is used" in said
+    pixels = ["--dataset_path", images, *LATENT, "--vis", "False", "--run_name", "pixels"]
+    script("train", *pixels)
+    refused = script("train", *pixels, "--resume", "--latent", status=2).stderr
+    assert "--latent needs --autoencoder_path" in refused
+
+
+def test_hostile_codecs_are_refused_in_one_sentence(images, autoencoder, tmp_path, script):
+    options = ["--dataset_path", images, *LATENT, "--vis", "False", "--run_name", "a"]
+    script("train", *options, "--autoencoder_path", autoencoder)
+    file = tmp_path / "results/a/ckpt_last.pt"
+    whole = read_checkpoint(file)
+    codec, weights = whole["config"]["codec"], whole["codec"]
+    bad_codecs = [
+        {key: value for key, value in codec.items() if key != "latents_mean"},
+        {**codec, "latents_std": "x"},
+        {**codec, "network": {**codec["network"], "norm_num_groups": torch.ones(2)}},
+        {**codec, "network": {**codec["network"], "name": "unet"}},
+    ]
+    name = "decoder.conv_out.bias"
+    bad_weights = [
+        {**weights, name: [1, 2]},
+        {**weights, 7: weights[name]},
+        {**weights, name: weights[name] * float("nan")},
+        {key: value for key, value in weights.items() if key != name},
+    ]
+    cases = [(bad, weights) for bad in bad_codecs] + [(codec, bad) for bad in bad_weights]
+    (tmp_path / "results/a/ckpt_prev.pt").unlink()
+    for bad_codec, bad in cases:
+        contents = {**whole, "config": {**whole["config"], "codec": bad_codec}, "codec": bad}
+        save_checkpoint(contents, file)
+        for more in ([], ["--autoencoder_path", autoencoder]):
+            said = script("train", *options, "--resume", *more, status=2).stderr
+            assert said.startswith("error: ") and said.count("\n") == 1
+    # Without the weights in it, the file that they came from will do.
+    save_checkpoint({**whole, "codec": None}, file)
+    script("train", *options, "--resume", "--epochs", 3, "--autoencoder_path", autoencoder)
 
 
 @pytest.mark.fault

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -154,6 +154,19 @@ class ImageSet(Dataset):
             self.checksums.tolist(),
         )
         return hashlib.sha256(repr(everything).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def stacked_pixels(images: ImageSet, places: Iterable[int]) -> Tensor:
+    """The pixels (B,C,H,W) uint8 of the images at these places. Raises ReadError where one cannot
+    be read.
+    """
+    pixels = []
+    for place in places:
+        item = images[int(place)]
+        if isinstance(item, ReadError):
+            raise item
+        pixels.append(item[0])
+    return torch.stack(pixels)
 
 
 def load_image_set(

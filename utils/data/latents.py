@@ -8,7 +8,7 @@ mirrored latent is not the latent of the mirror.
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from model.codecs import LatentCodec, images_per_call
-from utils.console import Progress, say
+from utils.console import Progress
 from utils.data.cache_folder import LATENTS, CacheUnavailable, default_cache_folder, make_room
-from utils.data.image_set import ImageSet
+from utils.data.image_set import ImageSet, stacked_pixels
 from utils.data.latent_file import LatentWriter, MappedLatents, Shape, open_latents, row_checksum
 from utils.data.locks import FileLock, LocksUnsupported
 from utils.errors import ReadError, UserError
@@ -57,9 +57,11 @@ class LatentSet:
         row = np.array(self.moments[i])
         if isinstance(self.moments, MappedLatents) and not self._is_verified[i]:
             if row_checksum(row) != self.moments.checksums[i]:
+                with contextlib.suppress(OSError):
+                    self.moments.path.unlink()
                 return ReadError(
-                    f"the cached latents {self.moments.path} are damaged; remove that file, and "
-                    "resume"
+                    f"the cached latents {self.moments.path} are damaged, and have been removed; "
+                    "the same command makes them anew (with --resume, if the run has begun)"
                 )
             self._is_verified[i] = True
         return torch.from_numpy(row), self.images.labels[i], i
@@ -113,28 +115,30 @@ def encoded_in_ram(images: ImageSet, codec: LatentCodec, shape: Shape, quiet: bo
 
 
 def encoded(
-    images: ImageSet, codec: LatentCodec, shape: Shape, quiet: bool
+    images: ImageSet,
+    codec: LatentCodec,
+    shape: Shape,
+    quiet: bool,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Iterator[np.ndarray]:
-    """The moments of each image, (views,2,c,h,w) float32, in order. Raises ReadError where an image
-    cannot be read.
+    """The moments of each image, (views,2,c,h,w) float32, in order. `report` is called with the
+    number of images that are done. Raises ReadError where an image cannot be read.
     """
     at_once = images_per_call(*images.image_size)
-    title = "encoding images"
-    with Progress(len(images), title=title, unit="image", leave=False, shown=not quiet) as progress:
+    with encoding_progress(len(images), quiet) as progress:
         for first in range(0, len(images), at_once):
             places = range(first, min(first + at_once, len(images)))
-            pixels = torch.stack([_pixels(images, place) for place in places])
+            pixels = stacked_pixels(images, places)
             views = [pixels] if shape[1] == 1 else [pixels, pixels.flip(3)]
             moments = [torch.stack(codec.posterior(view), dim=1) for view in views]
             yield from torch.stack(moments, dim=1).float().cpu().numpy()
             progress.update(len(places))
+            report(places.stop)
 
 
-def _pixels(images: ImageSet, place: int) -> Tensor:
-    item = images[place]
-    if isinstance(item, ReadError):
-        raise item
-    return item[0]
+def encoding_progress(total: int, quiet: bool) -> Progress:
+    """How many of the images have been encoded."""
+    return Progress(total, title="encoding images", unit="image", leave=False, shown=not quiet)
 
 
 # --- On the disk ---
@@ -164,11 +168,11 @@ def _from_disk(
         return LatentSet(images, found, is_cached=True)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _turn(folder / f"{key}.lock", quiet) as has_lock:
+        with _turn(folder / f"{key}.lock", len(images), quiet) as lock:
             found = open_latents(path, shape)  # another process may have made it
             if found is None:
-                make_room(folder, 4 * int(np.prod(shape)), key, has_lock, is_asked_for)
-                _write(images, codec, shape, path, quiet)
+                make_room(folder, 4 * int(np.prod(shape)), key, lock is not None, is_asked_for)
+                _write(images, codec, shape, path, quiet, lock)
                 found = open_latents(path, shape)
     except OSError as error:
         raise CacheUnavailable(error.strerror or str(error)) from None
@@ -178,34 +182,46 @@ def _from_disk(
 
 
 @contextlib.contextmanager
-def _turn(path: Path, quiet: bool) -> Iterator[bool]:
-    """Wait until no other process makes these latents. Yields False where there are no locks."""
+def _turn(path: Path, images: int, quiet: bool) -> Iterator[FileLock | None]:
+    """Wait until no other process makes these latents, and show how far it is. Yields the lock, or
+    None where there are none.
+    """
     lock = FileLock(path)
-    has_spoken = False
-
-    def while_waiting(_note: str) -> None:
-        nonlocal has_spoken
-        if not has_spoken and not quiet:
-            say("waiting: another process is encoding these images", error=True)
-        has_spoken = True
-
     try:
-        try:
-            lock.acquire(while_waiting)
-            has_lock = True
-        except LocksUnsupported:
-            has_lock = False
-        yield has_lock
+        with encoding_progress(images, quiet) as progress:
+
+            def while_waiting(note: str) -> None:
+                if note.isdigit() and int(note) > progress.done:
+                    progress.update(int(note) - progress.done)
+
+            try:
+                lock.acquire(while_waiting)
+                has_lock = True
+            except LocksUnsupported:
+                has_lock = False
+        yield lock if has_lock else None
     finally:
         lock.close()
 
 
-def _write(images: ImageSet, codec: LatentCodec, shape: Shape, path: Path, quiet: bool) -> None:
+def _write(
+    images: ImageSet,
+    codec: LatentCodec,
+    shape: Shape,
+    path: Path,
+    quiet: bool,
+    lock: FileLock | None,
+) -> None:
     """Encode into a file of this process alone, then give it the name that all look for."""
+
+    def report(done: int) -> None:
+        if lock is not None:
+            lock.write_note(str(done))
+
     part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
     writer = LatentWriter(part, shape)
     try:
-        for row in encoded(images, codec, shape, quiet):
+        for row in encoded(images, codec, shape, quiet, report):
             writer.append(row)
         writer.finish()
         writer.close()

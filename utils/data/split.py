@@ -121,6 +121,11 @@ def scattered(checksums: np.ndarray) -> np.ndarray:
     return (state >> np.uint64(11)) / 2.0**53
 
 
+def lowest_numbers(checksums: np.ndarray, count: int) -> np.ndarray:
+    """The places of `count` images, or of all, chosen by their pixels alone."""
+    return np.argsort(scattered(checksums), kind="stable")[:count]
+
+
 class NearCopies:
     """The near copies of images, each looked for once."""
 

@@ -264,7 +264,11 @@ def _diffused_channels(config: _Fields, image_channels: int) -> int:
     """Of what the diffusion sees: of the images, or of an autoencoder's latents."""
     if "codec" not in config.values or config.part("codec").values.get("name") != "latents":
         return image_channels
-    autoencoder = config.part("codec").part("network")
+    codec = config.part("codec")
+    codec.value("hash", _is_text, "a text")
+    for name in ("latents_mean", "latents_std"):
+        codec.value(name, _is_list_of_numbers, "a list of numbers")
+    autoencoder = codec.part("network")
     taken = autoencoder.value("in_channels", _is_count, "a whole number")
     if taken != image_channels:
         raise config.unusable(
@@ -296,6 +300,10 @@ def _is_dict(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) in (int, float) for item in value)
 
 
 def _is_list_of_text(value: Any) -> bool:

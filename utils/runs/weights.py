@@ -98,12 +98,14 @@ def match_weights(
     class_names: Sequence[str],
     previous_class_names: Sequence[str] | None,
     source: Path | str = "the given file",
+    are_images: bool = True,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """What a network that is to be trained on other classes keeps of weights: all that does not
     depend on the set of images.
 
     class_names: of the new set, none for an unconditional network. previous_class_names: of the set
-    that the weights were trained on; None where the file does not say.
+    that the weights were trained on; None where the file does not say. `are_images`: whether both
+    work on images, not on latents, so that 1 channel is grey and 3 are colour.
 
     Returns weights that load strictly, and sentences that say what is new or adapted, none where
     everything fits as it is. The weights given stay as they are. UserError names all that cannot be
@@ -112,7 +114,7 @@ def match_weights(
     check_tensors(weights, source)
     own: dict[str, Tensor] = network.state_dict()
     matched = dict(weights)
-    said = adapt_channels(matched, own)
+    said = adapt_channels(matched, own) if are_images else []
     said += adapt_labels(matched, own, class_names, previous_class_names, source)
     check_fit(network, matched, source)
     return matched, said

@@ -54,7 +54,7 @@ class AutoencoderTask:
         if self.ssim_weight and min(height, width) < WINDOW_SIZE:
             raise ValueError(
                 f"image size {height},{width}: SSIM needs sides of {WINDOW_SIZE} pixels or more; "
-                "a weight of SSIM of 0 would work"
+                "--ssim_weight 0 would work"
             )
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:

@@ -25,8 +25,9 @@ from utils.training.state import TrainState
 # pairs are logged as means over the images of the step.
 LossFunction = Callable[[nn.Module, Batch, Draws], dict[str, Tensor]]
 
-# What all processes do together after the last step, before it is saved: it may add to the config.
-CompleteFunction = Callable[[TrainState], None]
+# What all processes do together after the last step: it may add to the config, which is then saved
+# once more. (state, whether a signal asks to stop) -> whether it was done.
+CompleteFunction = Callable[[TrainState, Callable[[], bool]], bool]
 
 # Below this scale of the loss, fp16 has skipped many steps in a row.
 SMALLEST_SCALE = 1.0
@@ -111,6 +112,7 @@ class TrainingLoop:
         self.names_of = names_of
         self.evaluate = evaluate
         self.complete = complete
+        self.received: list[int] = []  # signals
         self.meter = Meter(self.ranks)
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.first_step = state.step
@@ -118,14 +120,22 @@ class TrainingLoop:
 
     def run(self, received: list[int]) -> None:
         """Look, then leave or take a step, and repeat: the first and last look need no copy."""
+        self.received = received
         while True:
-            stop = self.ranks.any(bool(received))
+            stop = self.stop_is_asked()
             self.look(stop)
             if stop:
-                raise Stopped(received[0] if received else signal.SIGTERM)
+                raise self.stopped()
             if self.schedule.is_finished(self.state.step):
                 return
             self.take_step()
+
+    def stop_is_asked(self) -> bool:
+        """Whether a process has received a signal; all processes ask together."""
+        return self.ranks.any(bool(self.received))
+
+    def stopped(self) -> Stopped:
+        return Stopped(self.received[0] if self.received else signal.SIGTERM)
 
     # --- Between two steps ---
 
@@ -139,9 +149,9 @@ class TrainingLoop:
             return
         self.report()
         if save_is_due and state.step != self.saved_step:
-            if self.complete is not None and schedule.is_finished(state.step):
-                self.complete(state)
             self.save()
+            if not stop and schedule.is_finished(state.step):
+                self.make_complete()
         if not stop:
             self.show(resumed=state.step == self.first_step)
         self.meter.restart_clock()  # none of this counts as training
@@ -167,6 +177,14 @@ class TrainingLoop:
             wait=self.saved_step is None,
         )
         self.saved_step = state.step
+
+    def make_complete(self) -> None:
+        """What is to be done after the last step, and the save with it."""
+        if self.complete is None:
+            return
+        if not self.complete(self.state, self.stop_is_asked):
+            raise self.stopped()
+        self.save()
 
     def show(self, resumed: bool) -> None:
         """Evaluate the averaged network and draw a preview of it, as far as they are due. A resumed

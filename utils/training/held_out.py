@@ -12,7 +12,7 @@ from model.diffusion import GaussianDiffusion
 from model.randomness import mix
 from model.samplers.base import evaluation_mode
 from utils.data import ImageSet
-from utils.data.split import scattered
+from utils.data.split import lowest_numbers
 from utils.devices import Precision
 from utils.errors import ReadError
 from utils.ranks import Ranks
@@ -55,7 +55,7 @@ class SampleOfImages:
 
 def first_by_content(images: ImageSet, count: int) -> np.ndarray:
     """The places of `count` images, or of all, chosen by their pixels alone."""
-    return np.argsort(scattered(images.checksums), kind="stable")[:count]
+    return lowest_numbers(images.checksums, count)
 
 
 class HeldOutLoss:

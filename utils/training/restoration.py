@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from model.codecs import HALF_RANGE
 from utils.data import ImageSet
 from utils.data.pairs import PairSet
-from utils.data.split import Split, scattered
+from utils.data.split import Split, lowest_numbers
 from utils.errors import ReadError
 from utils.evaluation.restoration import Convention, restoration_scores
 from utils.pictures import image_grid
@@ -22,7 +23,6 @@ from utils.training.evaluation import EvaluationPlan, plan_evaluations
 from utils.training.run import RunLength
 
 FIGURES = "loss, PSNR and SSIM"
-HALF_RANGE = 127.5  # of 8-bit pixels: losses are in [-1, 1]
 
 # (network, inputs (B,C,h,w) uint8) -> restored (B,C,H,W) uint8, on the CPU
 RestoreFunction = Callable[[nn.Module, Tensor], Tensor]
@@ -81,8 +81,7 @@ def chosen_places(split: Split, checksums: np.ndarray, count: int) -> tuple[np.n
     pixels alone.
     """
     training = split.training(len(checksums))
-    order = np.argsort(scattered(checksums[training]), kind="stable")
-    return split.held_out[:count], training[order[:count]]
+    return split.held_out[:count], training[lowest_numbers(checksums[training], count)]
 
 
 class RestorationScore:

@@ -5,11 +5,14 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.diffusers_autoencoder import read_diffusers_autoencoder
 from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
 from utils.training.state import TrainState
+
+PIXELS = {"name": "pixels"}  # the codec of a diffusion without latents, and of the other kinds
 
 
 def open_resumed(kind: str, run: Path, start_epoch: int) -> Checkpoint:
@@ -94,9 +97,7 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **config["data"],
     }
     facts["the images"] = facts.pop("fingerprint", None)
-    codec = config.get("codec", {})
-    facts["the autoencoder"] = codec.get("hash", "none")
-    facts["latents_mean"] = codec.get("latents_mean", "none")
+    facts["the autoencoder"] = config.get("codec", {}).get("hash", "none")
     held_out = facts.pop("held_out", None)
     if held_out is not None:
         facts["val_fraction"] = held_out["share"]
@@ -131,8 +132,12 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
     Parts that depend on the set (label rows, image channels) are matched; the remarks say which
     are new or adapted, and how the file's process differs. Raises UserError for what does not fit.
     """
-    contents = read_checkpoint(file)
+    if file.is_dir() and state.kind == "autoencoder":
+        contents = {"network": read_diffusers_autoencoder(file)[1]}
+    else:
+        contents = read_checkpoint(file)
     remarks: list[str] = []
+    are_images = state.config.get("codec", PIXELS) == PIXELS
     previous_names: list[str] | None = None
     if "config" in contents:
         checkpoint = Checkpoint.parse(contents, file)
@@ -141,13 +146,16 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
         previous_names = checkpoint.class_names
         theirs, ours = (config.get("diffusion", {}) for config in (checkpoint.config, state.config))
         remarks += process_differences(theirs, ours)
+        codecs = [config.get("codec", PIXELS) for config in (checkpoint.config, state.config)]
+        remarks += codec_differences(*codecs)
+        are_images = all(codec == PIXELS for codec in codecs)
         weights = checkpoint.ema or checkpoint.network
     else:
         weights = contents.get("ema") or contents.get("network")
     if not weights:
         raise UserError(f"{file} holds no weights to start from")
     names = state.config["data"]["class_names"]
-    matched, said = match_weights(state.network, weights, names, previous_names, file)
+    matched, said = match_weights(state.network, weights, names, previous_names, file, are_images)
     check_finite(matched, file)
     for network in (state.network, state.ema.network):
         network.load_state_dict(matched)
@@ -162,6 +170,15 @@ def check_architecture(checkpoint: Checkpoint, state: TrainState) -> None:
             f"{checkpoint.source} holds a {theirs}, but this run builds a {ours}: "
             f"pass --network {theirs} to start from it"
         )
+
+
+def codec_differences(theirs: dict, ours: dict) -> list[str]:
+    """A remark on a network that was trained on something else than this run, if it was."""
+    before, now = (
+        "pixels" if codec == PIXELS else f"the latents of autoencoder {codec.get('hash')}"
+        for codec in (theirs, ours)
+    )
+    return [] if before == now else [f"the weights were trained on {before}, this run is on {now}"]
 
 
 def process_differences(theirs: dict, ours: dict) -> list[str]:

@@ -6,7 +6,8 @@ A script of tools/ says what is trained, in the order of execution:
     split = run.split(images)                    which images are held out
     length = run.length(len(dataset))            steps
     state = run.build_state(config, length)      network, EMA, optimizer
-    run.train(Work(...))                         resume or pretrain, plan, fit
+    run.restore(state, length)                   resume or pretrain: refused before any long work
+    run.train(Work(...))                         plan, fit
 """
 
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from utils.data.split import Split, recorded_split, split_set
 from utils.devices import choose_device, choose_precision, prepare_for_training, wrap_network
 from utils.errors import UserError
 from utils.ranks import Ranks
+from utils.runs.checkpoint import Checkpoint
 from utils.runs.folder import RunFolder
 from utils.training.evaluation import EvaluateFunction, EvaluationPlan
 from utils.training.fit import CompleteFunction, Update, fit
@@ -92,7 +94,7 @@ class Work:
     length: RunLength
     evaluations: EvaluationPlan | None = None  # None: nothing is measured
     evaluate: EvaluateFunction | None = None
-    complete: CompleteFunction | None = None  # after the last step, before it is saved
+    complete: CompleteFunction | None = None  # after the last step
     previews: Previews | None = None
     convention: str = ""  # of PSNR and SSIM
     plan_lines: list[str] = field(default_factory=list)  # of this kind of run
@@ -115,7 +117,9 @@ class TrainingRun:
         self.folder = None
         if ranks.is_main and not options.plan:
             self.folder = RunFolder(options.folder, options.resume)
-        self.resumed = None
+        self._restored: list[str] = []  # remarks
+        self._source: Path | None = None  # what the run resumes from
+        self.resumed: Checkpoint | None = None
         if options.resume:
             self.resumed = open_resumed(kind, options.folder, options.start_epoch)
 
@@ -187,29 +191,43 @@ class TrainingRun:
             },
         )
 
-    # --- Resume or pretrain, plan, fit ---
+    # --- Resume or pretrain ---
+
+    def restore(self, state: TrainState, length: RunLength) -> None:
+        """Bring the state to where the run resumes or starts.
+
+        Raises UserError where that does not fit, or where another machine was given other options,
+        images or weights.
+        """
+        options = self.options
+        if options.pretrain and options.pretrain_path is not None:
+            self._restored = pretrain(state, options.pretrain_path)
+        elif self.resumed is not None:
+            self._restored = self._resume(state, self.resumed, length)
+            self._source = Path(self.resumed.source)
+            self.resumed = None  # it takes as much memory as the state
+        self._check_agreement(state)
+
+    # --- Plan, fit ---
 
     def train(self, work: Work) -> None:
-        """Bring the state to where the run resumes or starts, say the plan, and train to the end.
+        """Say the plan, and train to the end. With --plan, stops behind the plan.
 
-        With --plan, stops behind the plan. Raises what `fit` raises.
+        Raises what `fit` raises.
         """
         options, state = self.options, work.state
         schedule = self._schedule(work)
-        restored = self._restore(state, schedule)
-        source = None if self.resumed is None else Path(self.resumed.source)
-        self.resumed = None  # it takes as much memory as the state
-        self._check_agreement(state)
         network = wrap_network(state.network, self.ranks, options.compile)
 
-        remarks = [self.precision_remark, *work.remarks, *self._length_remarks(schedule), *restored]
+        remarks = [self.precision_remark, *work.remarks, *self._length_remarks(schedule)]
+        remarks += self._restored
         lines = self._plan(work, schedule, network) + remark_lines(remarks)
         if options.plan:
             say("\n".join(lines))
             return
         if self.folder is not None:
             record = {"kind": state.kind, "args": state.args, "config": state.config}
-            self.folder.start(record, state.step, source)
+            self.folder.start(record, state.step, self._source)
             self.folder.log("\n".join(lines))
         self._fit(work, schedule, network, self._recorder(work, schedule))
 
@@ -236,26 +254,22 @@ class TrainingRun:
         warmup = allowed_warmup(options.warmup_steps, total_steps)
         return learning_rate(step, total_steps, options.lr, options.lr_func, warmup)
 
-    def _restore(self, state: TrainState, schedule: Schedule) -> list[str]:
-        """Bring the state to where the run resumes or starts; remarks for the plan."""
-        options, resumed = self.options, self.resumed
-        if options.pretrain and options.pretrain_path is not None:
-            return pretrain(state, options.pretrain_path)
-        if resumed is None:
-            return []
+    def _resume(self, state: TrainState, resumed: Checkpoint, length: RunLength) -> list[str]:
+        """Continue from a checkpoint of this run; remarks for the plan."""
+        options = self.options
         remarks = resume(state, resumed, options.allow_changes)
-        if state.step > schedule.total_steps:
+        if state.step > length.total_steps:
             raise UserError(
                 f"{resumed.source} has done {state.step} steps; "
-                f"--epochs {options.epochs} is only {schedule.total_steps}"
+                f"--epochs {options.epochs} is only {length.total_steps}"
             )
-        length = resumed.config.get("length", {})
-        before = length.get("total_steps")
-        if before is None and length.get("epochs"):
-            before = length["epochs"] * schedule.steps_per_epoch
+        earlier = resumed.config.get("length", {})
+        before = earlier.get("total_steps")
+        if before is None and earlier.get("epochs"):
+            before = earlier["epochs"] * length.steps_per_epoch
         remark = learning_rate_remark(
             before,
-            schedule.total_steps,
+            length.total_steps,
             state.step,
             lambda step, total: self._rate_at(total, step),
         )
@@ -265,6 +279,7 @@ class TrainingRun:
         """Raise UserError where another machine was given other options or images."""
         may_differ: dict[str, Any] = dict.fromkeys(self.options.of_a_machine)
         facts = {**state.args, **may_differ, **state.config["data"], "step": state.step}
+        facts["the autoencoder"] = state.config.get("codec", {}).get("hash")
         self.ranks.check_agreement(facts)
 
     def _length_remarks(self, schedule: Schedule) -> list[str]:

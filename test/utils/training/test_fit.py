@@ -106,14 +106,27 @@ def names_of(step):
     return ["a.png"]
 
 
-def run(loader, loss_fn=squares, state=None, recorder=None, evaluate=None, **schedule):
+def run(
+    loader, loss_fn=squares, state=None, recorder=None, evaluate=None, complete=None, **schedule
+):
     """fit on a tiny network: the recorder, the state, and the error that ended it."""
     state, recorder = state or new_state(), recorder or FakeRecorder()
     options = {"log_interval": 2, "save_steps": 0, "preview_epochs": 2} | schedule
     plan = Schedule(STEPS, 4, lambda step: 0.1, **options)
     update = Update(Precision(torch.float32, torch.device("cpu")), Ranks())
     try:
-        fit(state.network, loader, loss_fn, state, plan, recorder, update, names_of, evaluate)
+        fit(
+            state.network,
+            loader,
+            loss_fn,
+            state,
+            plan,
+            recorder,
+            update,
+            names_of,
+            evaluate,
+            complete,
+        )
     except (Exception, KeyboardInterrupt) as error:
         assert recorder.closed == 1  # whatever happened
         return recorder, state, error
@@ -141,6 +154,31 @@ def test_evaluates_what_it_has_saved():
     assert error is None and recorder.evaluations == [5, 10, 12]
     assert recorder.saved == [0, 4, 5, 8, 10, 12]
     assert run(batches(), evaluate=step_of)[0].evaluations == []  # never due
+
+
+def test_what_completes_a_run_comes_after_a_save_and_before_another():
+    told = []
+
+    def complete(state, should_stop):
+        assert not should_stop()
+        told.append((state.step, list(recorder.saved), list(recorder.evaluations)))
+        return True
+
+    recorder = FakeRecorder()
+    run(batches(), recorder=recorder, evaluate=step_of, evaluation_steps=5, complete=complete)
+    assert told == [(12, [0, 4, 5, 8, 10, 12], [5, 10])]
+    assert recorder.saved == [0, 4, 5, 8, 10, 12, 12] and recorder.evaluations == [5, 10, 12]
+
+
+def test_a_signal_ends_what_completes_a_run():
+    def complete(state, should_stop):
+        signal.raise_signal(signal.SIGTERM)
+        return not should_stop()
+
+    recorder, state, error = run(batches(), evaluate=step_of, complete=complete)
+    assert isinstance(error, Stopped) and recorder.saved[-1] == 12 and recorder.saved.count(12) == 1
+    assert recorder.ended == ["stopped 12"]
+    assert state.step == STEPS
 
 
 def test_a_resumed_run_evaluates_only_what_is_missing():

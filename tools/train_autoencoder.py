@@ -41,6 +41,7 @@ OWN: opt.Table = {
         Option("--ms_ssim",           False,           opt.switch,          "SSIM over several scales", decides=True),
         Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
         Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
+        Option("--num_vis",           8,               opt.positive,        "images per preview"),
     ],
 }
 # fmt: on
@@ -56,7 +57,7 @@ DEFAULTS = {
 }
 # What only a diffusion has.
 WITHOUT = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
-WITHOUT += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
+WITHOUT += ("num_vis", "sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=WITHOUT)
 
 # Options that describe the network.
@@ -142,7 +143,6 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluate=evaluate,
             complete=LatentStatistics(dataset, run.precision.device, ranks),
             previews=previews,
-            convention=str(convention),
             plan_lines=[latent_line(args, state)],
             remarks=opt.idle_process_remarks(args, OPTIONS),
         )

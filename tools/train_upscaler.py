@@ -35,11 +35,12 @@ OWN: opt.Table = {
         Option("--network",           "rdn",           opt.UPSCALERS,       "network architecture"),
         Option("--features",          64,              opt.positive,        "channels of the network"),
         Option("--blocks",            None,            opt.positive,        "blocks of the network; not set: 3, for edsr 16"),
-        Option("--layers",            6,               opt.positive,        "rdn: convolutions per block"),
-        Option("--growth",            32,              opt.positive,        "rdn: channels that each of them adds"),
+        Option("--layers",            None,            opt.positive,        "rdn: convolutions per block; not set: 6"),
+        Option("--growth",            None,            opt.positive,        "rdn: channels that each of them adds; not set: 32"),
         Option("--crop_size",         32,              opt.Number(int, 4),  "side of the crops that training sees, in pixels of the small images", decides=True),
         Option("--degrade",           False,           opt.switch,          "for photos from the web: small images that are blurred, noisy and compressed", decides=True),
-        Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB"),
+        Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB", decides=True),
+        Option("--num_vis",           4,               opt.positive,        "images per preview"),
     ],
 }
 # fmt: on
@@ -52,7 +53,6 @@ DEFAULTS = {
     "lr": 4e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
-    "num_vis": 4,
 }
 # What only a diffusion has.
 WITHOUT = (
@@ -64,7 +64,7 @@ WITHOUT = (
     "autoencoder_path",
     "latent",
 )
-WITHOUT += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
+WITHOUT += ("num_vis", "sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=WITHOUT)
 
 
@@ -75,6 +75,8 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     opt.check_training(args)
+    if args.network != "rdn" and (args.layers, args.growth) != (None, None):
+        raise opt.UserError("--layers and --growth belong to --network rdn")
     opt.launch_training(partial(train, args), args)
 
 
@@ -109,7 +111,8 @@ def train(args: Namespace, ranks: Ranks) -> None:
 
     # What is measured and drawn now and then
     passes = task.passes(size)
-    convention = Convention(border=scale, luma=args.luma, mode=pairs.large.mode)
+    mode = pairs.large.mode
+    convention = Convention(scale, args.luma and mode == "RGB", mode, args.degrade)
     evaluations = plan_restoration(length, split, passes, args.eval_interval_epochs)
     lines = [
         f"pairs       {size[0]},{size[1]} -> {scale * size[0]},{scale * size[1]}; "
@@ -122,7 +125,9 @@ def train(args: Namespace, ranks: Ranks) -> None:
         lines.append(f"baseline    {baseline} on held-out images ({convention})")
     if args.vis:
         network = state.ema.network
-        previews = build_previews(pairs, split, args.num_vis, scale, network, run.precision, passes)
+        previews = build_previews(
+            pairs, split, args.num_vis, scale, network, run.precision, passes, args.degrade
+        )
 
     # Plan, fit
     run.train(
@@ -136,7 +141,6 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluations=evaluations,
             evaluate=evaluate,
             previews=previews,
-            convention=str(convention),
             plan_lines=lines,
             remarks=plan_remarks(args, pairs),
         )
@@ -151,11 +155,8 @@ def network_config(args: Namespace, channels: int) -> dict:
         "scale": args.scale,
         "features": args.features,
     }
-    if args.blocks is not None:
-        config["blocks"] = args.blocks
-    if args.network == "rdn":
-        config |= {"layers": args.layers, "growth": args.growth}
-    return config
+    optional = {name: getattr(args, name) for name in ("blocks", "layers", "growth")}
+    return config | {name: value for name, value in optional.items() if value is not None}
 
 
 def plan_remarks(args: Namespace, pairs: PairSet) -> list[str]:
@@ -163,6 +164,8 @@ def plan_remarks(args: Namespace, pairs: PairSet) -> list[str]:
     from utils.data.pairs import enlarged_originals_remark
 
     remarks = opt.idle_process_remarks(args, OPTIONS)
+    if args.luma and pairs.large.mode == "L":
+        remarks.append("--luma has no effect on grey images")
     remark = enlarged_originals_remark(pairs)
     if remark:
         remarks.append(remark)

@@ -28,7 +28,7 @@ OPTIONS: opt.Table = {
     ],
     "output": [
         shared("--image_format", None, "file format of the results; not set: that of each image, PNG where it cannot hold the result"),
-        Option("--recompute",    False,                    opt.switch,  "of a folder: make all results anew, also those that are there already"),
+        Option("--recompute",    False,                    opt.switch,  "make all results anew, also where files of their names are there"),
     ],
     "machine": [
         Option("--tile",         None,                     opt.natural, "side of the tiles that an image is cut into, in its pixels; 0: none; not set: as memory allows"),
@@ -96,6 +96,8 @@ def upscale_file(args, job) -> None:
         raise opt.UserError(f"IN {job.source} cannot be enlarged: {why}")
     upscaler = open_upscaler(args)
     output = plan_output(source, upscaler.scale, job.wanted, job.png)
+    if output.path != args.out and output.path.exists() and not args.recompute:
+        raise opt.UserError(f"{output.path} is there already: --recompute replaces it")
     height, width = output.canvas.size
     with opt.Progress(height, title="upscaling", unit="row", leave=False) as progress:
         write_upscaled(source, upscaler, output, progress.update)
@@ -122,11 +124,14 @@ def read(job):
 
 def upscale_folder(args, jobs) -> None:
     """Every image of the folder; a broken one is named, and the others are done."""
+    from utils.upscaling.output import remove_half_files
+
     upscaler = open_upscaler(args)
     for line in jobs.account.lines("IN"):
         opt.say(f"warning: {line}")
     if jobs.results_left_out:
         opt.say(f"{jobs.results_left_out:,} images of IN lie in OUT and are left out")
+    remove_half_files(args.out)
     remarks = Remarks()
     counts = dict.fromkeys((MADE, SKIPPED, FAILED), 0)
     with opt.Progress(len(jobs), title="upscaling", unit="image") as progress:
@@ -157,8 +162,15 @@ def upscale_one(args, job, upscaler, remarks: "Remarks") -> str:
         return FAILED
     output = plan_output(source, upscaler.scale, job.wanted, job.png)
     remarks.add(job.shown, output.remarks)
-    if not args.recompute and job.has_result(output.path, upscaler.scale):
-        return SKIPPED
+    if not args.recompute and output.path.exists():
+        if job.has_result(output.path, upscaler.scale):
+            return SKIPPED
+        opt.say(
+            f"error: {job.shown} is left out: {output.path} is there, of another size or older than "
+            "the image; --recompute replaces it",
+            error=True,
+        )
+        return FAILED
     write_upscaled(source, upscaler, output)
     return MADE
 

@@ -5,18 +5,24 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, assert_equal_states, metrics
 from PIL import Image
 
 from utils.data import read_image
-from utils.data.pairs import CropSet, load_pairs, starts
+from utils.data.pairs import CropSet, covers, load_pairs, starts
+from utils.evaluation.restoration import Convention, restoration_scores
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.evaluations import read_evaluations
+from utils.runs.files import read_checkpoint
 from utils.runs.inference import inference_network
+from utils.training.upscaling_measures import enlarged_bicubic
 
 SMALL = ["--features", 8, "--blocks", 1, "--layers", 2, "--growth", 4, "--batch_size", 8]
 SMALL += ["--image_size", 12, "--crop_size", 8, "--num_vis", 2]
+EDSR = [*SMALL[:4], *SMALL[8:], "--network", "edsr"]  # which has no layers and no growth
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def test_parts_of_large_and_small_images_belong_together(photos):
 
 def test_a_grey_folder_trains_a_grey_network(images, tmp_path, script):
     options = ["--dataset_path", images, "--run_name", "grey", "--epochs", 1, "--degrade"]
-    script("train_upscaler", *options, *SMALL, "--scale", 3, "--network", "edsr")
+    script("train_upscaler", *options, *EDSR, "--scale", 3)
     checkpoint = Checkpoint.read(tmp_path / "results/grey/ema_last.pt")
     network = checkpoint.config["network"]
     assert (network["name"], network["in_channels"], network["scale"]) == ("edsr", 1, 3)
@@ -172,12 +178,96 @@ def test_a_kind_given_to_the_wrong_script_is_said(photos, images, tmp_path, scri
 
 
 def test_it_starts_from_other_weights(photos, tmp_path, script):
-    options = ["--dataset_path", photos, "--epochs", 1, *SMALL]
-    script("train_upscaler", *options, "--run_name", "a")
+    options = ["--dataset_path", photos, *SMALL, "--vis", "False"]
+    script("train_upscaler", *options, "--run_name", "a", "--epochs", 2)
     weights = tmp_path / "results/a/ema_last.pt"
-    said = script(
-        "train_upscaler", *options, "--run_name", "b", "--pretrain", "--pretrain_path", weights
-    )
+    pretrain = ["--pretrain", "--pretrain_path", weights, "--epochs", 1, "--lr", 1e-12]
+    said = script("train_upscaler", *options, "--run_name", "b", *pretrain)
     assert "warning:    the weights" not in said.stdout
-    other = [*options, "--run_name", "c", "--pretrain", "--pretrain_path", weights, "--scale", 3]
-    assert "do not fit the network rdn" in script("train_upscaler", *other, status=2).stderr
+    a, b = (read_checkpoint(tmp_path / "results" / run / "ema_last.pt")["ema"] for run in "ab")
+    assert all((a[name] - b[name]).abs().max() < 1e-6 for name in a)
+
+    said = script("train_upscaler", *options, "--run_name", "c", *pretrain, "--scale", 3)
+    assert "the layer that makes the pixels is new" in said.stdout
+    c = read_checkpoint(tmp_path / "results/c/ema_last.pt")["ema"]
+    same = [name for name in a if not name.startswith("up.")]
+    assert len(same) == len(a) - 2
+    assert all((a[name] - c[name]).abs().max() < 1e-6 for name in same)
+    other = script(
+        "train_upscaler", *options, "--run_name", "d", *pretrain, "--mode", "L", status=2
+    )
+    assert "do not fit the network rdn" in other.stderr
+
+
+def test_every_option_of_the_network_arrives(photos, tmp_path, script):
+    options = ["--dataset_path", photos, *SMALL, "--vis", "False", "--epochs", 1]
+    script(
+        "train_upscaler", *options, "--run_name", "a", "--blocks", 2, "--layers", 3, "--growth", 5
+    )
+    network = Checkpoint.read(tmp_path / "results/a/ema_last.pt").config["network"]
+    assert (network["blocks"], network["layers"], network["growth"]) == (2, 3, 5)
+    edsr = script("train_upscaler", *options, "--network", "edsr", "--run_name", "b", status=2)
+    assert "--layers and --growth belong to --network rdn" in edsr.stderr
+
+
+def test_what_is_measured_is_named_with_the_figures(photos, tmp_path, script):
+    options = ["--dataset_path", photos, *SMALL, "--vis", "False", "--epochs", 1]
+    options += ["--val_fraction", 0.25, "--lr", 1e-12]
+    said = {}
+    for name, more in (("rgb", []), ("y", ["--luma"]), ("worse", ["--degrade"])):
+        said[name] = script("train_upscaler", *options, "--run_name", name, *more).stdout
+    last = {name: text.strip().splitlines()[-2] for name, text in said.items()}
+    assert last["rgb"].endswith("(RGB, 8 bits, without a border of 2 pixels).")
+    assert last["y"].endswith("(Y of BT.601, 8 bits, without a border of 2 pixels).")
+    assert last["worse"].endswith("without a border of 2 pixels, degraded small images).")
+
+    # Before it has learned anything, the network is about nearest-neighbour enlarging.
+    rows = {name: read_evaluations(tmp_path / "results" / name)[0][-1] for name in said}
+    pairs = load_pairs(photos, (12, 12), 2)
+    places = [
+        [int(number) for number in pairs.checksums].index(number)
+        for number in rows["rgb"].held_out_images
+    ]
+    small = torch.stack([pairs[place][0] for place in places])
+    large = torch.stack([pairs[place][1] for place in places])
+    for name, convention in (("rgb", Convention(2)), ("y", Convention(2, luma=True))):
+        psnr, _ = restoration_scores(enlarged_bicubic(2, small), large, convention)
+        assert abs(psnr.mean() - rows[name].scores["bicubic_psnr"]) < 1e-4
+    bicubic = (255 * float64_bicubic(small, 2)).round() / 255
+    psnr = -10 * np.log10(np.square(bicubic - large.numpy() / 255)[..., 2:-2, 2:-2].mean((1, 2, 3)))
+    assert abs(psnr.mean() - rows["rgb"].scores["bicubic_psnr"]) < 0.35  # it differs at borders
+    assert rows["worse"].scores["bicubic_psnr"] < rows["rgb"].scores["bicubic_psnr"] - 1
+    assert rows["worse"].measure != rows["rgb"].measure != rows["y"].measure
+
+    changed = script(
+        "train_upscaler", *options, "--run_name", "rgb", "--resume", "--luma", status=2
+    )
+    assert "luma False before, True now" in changed.stderr
+
+
+def float64_bicubic(images, scale):
+    """(B,C,H,W) uint8 -> 0..1 enlarged, by cubic convolution with a = -1/2 (in float64)."""
+    out = []
+    for image in images:
+        height, width = image.shape[1:]
+        rows, columns = (weights_of(side, scale) for side in (height, width))
+        out.append(np.einsum("yi,cij,xj->cyx", rows, image.double().numpy() / 255, columns))
+    return np.clip(np.stack(out), 0, 1)
+
+
+def weights_of(side, scale):
+    centres = (np.arange(side * scale) + 0.5) / scale - 0.5
+    distance = np.abs(centres[:, None] - np.arange(side)[None])
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def test_a_file_that_is_turned_is_not_too_small(tmp_path):
+    for name, size, orientation in (("wide", (40, 20), 1), ("turned", (20, 40), 6)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.jpg", exif=exif)
+    assert covers(tmp_path / "wide.jpg", 20, 40) and covers(tmp_path / "turned.jpg", 20, 40)
+    assert not covers(tmp_path / "wide.jpg", 40, 20)

@@ -15,6 +15,8 @@ from helpers import ROOT
 from PIL import Image
 from upscaling_helpers import upscaler, write_upscaler
 
+from utils.runs.files import read_checkpoint, save_checkpoint
+
 UPSCALE = [sys.executable, str(ROOT / "tools" / "upscale.py")]
 
 
@@ -82,7 +84,7 @@ def test_what_is_there_already_is_skipped(run, tmp_path):
     for name in ("a.png", "b.gif", "c.png"):
         picture(tmp_path / "in" / name)
     run(tmp_path / "in", tmp_path / "out")
-    before = {name: os.stat(tmp_path / "out" / name).st_ino for name in ("a.png", "b.png")}
+    before = {name: os.stat(tmp_path / "out" / name).st_ino for name in ("a.png", "b.gif.png")}
     (tmp_path / "out" / "c.png").unlink()
     done = run(tmp_path / "in", tmp_path / "out")
     assert "1 images in" in done.stdout and "2 were there already" in done.stdout
@@ -94,10 +96,16 @@ def test_what_is_there_already_is_skipped(run, tmp_path):
 
 def test_another_scale_is_not_skipped(script, weights, tmp_path):
     picture(tmp_path / "in" / "a.png")
-    for scale, weight_path in ((2, weights), (3, write_upscaler(tmp_path / "x3.pt", scale=3))):
-        options = ["--weight_path", weight_path, "--use_gpu", -1]
-        script("upscale", tmp_path / "in", tmp_path / "out", *options)
+    x3 = write_upscaler(tmp_path / "x3.pt", scale=3)
+
+    def run(weight_path, *more, status=0):
+        options = ["--weight_path", weight_path, "--use_gpu", -1, *more]
+        return script("upscale", tmp_path / "in", tmp_path / "out", *options, status=status)
+
+    for weight_path, scale, more in ((weights, 2, []), (x3, 3, ["--recompute"])):
+        run(weight_path, *more)
         assert Image.open(tmp_path / "out" / "a.png").size == (30 * scale, 20 * scale)
+    assert "a.png is there, of another size" in run(weights, status=1).stderr
 
 
 def test_results_inside_the_folder(run, tmp_path):
@@ -211,3 +219,60 @@ def test_help_needs_no_torch(tmp_path):
     command = [*UPSCALE, "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "--tile" in done.stdout
+
+
+def test_files_of_others_are_not_replaced(run, tmp_path):
+    picture(tmp_path / "in" / "a.png")
+    foreign = tmp_path / "out" / "a.png"
+    picture(foreign, 7, 7)
+    before = foreign.read_bytes()
+    done = run(tmp_path / "in", tmp_path / "out", status=1)
+    assert "a.png is left out" in done.stderr and "--recompute replaces it" in done.stderr
+    assert foreign.read_bytes() == before
+    run(tmp_path / "in", tmp_path / "out", "--recompute")
+    assert foreign.read_bytes() != before
+
+    picture(tmp_path / "alone" / "picture.png", 7, 7)
+    picture(tmp_path / "b.png", 8, 8, 4)
+    named = run(tmp_path / "b.png", tmp_path / "alone" / "picture.jpg", status=2)
+    assert "picture.png is there already: --recompute replaces it" in named.stderr
+
+
+def test_a_result_with_another_ending_has_a_name_of_its_own(run, tmp_path):
+    """An image that comes later, of the name that it might have had, is not taken as done."""
+    (tmp_path / "in").mkdir()
+    Image.new("L", (9, 9), 200).save(tmp_path / "in" / "a.gif")
+    run(tmp_path / "in", tmp_path / "out")
+    assert files_below(tmp_path / "out") == ["a.gif.png"]
+    picture(tmp_path / "in" / "a.png", 9, 9)
+    os.utime(tmp_path / "in" / "a.png", (1, 1))
+    run(tmp_path / "in", tmp_path / "out")
+    assert files_below(tmp_path / "out") == ["a.gif.png", "a.png"]
+
+
+def test_what_a_killed_run_left_is_removed(run, tmp_path):
+    picture(tmp_path / "in" / "a.png")
+    old, new = (tmp_path / "out" / f".upscaling-{pid}.tmp" for pid in (1, 2))
+    old.parent.mkdir()
+    old.write_bytes(b"half")
+    new.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    run(tmp_path / "in", tmp_path / "out")
+    assert not old.exists() and new.exists()
+
+
+def test_a_long_exif_block_is_said(run, tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 70_000
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png", exif=exif)
+    done = run(tmp_path / "a.png", tmp_path / "b.jpg")
+    assert "its EXIF is left out: .jpg cannot hold it" in done.stdout
+
+
+def test_a_hostile_name_of_a_network(script, weights, tmp_path):
+    contents = read_checkpoint(weights)
+    contents["config"]["network"]["name"] = ["rdn"]
+    save_checkpoint(contents, tmp_path / "bad.pt")
+    picture(tmp_path / "a.png")
+    arguments = [tmp_path / "a.png", tmp_path / "b.png", "--weight_path", tmp_path / "bad.pt"]
+    assert "describes no upscaler" in script("upscale", *arguments, status=2).stderr

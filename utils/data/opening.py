@@ -3,6 +3,7 @@
 import io
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import __version__ as pillow_version
 
 from utils.data import jpeg, png, tiff
 from utils.data.formats import is_postscript, readable_formats
+from utils.data.silence import quiet_pillow
 
 TIFF_BITS, TIFF_SAMPLE_FORMAT = 258, 339
 UNSIGNED = 1
@@ -190,3 +192,16 @@ def _check_range(image: Image.Image) -> None:
             raise ValueError(f"signed integers as pixels: {advice}")
     if image.format == "FITS" and image.mode != "L":
         raise ValueError(f"measured values as pixels: {advice}")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the picture in a file, from its head alone. Raises what Pillow raises."""
+    with quiet_pillow(), Image.open(path, formats=readable_formats()) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # Pillow turns these itself
+            return height, width
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # a damaged EXIF block raises what it likes
+            orientation = 1
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from utils.data.formats import readable_formats
 from utils.data.image_set import ImageSet, load_image_set
-from utils.data.silence import quiet_pillow
+from utils.data.opening import upright_size
 from utils.errors import ReadError, UserError
 
 MOST_LOOKED_AT = 500  # files whose own sizes are read
@@ -137,13 +135,12 @@ def enlarged_originals_remark(pairs: PairSet) -> str:
     """What to say where files are smaller than the large images, which then are no originals but
     enlarged themselves; "" where none is. Looks at some of the files.
     """
-    wanted = sorted(pairs.large.image_size)
+    height, width = pairs.large.image_size
     step = max(1, len(pairs) // MOST_LOOKED_AT)
     looked_at = [pairs.large.name(i) for i in range(0, len(pairs), step)]
-    too_small = [name for name in looked_at if not covers(pairs.large.root / name, wanted)]
+    too_small = [name for name in looked_at if not covers(pairs.large.root / name, height, width)]
     if not too_small:
         return ""
-    height, width = pairs.large.image_size
     return (
         f"{len(too_small):,} of {len(looked_at):,} images have fewer pixels than {height},{width}, "
         f"such as {too_small[0]}: they were enlarged to that, and the network learns their blur; a "
@@ -151,13 +148,10 @@ def enlarged_originals_remark(pairs: PairSet) -> str:
     )
 
 
-def covers(path: Path, sides: list[int]) -> bool:
-    """Whether a picture, upright or turned, has these sides (the shorter one first) or more. True
-    where its size cannot be told.
-    """
+def covers(path: Path, height: int, width: int) -> bool:
+    """Whether a picture, upright, has these sides or more. True where its size cannot be told."""
     try:
-        with quiet_pillow(), Image.open(path, formats=readable_formats()) as image:
-            shorter, longer = sorted(image.size)
+        own_height, own_width = upright_size(path)
     except Exception:  # Pillow's plugins raise what they like
         return True
-    return shorter >= sides[0] and longer >= sides[1]
+    return own_height >= height and own_width >= width

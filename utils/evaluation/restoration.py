@@ -20,13 +20,17 @@ class Convention:
     border: int = 0  # pixels left out at each side
     luma: bool = False  # Y of BT.601 instead of all channels
     mode: str = "RGB"
+    degraded: bool = False  # whether what is restored was made worse on purpose
 
     def __str__(self) -> str:
         what = "Y of BT.601" if self.luma else {"L": "grey"}.get(self.mode, self.mode)
-        if self.border == 0:
-            return f"{what}, 8 bits"
-        plural = "" if self.border == 1 else "s"
-        return f"{what}, 8 bits, without a border of {self.border} pixel{plural}"
+        parts = [what, "8 bits"]
+        if self.border:
+            plural = "" if self.border == 1 else "s"
+            parts.append(f"without a border of {self.border} pixel{plural}")
+        if self.degraded:
+            parts.append("degraded small images")
+        return ", ".join(parts)
 
 
 def restoration_scores(

@@ -33,6 +33,7 @@ class Evaluation:
     measure: str = ""  # a digest of all that a loss depends on, but for the network and the image
     held_out_images: list[int] = field(default_factory=list)  # (m,) the numbers of the images
     training_images: list[int] = field(default_factory=list)  # (m,)
+    convention: str = ""  # of PSNR and SSIM
 
     @property
     def held_out_loss(self) -> float:
@@ -79,6 +80,7 @@ class Evaluation:
             measure=str(record["measure"]),
             held_out_images=[int(number) for number in record["held_out_images"]],
             training_images=[int(number) for number in record["training_images"]],
+            convention=str(record.get("convention", "")),
         )
         evaluation.check()
         return evaluation

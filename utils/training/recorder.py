@@ -126,7 +126,6 @@ class RunRecorder:
         epochs: int = 1,  # of the whole run
         holds_out: bool = False,  # images, to measure on
         kind: str = "diffusion",  # of checkpoint
-        convention: str = "",  # of PSNR and SSIM
     ):
         self._run = run
         self._ranks = ranks
@@ -136,7 +135,6 @@ class RunRecorder:
         self._epochs = epochs
         self._holds_out = holds_out
         self._kind = kind
-        self._convention = convention
         self._last_loss = ""
         self._step = first_step
         self._total_steps = total_steps
@@ -258,7 +256,7 @@ class RunRecorder:
         last = self._run.evaluations[-1] if self._run.evaluations else None
         if last is not None and "psnr" in last.scores:
             figures = restoration_in_words(last.scores)
-            self._run.log(f"Held-out images: {figures} ({self._convention}).")
+            self._run.log(f"Held-out images: {figures} ({last.convention}).")
         self._run.log(self._sentence(judge(self._run.evaluations)))
 
     def stopped(self, step: int) -> None:

@@ -139,6 +139,7 @@ class RestorationScore:
             self._measure(),
             self.held_out.numbers,
             self.training.numbers,
+            str(self.convention),
         )
 
     def _scores(self, restored: Tensor, targets: Tensor) -> Tensor:
@@ -148,7 +149,8 @@ class RestorationScore:
     def _measure(self) -> str:
         """A digest of all that an error depends on, but for the network and the image."""
         shapes = (self.held_out.inputs.shape[1:], self.held_out.targets.shape[1:])
-        return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+        everything = repr((shapes, self.convention))
+        return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
 @dataclass

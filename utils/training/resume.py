@@ -1,7 +1,9 @@
 """Continuing from a file: an interrupted run, or other weights to fine-tune."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from torch import nn
 
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
@@ -12,6 +14,7 @@ from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
 from utils.training.state import TrainState
 
+ENLARGING = "up."  # the layer of an upscaler whose shape depends on its scale
 PIXELS = {"name": "pixels"}  # the codec of a diffusion without latents, and of the other kinds
 
 
@@ -154,12 +157,33 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
         weights = contents.get("ema") or contents.get("network")
     if not weights:
         raise UserError(f"{file} holds no weights to start from")
+    if state.kind == "upscaler":
+        weights, of_another_scale = with_own_enlarging(state.network, weights)
+        remarks += of_another_scale
     names = state.config["data"]["class_names"]
     matched, said = match_weights(state.network, weights, names, previous_names, file, are_images)
     check_finite(matched, file)
     for network in (state.network, state.ema.network):
         network.load_state_dict(matched)
     return remarks + said
+
+
+def with_own_enlarging(network: nn.Module, weights: Mapping) -> tuple[dict, list[str]]:
+    """Weights of an upscaler, with the network's own new layer where they enlarge by another scale;
+    and a remark on that.
+    """
+    own = network.state_dict()
+    others = [
+        name
+        for name in own
+        if name.startswith(ENLARGING) and name in weights and weights[name].shape != own[name].shape
+    ]
+    if not others:
+        return dict(weights), []
+    replaced = {name: own[name] for name in others}
+    return {**weights, **replaced}, [
+        "the weights enlarge by another scale: the layer that makes the pixels is new"
+    ]
 
 
 def check_architecture(checkpoint: Checkpoint, state: TrainState) -> None:

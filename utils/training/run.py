@@ -96,7 +96,6 @@ class Work:
     evaluate: EvaluateFunction | None = None
     complete: CompleteFunction | None = None  # after the last step
     previews: Previews | None = None
-    convention: str = ""  # of PSNR and SSIM
     plan_lines: list[str] = field(default_factory=list)  # of this kind of run
     remarks: list[str] = field(default_factory=list)  # legal options that cannot work well
 
@@ -344,7 +343,6 @@ class TrainingRun:
             self.options.epochs,
             holds_out=bool(work.state.config["data"]["held_out"]["images"]),
             kind=self.kind,
-            convention=work.convention,
         )
 
     def _fit(self, work: Work, schedule: Schedule, network: nn.Module, recorder: Recorder) -> None:

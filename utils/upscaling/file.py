@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.upscaling.output import Canvas, new_picture, reason_against
+from utils.upscaling.output import KINDS, Canvas, holds_exif, new_picture, reason_against
 from utils.upscaling.source import Source
 from utils.upscaling.upscaler import Upscaler
 
@@ -35,7 +35,11 @@ def plan_output(source: Source, scale: int, wanted: Path, png: Path) -> Output:
     )
     against = reason_against(wanted.suffix.lower(), canvas)
     if not against:
-        return Output(wanted, canvas, source.remarks)
+        kind = KINDS.get(wanted.suffix.lower())
+        remarks = list(source.remarks)
+        if source.exif and kind is not None and not holds_exif(kind, source.exif):
+            remarks.append(f"its EXIF is left out: {wanted.suffix.lower()} cannot hold it")
+        return Output(wanted, canvas, remarks)
     return Output(png, canvas, [*source.remarks, f"written as PNG: {against}"])
 
 

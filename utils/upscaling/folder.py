@@ -8,10 +8,10 @@ from pathlib import Path
 from utils.data.account import Account
 from utils.data.flat import readable
 from utils.data.index import scan_folder
+from utils.data.opening import upright_size
 from utils.errors import UserError
 from utils.upscaling.names import OutputNames
 from utils.upscaling.output import KINDS, PNG, WRITTEN_ENDINGS, written_size
-from utils.upscaling.source import upright_size
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,14 @@ class FolderJobs:
     def __iter__(self) -> Iterator[Job]:
         names = OutputNames(self._names)
         for name in self._names:
-            ending = self._ending or os.path.splitext(name)[1].lower()
+            if self._ending is None:
+                wanted, png = name, names.fallback(name, PNG)
+            else:
+                wanted, png = names.name(name, self._ending), names.name(name, PNG)
             yield Job(
                 source=self._source / name,
-                wanted=self._out / names.name(name, ending),
-                png=self._out / names.name(name, PNG),
+                wanted=self._out / wanted,
+                png=self._out / png,
                 shown=readable(name),
             )
 
@@ -100,8 +103,8 @@ def single_job(source: Path, out: Path, ending: str | None) -> Job:
     """
     if out.is_dir():
         names = OutputNames([source.name])
-        wanted = out / names.name(source.name, ending or source.suffix.lower())
-        png = out / names.name(source.name, PNG)
+        wanted = out / (names.name(source.name, ending) if ending else source.name)
+        png = out / names.fallback(source.name, PNG)
     else:
         _check_ending(out, ending)
         wanted = out

@@ -8,13 +8,22 @@ from utils.text import composed
 
 
 class OutputNames:
-    """What each result is called. No two results of a folder have one name, and each depends on the
-    names in the folder alone, so a second run finds the results of the first.
-    """
+    """What each result is called. No two results of a folder have one name."""
 
     def __init__(self, names: Sequence[str]):
         self._own = {_as_compared(name) for name in names}
         self._stems = Counter(_as_compared(os.path.splitext(name)[0]) for name in names)
+
+    def fallback(self, source: str, ending: str) -> str:
+        """The name of a result whose format cannot be the source's: the ending comes behind it,
+        "a.gif.png", so that the name depends on the source's alone, whatever else lies there.
+        """
+        if os.path.splitext(source)[1].lower() == ending:
+            return source
+        result = f"{source}{ending}"
+        while _as_compared(result) in self._own:
+            result += ending
+        return result
 
     def name(self, source: str, ending: str) -> str:
         """The name of a result with an ending such as ".png" (lower case).

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from utils.upscaling.png_writer import PngWriter
 PNG = ".png"
 LARGEST_WHOLE = 100_000_000  # pixels of a picture that is held whole while it is written
 LARGEST_EXIF_IN_JPEG = 65_533  # bytes
+HALF_FILES = ".upscaling-*.tmp"  # pictures that are being written
+STALE_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,13 @@ def reason_against(ending: str, canvas: Canvas) -> str:
     return ""
 
 
+def holds_exif(kind: Kind, exif: bytes) -> bool:
+    """Whether files of that kind can hold an EXIF block of this length."""
+    if kind is JPEG:
+        return len(exif) <= LARGEST_EXIF_IN_JPEG
+    return kind is not BMP
+
+
 def written_size(path: Path) -> tuple[int, int]:
     """(H, W) of a file that was written here. Raises what Pillow raises on others."""
     with open(path, "rb") as file:
@@ -95,6 +105,16 @@ def written_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def remove_half_files(folder: Path) -> None:
+    """Remove what runs that were killed have left below a folder: nobody has written into it for an
+    hour.
+    """
+    for half in folder.rglob(HALF_FILES):
+        with contextlib.suppress(OSError):
+            if time.time() - half.stat().st_mtime > STALE_SECONDS:
+                half.unlink()
+
+
 @contextlib.contextmanager
 def new_picture(path: Path, canvas: Canvas) -> Iterator["PngWriter | WholeWriter"]:
     """A writer with `write(strip)`; the file is there once all strips have been written.
@@ -102,13 +122,15 @@ def new_picture(path: Path, canvas: Canvas) -> Iterator["PngWriter | WholeWriter
     Until then it has another name, hidden, and after an error there is none. UserError where the
     disk refuses it.
     """
-    half = path.with_name(f".upscaling-{os.getpid()}.tmp")
+    half = path.with_name(HALF_FILES.replace("*", str(os.getpid())))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(half, "wb") as file:
             writer = _writer(file, path.suffix.lower(), canvas)
             yield writer
             writer.finish()
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(half, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -154,7 +176,6 @@ class WholeWriter:
         kind, canvas = KINDS[self._ending], self._canvas
         if canvas.profile:
             options["icc_profile"] = canvas.profile
-        is_too_long = kind is JPEG and len(canvas.exif or b"") > LARGEST_EXIF_IN_JPEG
-        if canvas.exif and not is_too_long:
+        if canvas.exif and holds_exif(kind, canvas.exif):
             options["exif"] = canvas.exif
         return options

@@ -86,19 +86,6 @@ def read_source(path: Path) -> Source:
     return Source(samples, profile, exif, remarks)
 
 
-def upright_size(path: Path) -> tuple[int, int]:
-    """(H, W) of the picture in a file, from its head alone. Raises what Pillow raises."""
-    with quiet_pillow(), Image.open(path) as image:
-        width, height = image.size
-        if image.format == "TIFF":  # Pillow turns these itself
-            return height, width
-        try:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # a damaged EXIF block raises what it likes
-            orientation = 1
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-
-
 # --- Samples ---
 
 

@@ -58,7 +58,7 @@ class Upscaler:
         """
         checkpoint.check_kind("upscaler")
         config = checkpoint.config["network"]
-        if config.get("name") not in UPSCALERS:
+        if config.get("name") not in list(UPSCALERS):  # a hostile name may be a list
             raise UserError(
                 f"{checkpoint.source} describes no upscaler: its network is "
                 f"{config.get('name')!r}, known are {', '.join(UPSCALERS)}"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.networks import build_network
+from utils.training import upscaling_task
 from utils.training.upscaling_task import TURNS, UpscalingTask, degraded, turned
 
 
@@ -71,6 +72,43 @@ def test_degraded_images_are_blurred_noisy_and_compressed(channels, side):
     flat = torch.full((channels, 32, 32), 128, dtype=torch.uint8)
     errors = [degraded(flat, g).double().std() for g in generators(200)]
     assert max(errors) < 12 and min(errors) < 1.5  # noise of 0 to 10 levels
+
+
+def test_how_much_is_blurred():
+    """An edge that is blurred by sigma rises by 1 / (sigma sqrt(2 pi)) a pixel in the middle."""
+    edge = torch.zeros(1, 32, 32)
+    edge[..., 16:] = 1
+    image = (edge * 200 + 20).byte()
+    sigmas = []
+    for generator in generators(300):
+        out = degraded(image, generator).double()[0]
+        rise = (out[:, 16] - out[:, 15]).mean() / 200
+        sigmas.append(1 / (float(rise) * (2 * torch.pi) ** 0.5))
+    assert min(sigmas) < 0.45  # an edge that is not blurred counts as 0.4
+    assert 1.2 < max(sigmas) < 1.7
+    assert sum(sigma > 1 for sigma in sigmas) > 50
+
+
+def test_how_much_is_compressed(monkeypatch):
+    qualities = []
+
+    def compressed(pixels, quality):
+        qualities.append(quality)
+        return pixels
+
+    monkeypatch.setattr(upscaling_task, "compressed", compressed)
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    for generator in generators(2000):
+        degraded(image, generator)
+    assert min(qualities) == 60 and max(qualities) == 95
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    noise = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    errors = [
+        float((upscaling_task.compressed(noise, quality).double() - noise).abs().mean())
+        for quality in (95, 60)
+    ]
+    assert 1 < errors[0] < errors[1]
 
 
 def test_the_small_image_alone_is_degraded():

@@ -18,11 +18,12 @@ from torchvision.io import ImageReadMode, decode_png
 from upscaling_helpers import CPU, Nearest
 
 from utils.data import read_image
+from utils.data.opening import upright_size
 from utils.errors import UserError
 from utils.upscaling import Upscaler
 from utils.upscaling.file import plan_output, write_upscaled
 from utils.upscaling.output import PNG, Canvas, new_picture, reason_against
-from utils.upscaling.source import FIRST_ALONE, NOT_16_BITS, NOW_SRGB, read_source, upright_size
+from utils.upscaling.source import FIRST_ALONE, NOT_16_BITS, NOW_SRGB, read_source
 
 # torchvision announces another package for what it does here.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torchvision")

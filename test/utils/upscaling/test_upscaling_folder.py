@@ -63,7 +63,7 @@ def test_a_folder_has_the_same_names(tmp_path):
     assert list(found) == ["b.png", "d.gif", "sub/deep/c.jpg"]
     wanted = [job.wanted.relative_to(tmp_path / "out").as_posix() for job in found.values()]
     assert wanted == ["b.png", "d.gif", "sub/deep/c.jpg"]
-    assert found["d.gif"].png == tmp_path / "out" / "d.png"
+    assert found["d.gif"].png == tmp_path / "out" / "d.gif.png"
     account = FolderJobs(tmp_path / "in", tmp_path / "out", None).account
     assert account.seen == 5 and account.left_out == 2
 

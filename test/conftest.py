@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import DEMO, ROOT
+from helpers import ROOT, copy_some
 
 torch.set_num_threads(
     1
@@ -26,11 +25,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Three classes of the demo set, 5 + 4 + 4 images of 28x28: a size that no batch divides."""
-    for name, count in (("bag", 5), ("boot", 4), ("trouser", 4)):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for file in sorted((DEMO / name).iterdir())[:count]:
-            shutil.copy(file, tmp_path / "images" / name / file.name)
-    return tmp_path / "images"
+    return copy_some(tmp_path / "images")
 
 
 class ScriptServer:

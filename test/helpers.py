@@ -1,6 +1,7 @@
 """What several test files use."""
 
 import csv
+import shutil
 import time
 from pathlib import Path
 
@@ -24,6 +25,15 @@ TINY = [
     "4",
 ]
 TINY += ["--num_vis", "1", "--sample_steps", "3"]
+
+
+def copy_some(folder: Path) -> Path:
+    """Copies these images into a folder."""
+    for name, count in (("bag", 5), ("boot", 4), ("trouser", 4)):
+        (folder / name).mkdir(parents=True)
+        for file in sorted((DEMO / name).iterdir())[:count]:
+            shutil.copy(file, folder / name / file.name)
+    return folder
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

@@ -215,19 +215,38 @@ def test_a_checkpoint_without_its_autoencoder_says_so(images, autoencoder, tmp_p
     assert "the weights of the autoencoder are others" in other
 
 
-def test_an_autoencoder_of_diffusers(images, tmp_path, script):
-    """Without statistics of its own (one factor is not enough): they are measured."""
+def write_diffusers_autoencoder(folder, channels):
+    """With the structure of AUTOENCODER."""
     torch.manual_seed(0)
     network = diffusers.AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
+        in_channels=channels,
+        out_channels=channels,
         latent_channels=2,
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
     )
-    network.save_pretrained(tmp_path / "vae")
+    network.save_pretrained(folder)
+    return network
+
+
+def test_an_autoencoder_starts_from_one_of_diffusers(images, tmp_path, script):
+    network = write_diffusers_autoencoder(tmp_path / "vae", channels=1)
+    options = ["--dataset_path", images, *AUTOENCODER, "--lr", 1e-12, "--run_name", "ae"]
+    script("train_autoencoder", *options, "--pretrain", "--pretrain_path", tmp_path / "vae")
+    found = read_checkpoint(tmp_path / "results/ae/ema_last.pt")["ema"]
+    assert found.keys() == network.state_dict().keys()
+    for name, value in network.state_dict().items():
+        assert (found[name] - value).abs().max() < 1e-6
+    whole = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    named = script("train", "--dataset_path", images, "--autoencoder_path", whole, status=2).stderr
+    assert "is a part of a folder of diffusers; name the folder itself" in named
+
+
+def test_an_autoencoder_of_diffusers(images, tmp_path, script):
+    """Without statistics of its own (one factor is not enough): they are measured."""
+    network = write_diffusers_autoencoder(tmp_path / "vae", channels=3)
     options = ["--dataset_path", images, "--autoencoder_path", tmp_path / "vae", *LATENT]
     script("train", *options, "--run_name", "latent", "--vis", "False")
     checkpoint = Checkpoint.read(tmp_path / "results/latent/ema_last.pt")

@@ -276,52 +276,30 @@ def build_codec(
 ) -> Codec:
     """What the diffusion sees of an image: its pixels, or its latents."""
     from model.codecs import PixelCodec
+    from utils.training.latent_inputs import first_batch
     from utils.training.latent_statistics import build_latent_codec
 
     if autoencoder is None:
         return PixelCodec()
     if args.plan:
-        dataset = first_batch(args, dataset)
+        dataset = first_batch(dataset, args.batch_size)
     return build_latent_codec(autoencoder, dataset, run.precision.device, run.ranks)
-
-
-def first_batch(args: Namespace, dataset: ImageSet) -> ImageSet:
-    """As many images as a plan needs, to measure with."""
-    import numpy as np
-
-    return dataset.subset(np.arange(min(args.batch_size, len(dataset))))
 
 
 def build_inputs(
     args: Namespace, run: TrainingRun, dataset: ImageSet, codec: Codec
 ) -> tuple[TrainingSet, list[str]]:
     """What the steps read: the images themselves, or latents that were encoded before; and lines of
-    the plan. Returns when every process has them.
+    the plan.
     """
-    import time
-    from datetime import timedelta
-
     from model.codecs import LatentCodec
-    from utils.data.latents import load_latents
+    from utils.training.latent_inputs import latent_inputs, planned_inputs
 
     if not isinstance(codec, LatentCodec):
         return dataset, []
-    channels, height, width = codec.shape(args.image_size, dataset.channels)
-    views = "image and its mirror" if args.flip else "image"
-    line = f"latents     {channels} x {height},{width} of each {views}"
-    if args.cache == "none":
-        return dataset, [f"{line}, encoded at each use"]
-    start = time.perf_counter()
     if args.plan:
-        some = load_latents(first_batch(args, dataset), codec, args.flip, "ram", quiet=True)
-        seconds = (time.perf_counter() - start) * len(dataset) / len(some)
-        left = timedelta(seconds=round(seconds))
-        return some, [f"{line}, to be encoded in about {left}, if they are not in the cache"]
-    latents = load_latents(dataset, codec, args.flip, args.cache, quiet=not run.ranks.is_main)
-    run.ranks.wait_for_all()
-    took = timedelta(seconds=round(time.perf_counter() - start))
-    how = "found in the cache" if latents.is_cached else f"encoded once, in {took}"
-    return latents, [f"{line}, {how}", *(f"note        {text}" for text in latents.remarks)]
+        return planned_inputs(dataset, codec, args.flip, args.cache, args.batch_size)
+    return latent_inputs(dataset, codec, args.flip, args.cache, run.ranks)
 
 
 def build_task(args: Namespace, diffusion: GaussianDiffusion, codec: Codec) -> DiffusionTask:

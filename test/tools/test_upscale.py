@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from helpers import ROOT
 from PIL import Image
 from upscaling_helpers import upscaler, write_upscaler
 
+from utils.evaluation.restoration import Convention, restoration_scores
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.training.upscaling_measures import enlarged_bicubic
 
 UPSCALE = [sys.executable, str(ROOT / "tools" / "upscale.py")]
 
@@ -276,3 +279,22 @@ def test_a_hostile_name_of_a_network(script, weights, tmp_path):
     picture(tmp_path / "a.png")
     arguments = [tmp_path / "a.png", tmp_path / "b.png", "--weight_path", tmp_path / "bad.pt"]
     assert "describes no upscaler" in script("upscale", *arguments, status=2).stderr
+
+
+def test_the_weights_that_ship_are_better_than_bicubic(script, tmp_path):
+    """On photographs of scikit-image, which they have not seen."""
+    gains = []
+    for name in ("astronaut", "chelsea", "coffee"):
+        photo = getattr(skimage.data, name)()[100:228, 100:228]
+        small = Image.fromarray(photo).resize((64, 64), Image.Resampling.BICUBIC)
+        small.save(tmp_path / "small.png")
+        script("upscale", tmp_path / "small.png", tmp_path / f"{name}.png", "--use_gpu", -1)
+        original, enlarged, pixels = (
+            torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]
+            for image in (photo, Image.open(tmp_path / f"{name}.png"), small)
+        )
+        convention = Convention(border=2)
+        ours, _ = restoration_scores(enlarged, original, convention)
+        bicubic, _ = restoration_scores(enlarged_bicubic(2, pixels), original, convention)
+        gains.append(float(ours - bicubic))
+    assert min(gains) > 0.8 and np.mean(gains) > 1.2  # dB

@@ -123,6 +123,10 @@ OPTIONS: opt.Table = {
 }
 # fmt: on
 
+# Groups and options that only a diffusion has: the other training scripts leave them out.
+OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
+OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
+
 FEWEST_FOR_KID = 3  # images
 
 

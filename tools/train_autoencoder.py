@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.train import OF_DIFFUSION
 from tools.train import OPTIONS as TRAINING_OPTIONS
 from utils import options as opt
 from utils.options import Option
@@ -55,10 +56,8 @@ DEFAULTS = {
     "weight_decay": 0.0,
     "ema_decay": 0.999,
 }
-# What only a diffusion has.
-WITHOUT = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
-WITHOUT += ("num_vis", "sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
-OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=WITHOUT)
+INSTEAD = ("num_vis",)  # of these options of train.py it has its own, or none
+OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 # Options that describe the network.
 OF_THE_NETWORK = (

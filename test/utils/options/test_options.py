@@ -144,3 +144,22 @@ def test_bounds_are_data():
     assert (opt.seed.low, opt.seed.high, opt.seed.kind) == (0, 2**32 - 1, int)
     assert opt.SAMPLERS.values == ("ddpm", "ddim", "plms")
     assert str(opt.probability) == "a number from 0 to 1"
+
+
+@pytest.mark.parametrize("script", ["train_upscaler", "train_autoencoder"])
+def test_every_option_of_a_derived_table_is_used(script):
+    """By the script itself, or by what it has in common with train.py."""
+    import inspect
+
+    from utils.options import training
+    from utils.training.run_options import RunOptions
+
+    source = (ROOT / "tools" / f"{script}.py").read_text()
+    source = source[source.index("def build_parser") :]
+    common = inspect.getsource(training) + inspect.getsource(RunOptions)
+    for option in opt.options_of(load(script).OPTIONS):
+        name = option.name
+        is_used = f"args.{name}" in source or f"args.{name}" in common or f"    {name}:" in common
+        assert is_used or f'"{name}"' in source or name in load(script).__dict__.get(
+            "OF_THE_NETWORK", ()
+        ), name

@@ -191,6 +191,9 @@ def train(args: Namespace, ranks: Ranks) -> None:
     data = held_out_data(images, dataset, split)
     state = run.build_state(build_config(args, dataset, data, diffusion, autoencoder), length)
     check_size(state, images, autoencoder)
+    if autoencoder is not None:
+        state.codec = autoencoder.weights
+        state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
 
     # Resume or pretrain, before any long work
     run.restore(state, length)
@@ -199,9 +202,6 @@ def train(args: Namespace, ranks: Ranks) -> None:
     codec = build_codec(args, run, autoencoder, dataset)
     state.config["codec"] = codec.config
     inputs, latent_lines = build_inputs(args, run, dataset, codec)
-    if autoencoder is not None:
-        state.codec = autoencoder.weights
-        state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
     task = build_task(args, diffusion, codec)
 
     # What is measured and drawn now and then

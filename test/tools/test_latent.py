@@ -146,11 +146,13 @@ def test_a_resumed_run_equals_one_without_a_break(images, autoencoder, tmp_path,
     # From the cache or not, with or without the file of the autoencoder.
     shutil.rmtree(tmp_path / "results/ae")
     said = script("train", *options, "--run_name", "cut", "--resume", "--cache", "ram").stdout
-    assert "encoded once" in said
+    assert "encoded once" in said and "the checkpoint was made with" not in said
     whole, cut = tmp_path / "results/whole", tmp_path / "results/cut"
     assert_equal_states(whole / "ckpt_last.pt", cut / "ckpt_last.pt")
     again = ["--dataset_path", images, *latent, "--epochs", 3, "--resume", "--run_name", "cut"]
     assert "found in the cache" in script("train", *again).stdout
+    at_each_use = script("train", *again, "--epochs", 4, "--cache", "none").stdout
+    assert "encoded at each use" in at_each_use and "the same up to rounding" in at_each_use
 
 
 def test_encoding_at_each_use_is_the_same(images, autoencoder, tmp_path, script):

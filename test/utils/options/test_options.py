@@ -160,6 +160,8 @@ def test_every_option_of_a_derived_table_is_used(script):
     for option in opt.options_of(load(script).OPTIONS):
         name = option.name
         is_used = f"args.{name}" in source or f"args.{name}" in common or f"    {name}:" in common
-        assert is_used or f'"{name}"' in source or name in load(script).__dict__.get(
-            "OF_THE_NETWORK", ()
+        assert (
+            is_used
+            or f'"{name}"' in source
+            or name in load(script).__dict__.get("OF_THE_NETWORK", ())
         ), name

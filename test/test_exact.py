@@ -21,6 +21,7 @@ from tools import train as train_script
 from utils import devices
 from utils.data import StepSampler
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.training import run
 
 EVERYTHING = [
     "--num_workers",
@@ -125,7 +126,7 @@ def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):
     above can fail.
     """
     half = devices.Precision(torch.float16, torch.device("cpu"))
-    monkeypatch.setattr(devices, "choose_precision", lambda amp, device: (half, ""))
+    monkeypatch.setattr(run, "choose_precision", lambda amp, device: (half, ""))
     options = [
         "--epochs",
         3,

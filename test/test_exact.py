@@ -89,7 +89,11 @@ def start(images, results, name, *options, script="tools/train.py", env=None):
     ("extra", "kills"),
     [
         (EVERYTHING, {5: 4, 6: 5, 7: 6, 8: 7}),  # killed after a step: the step of the last save
-        (["--vis", "False", "--save_every_steps", "2", "--log_interval", "1"], {5: 4, 7: 6, 8: 6}),
+        pytest.param(
+            ["--vis", "False", "--save_every_steps", "2", "--log_interval", "1"],
+            {5: 4, 7: 6, 8: 6},
+            marks=pytest.mark.fault,
+        ),
     ],
     ids=["everything", "bare"],
 )

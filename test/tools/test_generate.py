@@ -370,7 +370,7 @@ def test_training_images_in_colour_are_compared_in_grey(script, weights, tmp_pat
     assert len(nearest_rows(tmp_path / "results" / "generated")) == 1
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.fault)])
 def test_upscaled(script, weights, tmp_path, channels):
     """Each image, and the grid; what is compared with training images and filmed is not."""
     large = write_upscaler(tmp_path / "large.pt", channels, 3)

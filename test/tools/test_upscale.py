@@ -167,6 +167,7 @@ def test_a_diffusion_s_checkpoint_is_refused(script, tmp_path):
     assert "it is for tools/generate.py" in error and not (tmp_path / "b.png").exists()
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_half_file(weights, tmp_path, number):
     picture(tmp_path / "in" / "a.png", 1500, 3000, 3)
@@ -182,6 +183,7 @@ def test_a_signal_leaves_no_half_file(weights, tmp_path, number):
     assert files_below(tmp_path / "out") == []
 
 
+@pytest.mark.fault
 def test_a_disk_that_is_full(weights, tmp_path):
     """Files of this process may not become larger than 100 kB."""
     picture(tmp_path / "a.png", 200, 300, 3)
@@ -197,6 +199,7 @@ def test_a_disk_that_is_full(weights, tmp_path):
     assert files_below(tmp_path / "out") == []
 
 
+@pytest.mark.fault
 def test_memory_does_not_grow_with_the_image(weights, tmp_path):
     """Four times the pixels take little more than the pixels themselves."""
     peaks = []

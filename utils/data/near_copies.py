@@ -3,15 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from model.metrics.copies import NEAR_COPY, CopySearch
 from utils.console import Progress
-from utils.data.image_set import ImageSet
+from utils.data.image_set import ImageSet, stacked_pixels
 from utils.data.split import FindNearCopies
 from utils.devices import one_thread
-from utils.errors import ReadError
 
 SEARCHED_AT_ONCE = 2**16  # images, of which a search keeps small copies
 READ_AT_ONCE = 2**25  # bytes of pixels
@@ -48,15 +46,4 @@ def _batches(images: ImageSet, places: np.ndarray) -> Iterator[Tensor]:
     height, width = images.image_size
     at_once = max(1, READ_AT_ONCE // (images.channels * height * width))
     for start in range(0, len(places), at_once):
-        yield _pixels(images, places[start : start + at_once])
-
-
-def _pixels(images: ImageSet, places: np.ndarray) -> Tensor:
-    """(n,C,H,W) uint8."""
-    pixels = []
-    for place in places:
-        item = images[int(place)]
-        if isinstance(item, ReadError):
-            raise item
-        pixels.append(item[0])
-    return torch.stack(pixels)
+        yield stacked_pixels(images, places[start : start + at_once])

@@ -11,7 +11,7 @@ from utils.generation import Sampling
 from utils.image_facts import SMALLEST_SIDE
 from utils.options import types
 from utils.serving.limits import Limits
-from utils.serving.refusal import Refusal, invalid, not_found
+from utils.serving.refusal import UNAVAILABLE, Refusal, invalid, not_found
 from utils.serving.weights import UPSCALER, Weight, WeightStore
 
 IMAGE_FORMATS = ("png", "webp", "jpeg")
@@ -19,6 +19,7 @@ DEFAULT_CFG_SCALE = 1.5  # as that of generate.py
 DEFAULT_IMAGES = 1
 LARGEST_SEED = int(types.seed.high)
 LARGEST_CFG_SCALE = 100.0
+UNKNOWN_WEIGHT = "model_not_found"  # the code of a refusal, as in the OpenAI API
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,13 @@ def _weight(name: str | None, weights: WeightStore) -> Weight:
     if name is None:
         weight = weights.default()
         if weight is None:
-            raise Refusal(503, "no weights are served", "service_unavailable_error")
+            raise Refusal(503, "no weights are served", UNAVAILABLE)
         return weight
-    weight = _found(name, weights)
+    weight = weights.find(name)
     if weight is None:
         served = name_list(weight.name for weight in weights.all("diffusion")) or "none"
         raise not_found(
-            f"there is no weight {name!r:.80}; served are {served}", "weight", "model_not_found"
+            f"there is no weight {name!r:.80}; served are {served}", "weight", UNKNOWN_WEIGHT
         )
     if not weight.is_diffusion:
         raise invalid(
@@ -138,22 +139,13 @@ def _weight(name: str | None, weights: WeightStore) -> Weight:
 def _upscaler(name: str | None, weights: WeightStore) -> Weight | None:
     if name is None:
         return None
-    weight = _found(name, weights)
+    weight = weights.find(name)
     if weight is None or weight.kind != UPSCALER:
         served = name_list(weight.name for weight in weights.all(UPSCALER)) or "none"
         raise not_found(
-            f"there is no upscaler {name!r:.80}; served are {served}", "upscale", "model_not_found"
+            f"there is no upscaler {name!r:.80}; served are {served}", "upscale", UNKNOWN_WEIGHT
         )
     return weight
-
-
-def _found(name: str, weights: WeightStore) -> Weight | None:
-    """The weight of this name, also where it has come after the last look."""
-    found = weights.find(name)
-    if found is None:
-        weights.scan_if_changed()
-        found = weights.find(name)
-    return found
 
 
 def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:

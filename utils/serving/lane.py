@@ -1,7 +1,7 @@
 """All jobs with the same weights and image size: they share network calls."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -67,6 +67,15 @@ class Lane:
             if places:
                 kept.append(bundle if len(places) == len(bundle.tasks) else bundle.select(places))
         self.bundles = kept
+
+    def image_done(self, task: ImageTask) -> bool:
+        """An image of a job is finished; whether it was its last one, and the job leaves."""
+        share = self.shares[task.job.id]
+        share.waiting.remove(task)
+        if share.waiting:
+            return False
+        del self.shares[task.job.id]
+        return True
 
     def start(self, tasks: list[ImageTask]) -> list[Bundle]:
         """Images before their first call: a bundle for each job."""
@@ -178,17 +187,3 @@ def finished_places(bundle: Bundle) -> tuple[list[int], list[int]]:
     finished = [i for i, is_done in enumerate(done) if is_done]
     others = [i for i, is_done in enumerate(done) if not is_done]
     return finished, others
-
-
-def snapshot_calls(calls: int, count: int) -> frozenset[int]:
-    """After which of the network calls 1..calls-1 a state is kept: `count` of them, evenly spread,
-    fewer where there are not so many. The last call gives the image itself.
-    """
-    if count <= 0:
-        return frozenset()
-    places = {round(calls * (i + 1) / (count + 1)) for i in range(count)}
-    return frozenset(place for place in places if 1 <= place < calls)
-
-
-def tasks_of(bundles: Sequence[Bundle]) -> list[ImageTask]:
-    return [task for bundle in bundles for task in bundle.tasks]

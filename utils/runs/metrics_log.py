@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.runs.failures import Failures
+from utils.runs.names import METRICS
 
-METRICS = "metrics.csv"
 TENSORBOARD = "TensorBoard"
 LONGEST_ROW = 2**16  # bytes
 POSITION = ("step", "epoch")  # columns that say where a row belongs; no curves in TensorBoard

@@ -10,6 +10,7 @@ SLIM = "ema_last.pt"  # for generation only
 BEST = "ckpt_best.pt"  # the best so far, by the run's criterion
 BEST_SLIM = "ema_best.pt"
 METRICS = "metrics.csv"
+POSITION = ("step", "epoch")  # its columns that say where a row belongs
 EVALUATIONS = "evaluations.jsonl"
 STATUS = "status.json"
 CONFIG = "config.json"
@@ -17,8 +18,8 @@ LOG = "log.txt"
 SAMPLES = "samples"
 LOCK = ".lock"
 
-NUMBERED = re.compile(r"ckpt_(0|[1-9][0-9]*)\.pt")
-PREVIEW = re.compile(r"epoch_([0-9]{4,})\.(\w+)")
+NUMBERED = re.compile(r"ckpt_(0|[1-9][0-9]{0,14})\.pt")
+PREVIEW = re.compile(r"epoch_([0-9]{4,15})\.(\w+)")
 
 
 def holds_a_run(path: Path) -> bool:

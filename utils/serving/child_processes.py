@@ -13,18 +13,16 @@ OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class ChildProcesses:
-    """Those that this server has started and not yet seen end, by a key. Not for several threads
-    at once.
-    """
+    """Those that this server has started and not yet seen end. Not for several threads at once."""
 
     def __init__(self) -> None:
-        self._running: dict[str, tuple[subprocess.Popen, ProcessIdentity]] = {}
+        self._running: list[tuple[Path, subprocess.Popen, ProcessIdentity]] = []
 
     def start(
-        self, key: str, script: Path, arguments: Sequence[str], output: Path, append: bool
+        self, folder: Path, script: Path, arguments: Sequence[str], output: Path, append: bool
     ) -> ProcessIdentity:
-        """Run a Python script in a session of its own, what it prints going to a file. OSError
-        where that fails.
+        """Run a Python script for the run in a folder, in a session of its own; what it prints goes
+        to a file. OSError where that fails.
         """
         place = os.O_APPEND | (0 if append else os.O_TRUNC)
         descriptor = os.open(output, OUTPUT_FLAGS | place, 0o644)
@@ -44,17 +42,20 @@ class ChildProcesses:
             process.kill()
             process.wait()
             raise OSError("the system does not say when a process started")
-        self._running[key] = (process, identity)
+        self._running.append((folder, process, identity))
         return identity
 
-    def ended(self) -> list[tuple[str, ProcessIdentity, int]]:
-        """Those that have ended since the last call, with their exit statuses; negative: the
-        number of the signal that ended it. They do not stay as zombies.
+    def ended(self) -> list[tuple[Path, ProcessIdentity, int]]:
+        """Those that have ended since the last call: their run folders, and their exit statuses;
+        negative: the number of the signal that ended it. They do not stay as zombies.
         """
         found = []
-        for key, (process, identity) in list(self._running.items()):
+        running = []
+        for folder, process, identity in self._running:
             status = process.poll()
-            if status is not None:
-                found.append((key, identity, status))
-                del self._running[key]
+            if status is None:
+                running.append((folder, process, identity))
+            else:
+                found.append((folder, identity, status))
+        self._running = running
         return found

@@ -23,11 +23,8 @@ from utils.runs.safeguards import LOCK_IS_HELD, FolderLock, reason
 from utils.serving.child_processes import ChildProcesses
 from utils.serving.data_folders import DataFolders
 from utils.serving.process_identity import ProcessIdentity, kill_group, send_signal
-from utils.serving.refusal import INVALID_REQUEST, SERVER_ERROR, UNAVAILABLE, Refusal, not_found
+from utils.serving.refusal import not_found
 from utils.serving.run_curves import CurvesInMemory
-from utils.serving.run_evaluation import (
-    RUNNING as EVALUATION_RUNNING,
-)
 from utils.serving.run_evaluation import (
     RunEvaluation,
     find_evaluation,
@@ -35,34 +32,20 @@ from utils.serving.run_evaluation import (
     weights_to_evaluate,
 )
 from utils.serving.run_facts import RunFacts
+from utils.serving.run_list import RunList
 from utils.serving.run_queue import RunQueue, WaitingTraining
-from utils.serving.run_record import OUTPUT, RunRecord, mark_of
-from utils.serving.run_state import (
-    QUEUED,
-    Liveness,
-    Run,
-    find_error,
-    find_liveness,
-    find_state,
-    progress_of,
-    sentence_of,
-    verdict_of,
-)
-from utils.serving.safe_files import is_folder, is_text, names_in
-from utils.serving.training_form import JsonValue, TrainingForm, check_run_name
+from utils.serving.run_starter import RunStarter
+from utils.serving.run_state import QUEUED, Run, find_liveness
+from utils.serving.training_form import TRAINED_KIND, JsonValue, TrainingForm, check_run_name
+from utils.serving.training_refusals import conflict, failed
 
 OWN_FOLDER = ".serving"  # below the folder of results: the queue, and what is being deleted
 LOCK = "lock"
 TRASH = "trash"
-RESUMED_KIND = "diffusion"  # what tools/train.py trains
 SECONDS_BETWEEN_LOOKS = 1.0
+OF_EVALUATION = ("cfg_scale", "use_gpu", "amp")  # options of a run that its evaluation has too
 
 logger = logging.getLogger("serve")
-
-
-def conflict(message: str, code: str) -> Refusal:
-    """What cannot be done now."""
-    return Refusal(409, message, INVALID_REQUEST, code=code)
 
 
 class Trainings:
@@ -85,29 +68,38 @@ class Trainings:
         self.results = result_path.resolve()
         self.data = DataFolders(data_folder)
         self.curves = CurvesInMemory()
-        self.at_once = at_once
-        self.grace = grace
-        self.most_waiting = most_waiting
         self.is_closing = threading.Event()
+        self._grace = grace
         self._evaluate_script = evaluate_script
         self._lock = threading.RLock()
-        self._children = ChildProcesses()
-        self._facts: dict[str, RunFacts] = {}
         self._thread: threading.Thread | None = None
+        self._own = self.results / OWN_FOLDER
         try:
-            (self.results / OWN_FOLDER / TRASH).mkdir(parents=True, exist_ok=True)
-            self._lock_file = _lock_alone(self.results / OWN_FOLDER / LOCK)
+            self._own.mkdir(parents=True, exist_ok=True)
+            self._lock_file = _lock_alone(self._own / LOCK)
         except OSError as error:
             raise UserError(
                 f"the results folder {self.results} cannot be written: {reason(error)}"
             ) from None
-        self._queue = RunQueue(self.results / OWN_FOLDER)
-        shutil.rmtree(self.results / OWN_FOLDER / TRASH, ignore_errors=True)
+        shutil.rmtree(self._own / TRASH, ignore_errors=True)
+        self._queue = RunQueue(self._own)
+        self._children = ChildProcesses()
+        self._runs = RunList(self.results, self.data, form, self._queue, grace)
+        self._starter = RunStarter(
+            self.results,
+            self.data,
+            form,
+            self._queue,
+            self._runs,
+            self._children,
+            at_once,
+            most_waiting,
+        )
 
     @property
     def roots(self) -> list[Path]:
         """Folders that no text for clients names."""
-        return [self.results, self.data.root]
+        return self._runs.roots
 
     def start(self) -> None:
         """Begin to start what waits, in the background."""
@@ -124,27 +116,29 @@ class Trainings:
     def look(self) -> None:
         """Note which processes have ended, and start what is next."""
         with self._lock:
-            self._note_ended()
-            self._start_next()
+            self._starter.note_ended()
+            self._starter.start_next()
+
+    def _look_regularly(self) -> None:
+        while not self.is_closing.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                self.look()
+            except Exception:  # the next look may succeed, and a server without it is worse
+                logger.exception("looking after the trainings failed")
 
     # --- What there is ---
 
     def all(self) -> list[Run]:
         """All runs and what waits, newest first."""
         with self._lock:
-            self._note_ended()
-            names = [name for name in names_in(self.results) if is_text(name)]
-            names += [each.name for each in self._queue if each.name not in names]
-            found = [self._find(name) for name in names]
-            self._facts = {name: self._facts[name] for name in names if name in self._facts}
-        runs = [run for run in found if run is not None]
-        return sorted(runs, key=_newest_first)
+            self._starter.note_ended()
+            return self._runs.all()
 
     def find(self, name: str) -> Run:
         """Raises Refusal where there is no such run."""
         with self._lock:
-            self._note_ended()
-            run = self._find(name)
+            self._starter.note_ended()
+            run = self._runs.find(name)
         if run is None:
             raise not_found(f"there is no run {name[:80]!a}", "name", "no_such_run")
         return run
@@ -157,14 +151,13 @@ class Trainings:
 
     def enqueue(self, name: str, dataset: str, options: Mapping[str, JsonValue]) -> Run:
         """Have a new run trained when its turn comes. Raises Refusal where it cannot be."""
-        path = self.data.path(dataset)
+        self.data.path(dataset)
         check_run_name(name)
-        texts = self.form.texts(options)
+        training = WaitingTraining(name, dataset, self.form.texts(options), time.time())
         with self._lock:
-            self._note_ended()
+            self._starter.note_ended()
             self._check_new(name)
-            self.form.check_together(self.form.arguments(name, path, self.results, texts))
-            self._add(WaitingTraining(name, dataset, texts, time.time()))
+            self._add(training)
             return self.find(name)
 
     def resume(
@@ -176,15 +169,16 @@ class Trainings:
         """
         with self._lock:
             run = self.find(name)
-            if run.state == QUEUED:
-                raise conflict(f"{name} waits for its turn already", "is_queued")
             if not run.can_resume or run.dataset is None:
                 raise conflict(_why_not_resumed(run), "cannot_resume")
-            texts = {**run.options, **self.form.texts(options)}
             training = WaitingTraining(
-                name, run.dataset, texts, time.time(), resume=True, allow_changes=allow_changes
+                name=name,
+                dataset=run.dataset,
+                options={**run.options, **self.form.texts(options)},
+                since=time.time(),
+                resume=True,
+                allow_changes=allow_changes,
             )
-            self.form.check_together(self._arguments(training))
             self._add(training)
             return self.find(name)
 
@@ -195,19 +189,18 @@ class Trainings:
         """
         with self._lock:
             run = self.find(name)
-            if run.state == QUEUED:
-                raise conflict(f"{name} waits, and does not run: take it out of the queue", QUEUED)
-            facts = self._facts[name]
-            alive = find_liveness(facts)
-            if not alive.is_alive:
-                raise conflict(f"{name} does not run", "not_running")
+            facts = self._runs.facts(name)
+            alive = find_liveness(facts) if facts is not None else None
+            if facts is None or alive is None or not alive.is_alive:
+                waits = ": it waits for its turn" if run.state == QUEUED else ""
+                raise conflict(f"{name} does not run{waits}", "not_running")
             if alive.process is None:
                 raise conflict(
                     f"{name} is not a process of this machine and user, so it cannot be stopped "
                     "from here",
                     "cannot_stop",
                 )
-            self._stop(facts, alive, alive.process)
+            self._stop(facts, alive.process)
             return self.find(name)
 
     def unqueue(self, name: str) -> None:
@@ -216,17 +209,16 @@ class Trainings:
             if self._queue.find(name) is None:
                 self.find(name)
                 raise conflict(f"{name} does not wait", "not_queued")
-            self._change_queue(lambda: self._queue.remove(name))
+            self._starter.remove(name)
 
     def delete(self, name: str) -> None:
         """Remove the folder of a run that does not run. Raises Refusal where that cannot be."""
         with self._lock:
             run = self.find(name)
-            if run.state == QUEUED:
+            if self._queue.find(name) is not None:
                 raise conflict(f"{name} waits: take it out of the queue first", "is_queued")
             evaluation = self.evaluation_of(run)
-            is_evaluated = evaluation is not None and evaluation.state == EVALUATION_RUNNING
-            if run.is_alive or is_evaluated:
+            if run.is_alive or (evaluation is not None and evaluation.is_alive):
                 raise conflict(f"{name} is running: stop it first", "is_running")
             self._delete(run)
 
@@ -235,18 +227,16 @@ class Trainings:
         with self._lock:
             run = self.find(name)
             evaluation = self.evaluation_of(run)
-            if evaluation is not None and evaluation.state == EVALUATION_RUNNING:
+            if evaluation is not None and evaluation.is_alive:
                 raise conflict(f"{name} is being evaluated", "is_evaluated")
             file = weights_to_evaluate(run.folder)
-            if file is None or run.kind != RESUMED_KIND:
+            if file is None or run.kind != TRAINED_KIND:
                 raise conflict(f"{name} has no weights that make images", "no_weights")
             if run.dataset is None:
                 raise conflict(
                     f"the images that {name} was trained on are not in the data folder",
                     "no_dataset",
                 )
-            names = ("cfg_scale", "use_gpu", "amp")
-            options = {key: run.options[key] for key in names if key in run.options}
             try:
                 start_evaluation(
                     run.folder,
@@ -255,131 +245,64 @@ class Trainings:
                     file,
                     num_images,
                     sample_steps,
-                    options,
+                    {key: run.options[key] for key in OF_EVALUATION if key in run.options},
                     self._children,
                 )
             except OSError as error:
-                raise _failed(f"the evaluation could not be started: {reason(error)}") from None
+                raise failed(f"the evaluation could not be started: {reason(error)}") from None
             return run
 
-    # --- One run ---
+    # --- How ---
 
-    def _find(self, name: str) -> Run | None:
-        """The run of this name; None where there is none."""
-        waiting = self._queue.find(name) if is_text(name) else None
-        facts = self._facts_of(name)
-        if facts is None:
-            if waiting is None:
-                return None
-            return Run(
-                folder=self.results / name,
-                name=name,
-                state=QUEUED,
-                queue_position=self._queue.place(name),
-                dataset=waiting.dataset,
-                options=waiting.options,
-                kind=RESUMED_KIND,
-            )
-        return self._describe(facts, waiting)
-
-    def _facts_of(self, name: str) -> RunFacts | None:
-        """The facts of the run in this folder; None where it is none."""
-        is_name = is_text(name) and not name.startswith(".") and not set("/\\\0") & set(name)
-        if not name or not is_name or not is_folder(self.results / name):
-            self._facts.pop(name, None)
-            return None
-        facts = self._facts.get(name)
-        if facts is None:
-            facts = RunFacts(self.results / name)
-            self._facts[name] = facts
-        return facts if facts.is_run else None
-
-    def _describe(self, facts: RunFacts, waiting: WaitingTraining | None) -> Run:
-        alive = find_liveness(facts)
-        state = find_state(facts, alive)
-        if waiting is not None and not alive.is_alive:
-            state = QUEUED
-        record = facts.record
-        dataset = self._dataset_of(facts)
-        verdict, best_step = verdict_of(facts)
-        is_stopping = alive.process == record.process and record.stop_asked is not None
-        can_be_resumed = facts.kind == RESUMED_KIND and facts.can_be_continued
-        return Run(
-            folder=facts.folder,
-            name=facts.name,
-            state=state,
-            kind=facts.kind or RESUMED_KIND,
-            queue_position=self._queue.place(facts.name),
-            step=facts.step,
-            total_steps=facts.total_steps,
-            progress=progress_of(facts),
-            seconds_left=facts.seconds_left if alive.is_alive else None,
-            sentence=sentence_of(facts, self.roots),
-            verdict=verdict,
-            best_step=best_step,
-            started=record.started or facts.started,
-            dataset=dataset,
-            can_resume=can_be_resumed and not alive.is_alive and dataset is not None,
-            can_stop=alive.process is not None,
-            kill_after=(record.stop_asked or 0) + self.grace if is_stopping else None,
-            error=find_error(facts, state, self.roots),
-            checkpoints=facts.checkpoints(),
-            previews=facts.previews(),
-            options=self.form.recorded_texts(facts.arguments) or record.options,
-        )
-
-    def _dataset_of(self, facts: RunFacts) -> str | None:
-        """The data folder that the run trains on; None where it is not among those served."""
-        recorded = facts.arguments.get("dataset_path")
-        if recorded is not None:
-            return self.data.name_of(recorded)
-        return facts.record.dataset
+    def _add(self, training: WaitingTraining) -> None:
+        """To the queue, once the script's own checks have passed."""
+        self.form.check_together(self._starter.arguments(training))
+        self._starter.add(training)
 
     def _check_new(self, name: str) -> None:
         """Raise Refusal where a new run cannot have this name."""
-        folder = self.results / name
         if self._queue.find(name) is not None:
             raise conflict(f"a training named {name} waits already", "run_exists")
+        folder = self.results / name
         if not os.path.lexists(folder):
             return
-        facts = self._facts_of(name)
-        began = facts is not None and not facts.record.is_empty and not holds_a_run(folder)
-        if facts is None or not began or find_liveness(facts).is_alive:
+        facts = self._runs.facts(name)
+        never_trained = (
+            facts is not None
+            and not facts.record.is_empty
+            and not holds_a_run(folder)
+            and not find_liveness(facts).is_alive
+        )
+        if not never_trained:
             raise conflict(
                 f"{name} is in the results already: resume it, or choose another name",
                 "run_exists",
             )
 
-    def _stop(self, facts: RunFacts, alive: Liveness, process: ProcessIdentity) -> None:
-        """Signal the process."""
+    def _stop(self, facts: RunFacts, process: ProcessIdentity) -> None:
+        """Signal the process of a run."""
         record = facts.record
         if record.process != process:
-            record = record.changed(
-                process=process,
-                is_foreign=True,
-                stop_asked=None,
-                status_before=None,
-                exit_status=None,
-                error=None,
-            )
+            record = record.of_foreign(process)
         now = time.time()
         if record.stop_asked is None:
-            self._write_record(facts, record.changed(stop_asked=now))
+            try:
+                record.changed(stop_asked=now).write(facts.folder)
+            except OSError as error:
+                raise failed(f"the run's folder cannot be written: {reason(error)}") from None
             send_signal(process, signal.SIGTERM)
-        elif now >= record.stop_asked + self.grace:
-            if alive.is_own:
-                kill_group(process)
-            else:
-                send_signal(process, signal.SIGKILL)
+        elif now >= record.stop_asked + self._grace and record.is_foreign:
+            send_signal(process, signal.SIGKILL)
+        elif now >= record.stop_asked + self._grace:
+            kill_group(process)
 
     def _delete(self, run: Run) -> None:
         """Out of the way first: whoever looks sees the whole run or none."""
-        trash = self.results / OWN_FOLDER / TRASH
+        aside = self._own / TRASH / str(time.time_ns())
         try:
             lock = FolderLock(run.folder)
             try:
-                trash.mkdir(exist_ok=True)
-                aside = trash / f"{time.time_ns()}"
+                aside.parent.mkdir(exist_ok=True)
                 os.rename(run.folder, aside)
             finally:
                 lock.close()
@@ -387,107 +310,7 @@ class Trainings:
         except UserError:
             raise conflict(f"{run.name} is running: stop it first", "is_running") from None
         except OSError as error:
-            raise _failed(f"{run.name} could not be deleted: {reason(error)}") from None
-
-    def _write_record(self, facts: RunFacts, record: RunRecord) -> None:
-        try:
-            record.write(facts.folder)
-        except OSError as error:
-            raise _failed(f"the run's folder cannot be written: {reason(error)}") from None
-
-    # --- The queue ---
-
-    def _add(self, training: WaitingTraining) -> None:
-        if len(self._queue) >= self.most_waiting:
-            raise Refusal(
-                503, f"{self.most_waiting} trainings wait already", UNAVAILABLE, code="queue_full"
-            )
-        self._change_queue(lambda: self._queue.add(training))
-        self._start_next()
-
-    def _change_queue(self, change) -> None:
-        try:
-            change()
-        except OSError as error:
-            raise _failed(f"the queue cannot be written: {reason(error)}") from None
-
-    def _look_regularly(self) -> None:
-        while not self.is_closing.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                self.look()
-            except Exception:  # the next look may succeed, and a server without it is worse
-                logger.exception("looking after the trainings failed")
-
-    def _note_ended(self) -> None:
-        """Record how processes have ended."""
-        for key, process, status in self._children.ended():
-            folder = self.results / key
-            record = RunRecord.read(folder)
-            if record.process != process:
-                continue
-            try:
-                record.changed(exit_status=status).write(folder)
-            except OSError as error:
-                logger.warning("the end of a training could not be noted: %s", reason(error))
-
-    def _start_next(self) -> None:
-        """Start what waits, as far as there is room."""
-        while self._queue.next is not None and self._number_running() < self.at_once:
-            training = self._queue.next
-            facts = self._facts_of(training.name)
-            # A server that was killed between the two steps below has started it already.
-            is_started = facts is not None and find_liveness(facts).is_alive
-            if not is_started:
-                self._start(training)
-            self._queue.remove(training.name)
-
-    def _number_running(self) -> int:
-        """Of all runs in the folder of results, whoever has started them."""
-        found = [self._facts_of(name) for name in names_in(self.results)]
-        return sum(find_liveness(facts).is_alive for facts in found if facts is not None)
-
-    def _start(self, training: WaitingTraining) -> None:
-        """Start the process. Where that fails, the run's record says why."""
-        folder = self.results / training.name
-        record = RunRecord(started=time.time(), dataset=training.dataset, options=training.options)
-        try:
-            check_run_name(training.name)
-            arguments = self._arguments(training)
-            folder.mkdir(exist_ok=True)
-            if not is_folder(folder):
-                raise NotADirectoryError(f"{training.name} is a link")
-            facts = RunFacts(folder)
-            record = record.changed(status_before=mark_of(facts.status_stamp))
-            record.write(folder)
-            process = self._children.start(
-                training.name, self.form.script, arguments, folder / OUTPUT, training.resume
-            )
-        except (OSError, Refusal) as error:
-            why = str(error) if isinstance(error, Refusal) else reason(error)
-            self._note_failed_start(folder, record, why)
-            return
-        try:
-            record.changed(process=process).write(folder)
-        except OSError as error:  # a run that cannot be found again is none
-            kill_group(process)
-            logger.warning("%s was not started: %s", training.name, reason(error))
-
-    def _note_failed_start(self, folder: Path, record: RunRecord, why: str) -> None:
-        logger.warning("%s was not started: %s", folder.name, why)
-        try:
-            if is_folder(folder):
-                record.changed(error=f"it could not be started: {why}").write(folder)
-        except OSError:
-            return
-
-    def _arguments(self, training: WaitingTraining) -> list[str]:
-        """The command line of a training that waits, checked again: it comes from a file."""
-        texts = self.form.texts(training.options)
-        flags = ["--resume=True"] if training.resume else []
-        if training.allow_changes:
-            flags.append("--allow_changes=True")
-        dataset = self.data.path(training.dataset)
-        return self.form.arguments(training.name, dataset, self.results, texts, *flags)
+            raise failed(f"{run.name} could not be deleted: {reason(error)}") from None
 
 
 def _lock_alone(file: Path) -> IO[str]:
@@ -506,17 +329,10 @@ def _lock_alone(file: Path) -> IO[str]:
     return stream
 
 
-def _newest_first(run: Run) -> tuple[float, str]:
-    """What waits is newest, the last in the queue first."""
-    if run.queue_position is not None:
-        return (-1e12 - run.queue_position, run.name)
-    return (-(run.started or 0.0), run.name)
-
-
 def _why_not_resumed(run: Run) -> str:
-    if run.is_alive:
-        return f"{run.name} is running"
-    if run.kind != RESUMED_KIND:
+    if run.is_alive or run.state == QUEUED:
+        return f"{run.name} is {run.state}"
+    if run.kind != TRAINED_KIND:
         return f"{run.name} is an {run.kind}: resume it in a terminal"
     if run.dataset is None:
         return (
@@ -524,7 +340,3 @@ def _why_not_resumed(run: Run) -> str:
             "a terminal"
         )
     return f"{run.name} has no checkpoint to resume from: delete it, and start it again"
-
-
-def _failed(message: str) -> Refusal:
-    return Refusal(500, message, SERVER_ERROR)

@@ -44,6 +44,10 @@ class RunEvaluation:
     figures: dict[str, float] | None = None
     floor: dict[str, float] | None = None  # the figures between two halves of the real images
 
+    @property
+    def is_alive(self) -> bool:
+        return self.state == RUNNING
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -84,8 +88,7 @@ def start_evaluation(
         f"--result_path={folder / RESULTS}",
     ]
     arguments += [f"--{name}={text}" for name, text in options.items()]
-    key = f"evaluate/{folder.name}"
-    process = children.start(key, script, arguments, folder / OUTPUT, append=False)
+    process = children.start(folder, script, arguments, folder / OUTPUT, append=False)
     request = _Request(process, time.time(), num_images, sample_steps, file)
     write_json(asdict(request), folder / REQUEST)
 

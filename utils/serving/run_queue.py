@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.serving.safe_files import read_json, write_json
+from utils.serving.safe_files import is_plain_name, read_json, write_json
 
 QUEUE = "queue.json"
 
@@ -23,11 +23,7 @@ class WaitingTraining:
 
 
 class RunQueue:
-    """In order of their turns. Not for several threads at once.
-
-    Each change is on the disk before it is reported: OSError where it cannot be written, and then
-    nothing has changed.
-    """
+    """In order of their turns. Not for several threads at once."""
 
     def __init__(self, folder: Path):
         self._file = folder / QUEUE
@@ -52,14 +48,18 @@ class RunQueue:
         return names.index(name) if name in names else None
 
     def add(self, training: WaitingTraining) -> None:
-        self._change([*self._waiting, training])
+        """OSError where the file cannot be written; then nothing has changed."""
+        waiting = [*self._waiting, training]
+        self._write(waiting)
+        self._waiting = waiting
 
     def remove(self, name: str) -> None:
-        self._change([each for each in self._waiting if each.name != name])
+        """OSError where the file cannot be written; then only the next server sees it again."""
+        self._waiting = [each for each in self._waiting if each.name != name]
+        self._write(self._waiting)
 
-    def _change(self, waiting: list[WaitingTraining]) -> None:
+    def _write(self, waiting: list[WaitingTraining]) -> None:
         write_json({"waiting": [asdict(each) for each in waiting]}, self._file)
-        self._waiting = waiting
 
 
 def _read(folder: Path) -> Iterator[WaitingTraining]:
@@ -79,7 +79,9 @@ def _parsed(entry: Any) -> WaitingTraining | None:
     if not isinstance(entry, dict):
         return None
     name, dataset, options = (entry.get(key) for key in ("name", "dataset", "options"))
-    if not isinstance(name, str) or not isinstance(dataset, str) or not isinstance(options, dict):
+    if not isinstance(name, str) or not is_plain_name(name):
+        return None
+    if not isinstance(dataset, str) or not isinstance(options, dict):
         return None
     texts = {str(key): str(value) for key, value in options.items()}
     since = entry.get("since")

@@ -36,6 +36,19 @@ class RunRecord:
     def changed(self, **values: Any) -> "RunRecord":
         return replace(self, **values)
 
+    def of_foreign(self, process: ProcessIdentity) -> "RunRecord":
+        """The record of a process that somebody else has started for the same run."""
+        return replace(
+            self,
+            process=process,
+            started=None,
+            is_foreign=True,
+            stop_asked=None,
+            status_before=None,
+            exit_status=None,
+            error=None,
+        )
+
     def write(self, folder: Path) -> None:
         """OSError where that fails."""
         write_json(asdict(self), folder / RECORD)

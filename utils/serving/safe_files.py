@@ -24,6 +24,8 @@ BLOCK = 2**22  # bytes of a growing file that are read at a time
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
+NOT_IN_A_NAME = "/\\\0\n"
+
 # An absolute path, as far as it has no spaces, with at least two parts; the last one is kept.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:[^\s/:;,'\"]+/)+([^\s/:;,'\"]*)")
 
@@ -96,6 +98,14 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it may be the name of a run or of a folder of images: a text that leads nowhere else,
+    and is not hidden.
+    """
+    leads_elsewhere = any(character in name for character in NOT_IN_A_NAME)
+    return name != "" and is_text(name) and not leads_elsewhere and not name.startswith(".")
 
 
 # --- JSON ---

@@ -22,13 +22,15 @@ from utils.options.types import (
     file_name,
 )
 from utils.serving.presets import PRESETS, Preset
-from utils.serving.refusal import INVALID_REQUEST, Refusal
+from utils.serving.refusal import Refusal
 from utils.serving.safe_files import is_text
+from utils.serving.training_refusals import invalid
 
 # What the server decides itself, and what needs a path on its machine.
 NOT_OFFERED = ("resume", "allow_changes", "start_epoch", "plan", "pretrain", "latent")
 # What stands beside the options in a request: the option's name, and the request's.
 BESIDE = {"run_name": "run_name", "dataset_path": "dataset"}
+TRAINED_KIND = "diffusion"  # of checkpoint: what tools/train.py trains
 LONGEST_VALUE = 1000  # characters
 LONGEST_SENTENCE = 300  # characters; it repeats the value
 
@@ -54,11 +56,6 @@ class FormOption:
 class FormGroup:
     title: str
     options: list[FormOption]
-
-
-def invalid(message: str, param: str, code: str = "invalid_value") -> Refusal:
-    """A value that cannot be used."""
-    return Refusal(422, message, INVALID_REQUEST, param, code)
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,14 @@ from utils.serving.http.training_models import (
     resume_question,
     training_question,
 )
-from utils.serving.processes import Trainings, conflict
+from utils.serving.processes import Trainings
 from utils.serving.refusal import Refusal, not_found
 from utils.serving.run_facts import PREVIEW_TYPES
 from utils.serving.run_log import read_log
 from utils.serving.run_state import Run
 from utils.serving.safe_files import open_below
-from utils.serving.training_form import invalid
 from utils.serving.training_plan import Planner
+from utils.serving.training_refusals import conflict, invalid
 
 if TYPE_CHECKING:
     from utils.serving.services import Services

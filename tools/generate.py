@@ -123,7 +123,9 @@ def generate(args, ranks) -> None:
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = [checkpoint.class_names[label] for label in labels] if labels else []
-    settings = image_settings(checkpoint, generator, sampling, args.use_ema)
+    settings = image_settings(
+        sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
+    )
     if upscaler is not None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
     frames: list = []

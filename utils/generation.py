@@ -217,21 +217,25 @@ def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Modul
 
 
 def image_settings(
-    checkpoint: Checkpoint, generator: ImageGenerator, sampling: Sampling, use_ema: bool
+    sampling: Sampling,
+    sampler: BaseDiffusion,
+    network: nn.Module,
+    weights: Path | str,  # the file
+    use_ema: bool,
 ) -> dict:
     """What goes into the text of each PNG beside its seed and class."""
     settings = {
         "sampler": sampling.sampler,
-        "sample_steps": sampling.steps(generator.sampler.noise_steps),
+        "sample_steps": sampling.steps(sampler.noise_steps),
         "timestep_spacing": sampling.timestep_spacing,
-        "clip_sample": generator.sampler.clip_sample,
+        "clip_sample": sampler.clip_sample,
         "cfg_scale": sampling.cfg_scale,
         "use_ema": use_ema,
     }
     if sampling.sampler == "ddim":
         settings["eta"] = sampling.eta
-    settings["weights"] = Path(checkpoint.source).name
-    return {**settings, **cast(dict, generator.network.config), **checkpoint.config["diffusion"]}
+    settings["weights"] = Path(weights).name
+    return {**settings, **cast(dict, network.config), **sampler.config}
 
 
 def sampling_remarks(sampler: BaseDiffusion) -> list[str]:

@@ -174,10 +174,23 @@ def save_image(
 
     UserError where the disk refuses it, or the image is too large for the format.
     """
-    options = format_options(path.suffix)
-    if path.suffix.lower() == ".png" and settings:
+    _write(image, path, _options(path.suffix, settings))
+
+
+def encoded_image(
+    image: Image.Image, suffix: str, settings: Mapping[str, object] | None = None
+) -> bytes:
+    """The same as the bytes of a file with this ending. ValueError for images too large for it."""
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[suffix], **_options(suffix, settings))
+    return buffer.getvalue()
+
+
+def _options(suffix: str, settings: Mapping[str, object] | None) -> dict[str, Any]:
+    options = format_options(suffix)
+    if suffix.lower() == ".png" and settings:
         options["pnginfo"] = _text_entries(settings)
-    _write(image, path, options)
+    return options
 
 
 def format_options(suffix: str) -> dict[str, Any]:

@@ -75,7 +75,13 @@ class ImageMaker:
     def write(self, folder: Path) -> None:
         """All images, as folder/<class>/<number>.png. UserError where the disk refuses it."""
         folders = self._make_folders(folder)
-        settings = image_settings(self.checkpoint, self.generator, self.sampling, self.use_ema)
+        settings = image_settings(
+            self.sampling,
+            self.generator.sampler,
+            self.generator.network,
+            self.checkpoint.source,
+            self.use_ema,
+        )
         starts = range(0, self.count, self.batch_size)
         total = len(starts) * self.generator.calls
         with Progress(total, title="sampling", unit="call", leave=False) as progress:

@@ -26,6 +26,7 @@ class Option:
     help: str
     decides: bool = False
     may_lack: bool = False  # an argument that need not be given
+    several: bool = False  # takes one value or more; the default has spaces between them
 
     @property
     def flags(self) -> list[str]:
@@ -76,6 +77,8 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
         settings["metavar"] = "|".join(option.type.values)
     if option.may_lack:
         settings["nargs"] = "?"
+    if option.several:
+        settings["nargs"] = "+"
     if isinstance(option.type, Switch):
         settings |= {"nargs": "?", "const": True, "metavar": "True|False"}
     shown = option.help
@@ -94,10 +97,16 @@ def checked_default(option: Option) -> Any:
     """The default as a value. Raises UserError where the type refuses it."""
     if option.default is None:
         return None
+    if option.several:
+        return [_checked_value(option, text) for text in str(option.default).split()]
+    return _checked_value(option, str(option.default))
+
+
+def _checked_value(option: Option, text: str) -> Any:
     if isinstance(option.type, PathType):
-        return ROOT / str(option.default)
+        return ROOT / text
     try:
-        return option.type(str(option.default))
+        return option.type(text)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"the default of {option.flags[0]} in the script {error}") from None
 

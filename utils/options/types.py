@@ -159,6 +159,21 @@ class FileName:
 
 
 @dataclass(frozen=True)
+class ReplicaName:
+    """A name that can stand in an address and before a hyphen."""
+
+    longest = 32
+
+    def __str__(self) -> str:
+        return f"a name of up to {self.longest} ASCII letters and digits"
+
+    def __call__(self, text: str) -> str:
+        if not text.isascii() or not text.isalnum() or len(text) > self.longest:
+            raise _refuse(str(self), text[:40])
+        return text
+
+
+@dataclass(frozen=True)
 class Text:
     """Any text."""
 
@@ -187,6 +202,8 @@ whole_numbers = WholeNumbers()
 image_size = ImageSize()
 path = PathType()
 file_name = FileName()
+replica_name = ReplicaName()
+port = Number(int, 0, 65535)
 text = Text()
 
 # A test holds these equal to the keys of the registries in model/.

@@ -119,6 +119,26 @@ def read_checkpoint(path: Path) -> dict:
     return contents
 
 
+def read_metadata(path: Path) -> dict:
+    """The contents of one of this project's own checkpoints with its tensors on the meta device:
+    names and shapes, but no numbers, so that a large file is described in milliseconds.
+
+    Raises UserError for any other file. Damage within the tensors is found by `read_checkpoint`.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(foreign.HEAD_BYTES)
+            if not archive.is_zip(file, head):
+                raise UserError(f"{path} is no checkpoint of this project")
+            archive.check_zip(file, path, checksums=False)
+            contents = archive.load(file, path, device="meta")
+    except OSError as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {reason(error)}") from None
+    if not isinstance(contents, dict) or "format_version" not in contents:
+        raise UserError(f"{path} is no checkpoint of this project")
+    return contents
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """The file, opened for reading. UserError for a pipe or a device, which would never end."""
     mode = os.stat(path).st_mode

@@ -1,5 +1,7 @@
 """From a checkpoint of any kind to the network that it describes."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -14,14 +16,20 @@ def inference_network(checkpoint: Checkpoint, use_ema: bool = True) -> nn.Module
     evaluation mode, on the CPU. Raises UserError for what cannot be built or does not fit.
     """
     weights = checkpoint.weights(use_ema)
-    try:
-        # No memory for what a hostile file describes, before its tensors are seen to fit.
-        with torch.device("meta"):
-            network = build_network(checkpoint.config["network"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint.source} describes no network that can be built: {error}"
-        ) from None
+    # No memory for what a hostile file describes, before its tensors are seen to fit.
+    network = network_without_weights(checkpoint.config["network"], checkpoint.source)
     load_weights(network, weights, checkpoint.source, assign=True)
     check_finite(weights, checkpoint.source)
     return network.to(torch.get_default_dtype()).eval().requires_grad_(False)
+
+
+def network_without_weights(config: dict, source: Path | str) -> nn.Module:
+    """The network of a config from a file, on the meta device, where it takes no memory.
+
+    Raises UserError for what cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            return build_network(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source} describes no network that can be built: {error}") from None

@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Serve trained networks: a web page, an HTTP API, the images API of OpenAI, and a socket.
+
+    python tools/serve.py                                               # weight/ and results/, on this machine alone: http://127.0.0.1:8000
+    python tools/serve.py --weights my_weights --port 8080              # weights from another folder
+    python tools/serve.py --host 0.0.0.0 --token "$(openssl rand -hex 16)"  # for other machines, which must know the token
+    python tools/serve.py --socket 8001                                 # the socket service too
+
+It needs `pip install -r requirements-serve.txt`. Ctrl-C or SIGTERM ends it as soon as the jobs under way have ended, a second one at once.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import options as opt
+from utils.options import Option, shared
+
+# fmt: off
+OPTIONS: opt.Table = {
+    "what": [
+        Option("--weights",         "weight results", opt.path,         "folders whose weights are served, with what lies in the folders in them", several=True),
+        Option("--data",            "datasets",       opt.path,         "folder whose folders of images can be trained on from the web page"),
+        shared("--result_path",     "results",        "folder that holds the runs which the web page shows and starts"),
+        Option("--training",        True,             opt.switch,       "whether the web page can train"),
+    ],
+    "where": [
+        Option("--host",            "127.0.0.1",      opt.text,         "address to listen at; 0.0.0.0: from all machines, which needs --token"),
+        Option("--port",            8000,             opt.port,         "port of the web page and of HTTP; 0: any that is free"),
+        Option("--socket",          None,             opt.port,         "port of the socket service; not set: none"),
+        Option("--token",           None,             opt.text,         "what clients must know, several with commas between them; not set: that in the environment's SERVE_TOKEN, else none"),
+        Option("--allowed_hosts",   None,             opt.text,         "names that this server is called by, with commas between them; *: any; not set: this machine's own, with --token any"),
+        Option("--name",            None,             opt.replica_name, "name of this replica, which begins the ids of its jobs"),
+        Option("--alias",           None,             opt.text,         "other names of weights in the images API: gpt-image-1=demo, several with commas between them"),
+    ],
+    "limits": [
+        Option("--max_queue",       64,               opt.positive,     "jobs that are not finished, at a time; more are answered with 429"),
+        Option("--max_client_jobs", 16,               opt.positive,     "of them of one client"),
+        Option("--max_images",      64,               opt.positive,     "images of a job"),
+        Option("--max_steps",       1000,             opt.positive,     "sampling steps"),
+        Option("--max_side",        1024,             opt.positive,     "pixels of an image's height and width"),
+        Option("--max_body",        1_000_000,        opt.positive,     "bytes of a request; more are answered with 413"),
+        Option("--deadline",        600,              opt.seconds,      "seconds within which a job must be finished; else it is answered with 504"),
+        Option("--client_timeout",  20,               opt.seconds,      "seconds that a client may take to send a request"),
+        Option("--keep_seconds",    3600,             opt.seconds,      "how long the images of a finished job can be fetched"),
+        Option("--max_weights",     4,                opt.positive,     "networks in memory"),
+        Option("--grace",           60,               opt.seconds,      "seconds that jobs under way have to finish when the server ends"),
+    ],
+    "machine": [
+        shared("--amp --fp16",      False),
+        shared("--use_gpu",         0),
+    ],
+}
+# fmt: on
+
+INSTALL = "pip install -r requirements-serve.txt"
+TOKEN_VARIABLE = "SERVE_TOKEN"
+
+
+def build_parser() -> opt.Parser:
+    return opt.make_parser(__doc__, OPTIONS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    check_folders(args)
+    tokens = tokens_of(args)
+    check_reach(args, tokens)
+    need_libraries()
+    from utils.serving.http.app import build_app
+    from utils.serving.http.server import listen, run_server
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    services = build_services(args, tokens)
+    try:
+        listener = listen(args.host, args.port)
+    except OSError as error:
+        raise opt.UserError(
+            f"--host {args.host} --port {args.port} cannot be listened at: {error.strerror}"
+        ) from None
+    port = listener.getsockname()[1]
+    services.engine.start()
+    try:
+        say_what_is_served(args, services, port)
+        run_server(
+            build_app(services),
+            services.engine,
+            listener,
+            args.client_timeout,
+            args.grace,
+        )
+    finally:
+        services.engine.stop()
+
+
+# --- Checks, before anything is imported that takes long ---
+
+
+def check_folders(args) -> None:
+    for folder in args.weights:
+        if not folder.is_dir():
+            found = "is a file" if folder.exists() else "does not exist"
+            raise opt.UserError(f"--weights {folder} {found}; name folders of weights")
+
+
+def tokens_of(args) -> tuple[str, ...]:
+    given = args.token or os.environ.get(TOKEN_VARIABLE, "")
+    return tuple(token.strip() for token in given.split(",") if token.strip())
+
+
+def check_reach(args, tokens: tuple[str, ...]) -> None:
+    """Raise UserError where everyone in the network could use the server."""
+    is_loopback = args.host in ("localhost", "::1") or args.host.startswith("127.")
+    if not is_loopback and not tokens:
+        raise opt.UserError(
+            f"--host {args.host} lets other machines in: add --token, which they must know then, "
+            f"or set {TOKEN_VARIABLE}"
+        )
+
+
+def need_libraries() -> None:
+    """Raise UserError where the web libraries are missing."""
+    try:
+        import fastapi  # noqa: F401
+        import httptools  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise opt.UserError(
+            f"tools/serve.py needs the library {error.name}: install it with {INSTALL}"
+        ) from None
+
+
+# --- The parts ---
+
+
+def build_services(args, tokens: tuple[str, ...] = ()):
+    """What the APIs share: the engine, which is not started yet, weights and limits."""
+    from utils.devices import choose_device, choose_precision
+    from utils.ranks import Ranks
+    from utils.serving.engine import Engine
+    from utils.serving.services import Services
+    from utils.serving.weights import WeightStore
+
+    precision, remark = choose_precision(args.amp, choose_device(args.use_gpu, Ranks()))
+    if remark:
+        opt.say(f"warning: {remark}")
+    limits = limits_of(args)
+    name = args.name or ""
+    weights = WeightStore(args.weights)
+    return Services(
+        engine=Engine(precision, limits, name),
+        weights=weights,
+        limits=limits,
+        name=name,
+        tokens=tokens,
+        hosts=hosts_of(args, tokens),
+        aliases=aliases_of(args),
+    )
+
+
+def limits_of(args):
+    from utils.serving.limits import Limits
+
+    return Limits(
+        max_queue=args.max_queue,
+        max_client_jobs=args.max_client_jobs,
+        max_images=args.max_images,
+        max_steps=args.max_steps,
+        max_side=args.max_side,
+        max_body=args.max_body,
+        deadline=args.deadline,
+        client_timeout=args.client_timeout,
+        keep_seconds=args.keep_seconds,
+        max_weights=args.max_weights,
+    )
+
+
+def hosts_of(args, tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that the server may be called by, beside this machine's own."""
+    if args.allowed_hosts is not None:
+        return tuple(host.strip() for host in args.allowed_hosts.split(",") if host.strip())
+    return ("*",) if tokens else (args.host,)
+
+
+def aliases_of(args) -> dict[str, str]:
+    """Name in the images API -> name of a weight. Raises UserError for what is no pair."""
+    aliases = {}
+    for pair in (args.alias or "").split(","):
+        if not pair.strip():
+            continue
+        alias, equals, name = pair.partition("=")
+        if not equals or not alias.strip() or not name.strip():
+            raise opt.UserError(f"--alias {pair!r} is no pair such as gpt-image-1=demo")
+        aliases[alias.strip()] = name.strip()
+    return aliases
+
+
+def say_what_is_served(args, services, port: int) -> None:
+    weights = services.weights.all()
+    names = opt.name_list(weight.name for weight in weights) or "none yet"
+    plural = "" if len(weights) == 1 else "s"
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    opt.say(f"{len(weights)} weight{plural}: {names}")
+    opt.say(f"the web page is at http://{host}:{port}; Ctrl-C ends the server")
+
+
+if __name__ == "__main__":
+    opt.run_script(main)

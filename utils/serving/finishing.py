@@ -1,0 +1,143 @@
+"""From the pixels of finished images to files: enlarged where asked for, encoded, kept.
+
+A thread of its own does it, so that the network's next call does not wait.
+"""
+
+import io
+import logging
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from utils.devices import Precision
+from utils.errors import UserError
+from utils.pictures import FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS, encoded_image, to_picture
+from utils.serving.jobs import COMPLETED, FAILED, Job, JobTable
+from utils.serving.refusal import SERVER_ERROR, Refusal
+from utils.serving.results import ResultStore
+from utils.serving.weights import Weight, load_upscaler
+from utils.upscaling import Upscaler
+
+GIF = "gif"
+MOST_UPSCALERS = 2  # in memory
+
+logger = logging.getLogger("serve")
+
+
+@dataclass
+class Finished:
+    """An image on its way to a file."""
+
+    job: Job
+    place: int
+    pixels: Tensor  # (C,H,W) uint8
+    settings: dict  # for the text of a PNG
+
+
+class Finisher:
+    """Takes finished images in turn; ends each job with its last one."""
+
+    def __init__(
+        self,
+        jobs: JobTable,
+        results: ResultStore,
+        precision: Precision,
+        ended: Callable[[Job, str, Refusal | None], None],
+    ):
+        self._jobs = jobs
+        self._results = results
+        self._precision = precision
+        self._ended = ended
+        self._queue: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
+        self._left: dict[str, int] = {}  # images of each job that are still to come
+        self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="finishing", daemon=True)
+        self._thread.start()
+
+    def put(self, finished: Finished) -> None:
+        self._queue.put(finished)
+
+    def close(self) -> None:
+        """Finish what has been put, then end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            finished = self._queue.get()
+            if finished is None:
+                return
+            if finished.job.has_ended:
+                self._left.pop(finished.job.id, None)
+                continue
+            try:
+                self._finish(finished)
+            except Exception as error:
+                self._fail(finished.job, error)
+
+    def _finish(self, finished: Finished) -> None:
+        job = finished.job
+        data = self._encoded(finished)
+        if job.is_kept:
+            self._results.put(job, finished.place, data, self._jobs.expire_oldest)
+        else:
+            job.images[finished.place] = data
+        left = self._left.get(job.id, job.request.count) - 1
+        self._left[job.id] = left
+        if left == 0:
+            del self._left[job.id]
+            self._ended(job, COMPLETED, None)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        logger.error("job %s: its images could not be finished: %s", job.id, error)
+        self._left.pop(job.id, None)
+        message = "the images could not be encoded"
+        if isinstance(error, OSError):
+            message = "the images could not be kept: the disk of the server is full or fails"
+        elif isinstance(error, UserError):
+            message = "the upscaler cannot be used any more"
+        self._ended(job, FAILED, Refusal(500, message, SERVER_ERROR))
+
+    def _encoded(self, finished: Finished) -> bytes:
+        request = finished.job.request
+        pixels = finished.pixels
+        settings = finished.settings
+        if request.image_format == GIF:
+            states = [snapshot.pixels for snapshot in finished.job.snapshots[finished.place]]
+            return encoded_film([*states, pixels])
+        if request.upscaler is not None:
+            upscaler = self._upscaler(request.upscaler)
+            pixels = upscaler.pixels(pixels[None])[0]
+            said = f"{request.upscaler.path.name}, {upscaler.scale} times as large"
+            settings = {**settings, "upscaler": said}
+        return encoded_image(to_picture(pixels), f".{request.image_format}", settings)
+
+    def _upscaler(self, weight: Weight) -> Upscaler:
+        upscaler = self._upscalers.get(weight)
+        if upscaler is None:
+            upscaler = load_upscaler(weight, self._precision)
+            self._upscalers[weight] = upscaler
+            if len(self._upscalers) > MOST_UPSCALERS:
+                self._upscalers.popitem(last=False)
+        self._upscalers.move_to_end(weight)
+        return upscaler
+
+
+def encoded_film(states: Sequence[Tensor]) -> bytes:
+    """States (C,H,W) uint8 of one image -> an animated GIF that ends with the last one."""
+    pictures = [to_picture(state) for state in states]
+    durations = [FRAME_MILLISECONDS] * (len(pictures) - 1) + [LAST_FRAME_MILLISECONDS]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+    )
+    return buffer.getvalue()

@@ -1,0 +1,35 @@
+"""The HTTP application: every API, behind the same guard, with errors in one form."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+
+from utils.serving.http import jobs_api, server_api
+from utils.serving.http.errors import add_error_handlers
+from utils.serving.http.metrics import CountRequests, Metrics
+from utils.serving.http.security import Guard
+from utils.serving.services import Services
+
+TITLE = "Image diffusion"
+VERSION = "1"
+
+
+def build_app(services: Services, more: Sequence[APIRouter] = ()) -> FastAPI:
+    """The application of a server; `more` are further APIs."""
+    app = FastAPI(
+        title=TITLE,
+        version=VERSION,
+        max_body_size=services.limits.max_body,
+        docs_url=None,  # it would load scripts from other hosts
+        redoc_url=None,
+    )
+    metrics = Metrics(services.engine)
+    add_error_handlers(app)
+    app.include_router(jobs_api.build_router(services))
+    app.include_router(server_api.build_router(services, metrics))
+    for router in more:
+        app.include_router(router)
+    # The one that is added last sees a request first.
+    app.add_middleware(Guard, tokens=services.tokens, hosts=services.hosts)
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app

@@ -1,0 +1,32 @@
+"""From an HTTP request to the engine's: who asks, and what for."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from utils.serving.jobs import Client
+from utils.serving.refusal import Refusal
+from utils.serving.requests import UNKNOWN_WEIGHT, Asked, GenerationRequest, resolve
+from utils.serving.services import Services
+
+
+def client_of(request: Request) -> Client:
+    """Who asks, as the guard has found."""
+    return request.scope["client_of_job"]
+
+
+Asking = Annotated[Client, Depends(client_of)]
+
+
+async def resolved(asked: Asked, services: Services) -> GenerationRequest:
+    """What the engine is to make. An unknown weight may just have come: then the folders are
+    looked through again. Raises Refusal.
+    """
+    try:
+        return resolve(asked, services.weights, services.limits)
+    except Refusal as refusal:
+        if refusal.code != UNKNOWN_WEIGHT:
+            raise
+    await asyncio.to_thread(services.weights.scan_if_changed)
+    return resolve(asked, services.weights, services.limits)

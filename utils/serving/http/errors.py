@@ -1,0 +1,94 @@
+"""How errors are answered: always as {"error": {message, type, param, code}}, without paths."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
+
+# A client that tries again by itself must not do so for a job that may have been carried out.
+NOT_TO_BE_RETRIED = (503, 504)
+
+logger = logging.getLogger("serve")
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """What every request that is refused is answered with."""
+
+    error: ErrorDetail
+
+
+REASONS = {
+    400: "A value cannot be used; `param` names it.",
+    401: "A token is needed.",
+    403: "Called by a wrong Host, or from a page of another site.",
+    404: "There is no such thing, or it belongs to somebody else.",
+    409: "Not possible in the present state.",
+    410: "It was there, and has expired.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    422: "The body has not the form that is asked for.",
+    429: "Too many jobs; Retry-After says when there may be room.",
+    500: "The server failed.",
+    503: "The server is about to end, or nothing is served.",
+    504: "Not finished in time.",
+}
+ALWAYS = (401, 403, 413, 415)  # may come from any route
+
+
+def answers(*statuses: int) -> dict[int | str, dict]:
+    """For a route's `responses`: the errors that it may answer with, beside those of all."""
+    return {
+        status: {"model": ErrorAnswer, "description": REASONS[status]}
+        for status in sorted({*statuses, *ALWAYS})
+    }
+
+
+def error_response(refusal: Refusal) -> JSONResponse:
+    headers = {}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.status in NOT_TO_BE_RETRIED:
+        headers["x-should-retry"] = "false"
+    return JSONResponse({"error": refusal.to_dict()}, refusal.status, headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every kind of error that a route may raise, in the same form."""
+
+    @app.exception_handler(Refusal)
+    async def refused(request: Request, error: Refusal) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        message = first["msg"] if place is None else f"{place}: {first['msg']}"
+        return error_response(Refusal(422, message, INVALID_REQUEST, place, "invalid_value"))
+
+    @app.exception_handler(HTTPException)
+    async def refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:
+        kind = NOT_FOUND if error.status_code == 404 else INVALID_REQUEST
+        answer = error_response(Refusal(error.status_code, str(error.detail), kind))
+        for name, value in (error.headers or {}).items():
+            answer.headers[name] = value
+        return answer
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(Refusal(500, "the server failed", SERVER_ERROR))

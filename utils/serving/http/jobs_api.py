@@ -1,0 +1,260 @@
+"""Jobs over HTTP: ask for images, watch them come, fetch them. A job outlives its client."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import torch
+from fastapi import APIRouter, Depends, Header, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+
+from utils.pictures import encoded_image, image_grid
+from utils.serving.http.asking import Asking, resolved
+from utils.serving.http.errors import ErrorDetail, answers
+from utils.serving.http.watching import Watch
+from utils.serving.jobs import COMPLETED, Job
+from utils.serving.refusal import Refusal, not_found
+from utils.serving.requests import (
+    Asked,
+)
+from utils.serving.services import Services
+
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"}
+QUIET_SECONDS = 1.0  # after which a stream looks at its job even if nobody has told it to
+LARGEST_ID = 2**63  # of an event
+EVENT_KINDS = ("status", "progress", "preview", "end")  # in the order of those of one version
+
+Status = Literal["queued", "generating", "completed", "failed", "cancelled"]
+Side = Annotated[int, Field(ge=1, le=2**16)]
+
+
+class JobQuestion(BaseModel):
+    """What to make. Everything may be left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    weight: str | None = Field(default=None, max_length=500, description="name of a served weight")
+    class_name: str | None = Field(
+        default=None,
+        max_length=500,
+        description="name or number of a class; -1: one image of each; none: all in turn",
+    )
+    num_images: int | None = Field(default=None, ge=1, le=2**31)
+    sample: Literal["ddpm", "ddim", "plms"] | None = Field(default=None, description="sampler")
+    sample_steps: int | None = Field(default=None, ge=1, le=2**31)
+    cfg_scale: float | None = Field(default=None, ge=0, le=100, description="guidance; 1: none")
+    seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="of the first image")
+    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="a side, or height and width"
+    )
+    image_format: Literal["png", "webp", "jpeg"] | None = None
+    upscale: str | None = Field(
+        default=None, max_length=500, description="name of a served upscaler"
+    )
+
+    def asked(self) -> Asked:
+        size = self.image_size
+        if isinstance(size, int):
+            size = [size, size]
+        return Asked(
+            weight=self.weight,
+            class_name=self.class_name,
+            num_images=self.num_images,
+            sample=self.sample,
+            sample_steps=self.sample_steps,
+            cfg_scale=self.cfg_scale,
+            seed=self.seed,
+            image_size=None if size is None else (size[0], size[1]),
+            image_format=self.image_format or "png",
+            upscale=self.upscale,
+        )
+
+
+class Accepted(BaseModel):
+    id: str
+    status: Status
+    poll_url: str
+
+
+class ResultImage(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    url: str
+    seed: int
+    class_name: str | None = Field(serialization_alias="class")
+
+
+class Result(BaseModel):
+    images: list[ResultImage]
+
+
+class JobAnswer(BaseModel):
+    """A job as it stands. Times are seconds since 1970."""
+
+    id: str
+    status: Status
+    queue_position: int | None = Field(description="jobs before it; null: it has begun")
+    step: int = Field(description="network calls done, of the image that is furthest behind")
+    steps: int
+    progress: float = Field(description="0 to 1")
+    created: float
+    started: float | None
+    finished: float | None
+    request: dict[str, Any]
+    result: Result | None
+    error: ErrorDetail | None
+
+
+class JobList(BaseModel):
+    jobs: list[JobAnswer]
+
+
+def describe_job(job: Job, services: Services) -> JobAnswer:
+    result = None
+    if job.status == COMPLETED:
+        result = Result(
+            images=[
+                ResultImage(
+                    url=f"/v1/jobs/{job.id}/images/{place}",
+                    seed=seed,
+                    class_name=job.request.class_of(place),
+                )
+                for place, seed in enumerate(job.request.seeds)
+            ]
+        )
+    return JobAnswer(
+        id=job.id,
+        status=job.status,  # type: ignore[arg-type]  # one of the five
+        queue_position=services.engine.queue_position(job),
+        step=job.step,
+        steps=job.calls,
+        progress=job.progress,
+        created=job.created,
+        started=job.started,
+        finished=job.finished,
+        request=job.request.to_dict(),
+        result=result,
+        error=None if job.error is None else ErrorDetail(**job.error.to_dict()),
+    )
+
+
+def build_router(services: Services) -> APIRouter:
+    """POST and GET /v1/jobs, and what belongs to one job."""
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+    engine = services.engine
+
+    def job_of(id: str, client: Asking) -> Job:
+        return engine.jobs.find(id, client)
+
+    Found = Annotated[Job, Depends(job_of)]
+
+    @router.post("", status_code=202, responses=answers(400, 404, 422, 429, 503))
+    async def submit(client: Asking, question: JobQuestion | None = None) -> Accepted:
+        """Queue a job. It goes on when its client has gone."""
+        asked = (question or JobQuestion()).asked()
+        request = await resolved(asked, services)
+        job = engine.submit(request, client)
+        return Accepted(id=job.id, status="queued", poll_url=f"/v1/jobs/{job.id}")
+
+    @router.get("", responses=answers())
+    async def jobs(client: Asking) -> JobList:
+        """The caller's jobs, the newest first."""
+        return JobList(jobs=[describe_job(job, services) for job in engine.jobs.all_of(client)])
+
+    @router.get("/{id}", responses=answers(404, 410))
+    async def one(job: Found) -> JobAnswer:
+        return describe_job(job, services)
+
+    @router.post("/{id}/cancel", responses=answers(404, 410))
+    async def cancel(job: Found) -> JobAnswer:
+        """It acts within one step. A job that has ended stays as it is."""
+        engine.cancel(job)
+        return describe_job(job, services)
+
+    @router.get(
+        "/{id}/images/{number}",
+        response_class=Response,
+        responses={
+            **answers(404, 410, 422),
+            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}},
+        },
+    )
+    async def image(job: Found, number: int) -> Response:
+        """An image of a completed job."""
+        if job.status != COMPLETED or not 0 <= number < job.request.count:
+            raise not_found("the job has no such image", "number")
+        try:
+            data = await asyncio.to_thread(engine.image, job, number)
+        except OSError:
+            raise Refusal(410, "this job has expired", "not_found_error", "id", "expired") from None
+        name = f"{job.request.seeds[number]}.{job.request.image_format}"
+        headers = {
+            "Content-Disposition": f'inline; filename="{name}"',
+            "Cache-Control": "private, max-age=3600, immutable",
+        }
+        return Response(data, media_type=MEDIA_TYPES[job.request.image_format], headers=headers)
+
+    @router.get(
+        "/{id}/events", response_class=EventSourceResponse, responses=answers(404, 410, 422, 429)
+    )
+    async def events(
+        job: Found,
+        last_event_id: Annotated[str | None, Header(max_length=40)] = None,
+    ) -> AsyncIterator[ServerSentEvent]:
+        """The job as it comes: events `progress`, `preview` and `end`, with rising ids."""
+        async for event in job_events(job, services, _event_id(last_event_id)):
+            yield event
+
+    return router
+
+
+async def job_events(
+    job: Job, services: Services, last_id: int = -1
+) -> AsyncIterator[ServerSentEvent]:
+    """What is new of a job since an event. Who is slow gets fewer events, not a backlog."""
+    previewed = 0
+    status = ""
+    seen = last_id // len(EVENT_KINDS)  # version of the job
+    with Watch(job, previews=True) as watch:
+        while True:
+            version = job.version
+            answer = describe_job(job, services)
+            if job.has_ended:
+                yield _event("end", version, answer)
+                return
+            if version > seen or not status:
+                seen = version
+                if answer.status != status:
+                    status = answer.status
+                    yield _event("status", version, answer)
+                progress = {"step": job.step, "steps": job.calls, "progress": job.progress}
+                yield _event("progress", version, progress)
+            if job.preview_step > previewed:
+                previewed = job.preview_step
+                picture = await asyncio.to_thread(preview_url, job)
+                yield _event("preview", version, {"step": previewed, "image": picture})
+            await watch.wait(QUIET_SECONDS)
+
+
+def _event(kind: str, version: int, data: Any) -> ServerSentEvent:
+    """An event whose id is larger than those of all events before it."""
+    number = version * len(EVENT_KINDS) + EVENT_KINDS.index(kind)
+    return ServerSentEvent(event=kind, id=str(number), data=data)
+
+
+def preview_url(job: Job) -> str:
+    """The current estimates of a job's images in one picture, as a data URL."""
+    known = [pixels for pixels in tuple(job.preview) if pixels is not None]
+    if not known:
+        return ""
+    columns = min(4, len(known))
+    data = encoded_image(image_grid(torch.stack(known), columns), ".png")
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def _event_id(text: str | None) -> int:
+    if text is None or not text.isascii() or not text.isdecimal():
+        return -1
+    return min(int(text), LARGEST_ID)

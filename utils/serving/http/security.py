@@ -1,0 +1,130 @@
+"""Who may ask what: Host, Origin, tokens and content types, before any route is reached.
+
+A page of another site that a user has open can send requests to a server on the user's own machine.
+So the Host must be one that this server is called by (against DNS rebinding), a request that
+changes anything must come from no page or from this server's own (against forged requests), and
+bodies are JSON, which no form of another site can send without asking.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from utils.serving.http.errors import error_response
+from utils.serving.jobs import Client
+from utils.serving.refusal import Refusal
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+TOKEN_COOKIE = "token"
+READING = ("GET", "HEAD", "OPTIONS")
+OPEN_PATHS = ("/healthz", "/readyz", "/login", "/", "/favicon.ico")  # need no token
+OPEN_FOLDER = "/page/"  # nor do the files of the page
+OWNER_DIGITS = 16
+
+AUTHENTICATION = "authentication_error"
+PERMISSION = "permission_error"
+
+
+class Guard:
+    """Middleware that lets a request through, with its `Client` as scope["client_of_job"], or
+    answers it itself.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str], hosts: Sequence[str]):
+        self.app = app
+        self._tokens = [token.encode() for token in tokens]
+        self._hosts = {host.lower() for host in (*LOOPBACK, *hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_host(headers)
+            check_origin(scope["method"], headers)
+            check_content_type(scope["method"], headers)
+            owner = self._owner(scope["path"], headers)
+        except Refusal as refusal:
+            await error_response(refusal)(scope, receive, send)
+            return
+        address = scope["client"][0] if scope.get("client") else ""
+        scope["client_of_job"] = Client(owner, address)
+        await self.app(scope, receive, send)
+
+    def _check_host(self, headers: Headers) -> None:
+        host = host_name(headers.get("host", ""))
+        if "*" not in self._hosts and host not in self._hosts:
+            message = "this server is not called by that Host; --allowed_hosts names more"
+            raise Refusal(403, message, PERMISSION)
+
+    def _owner(self, path: str, headers: Headers) -> str:
+        """What stands for the token of a request. Raises Refusal without a right one."""
+        if not self._tokens:
+            return ""
+        given = token_of(headers)
+        if given is not None and is_one_of(given, self._tokens):
+            return hashlib.sha256(given.encode()).hexdigest()[:OWNER_DIGITS]
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return ""
+        message = "a token is needed: Authorization: Bearer TOKEN"
+        if given is not None:
+            message = "the token is wrong"
+        raise Refusal(401, message, AUTHENTICATION, code="invalid_api_key")
+
+
+def host_name(host: str) -> str:
+    """The Host header without its port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def check_origin(method: str, headers: Headers) -> None:
+    """Refuse what a page of another site sends, unless it only reads: that it cannot see."""
+    if method in READING:
+        return
+    origin = headers.get("origin")
+    if origin is None:
+        return  # no browser
+    if origin.partition("://")[2].lower() != headers.get("host", "").lower():
+        raise Refusal(403, "requests from pages of other sites are refused", PERMISSION)
+
+
+def check_content_type(method: str, headers: Headers) -> None:
+    """A body is JSON."""
+    if method in READING:
+        return
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    if not has_body:
+        return
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refusal(415, "the body must be JSON, with Content-Type: application/json")
+
+
+def token_of(headers: Headers) -> str | None:
+    """The token that a request carries: in its Authorization, or the page's cookie."""
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and value.strip():
+        return value.strip()
+    try:
+        cookie = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return None
+    return cookie[TOKEN_COOKIE].value if TOKEN_COOKIE in cookie else None
+
+
+def is_one_of(given: str, tokens: Iterable[bytes]) -> bool:
+    """Whether it is one of the tokens, in a time that says nothing about them."""
+    encoded = given.encode(errors="surrogateescape")
+    found = False
+    for token in tokens:
+        found |= hmac.compare_digest(encoded, token)
+    return found

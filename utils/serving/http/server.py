@@ -1,0 +1,109 @@
+"""The HTTP server: uvicorn, with a deadline for slow clients and an end that loses nothing."""
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from utils.serving.engine import Engine
+
+BACKLOG = 2048  # connections that wait to be accepted
+LAST_ANSWERS = 5  # seconds that answers have to get out when the server ends
+
+logger = logging.getLogger("serve")
+
+
+def deadline_protocol(seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which has no deadline for receiving a request, with one: a client that
+    has not sent all of a request after so many seconds loses its connection. What is sent to
+    clients, such as events, may take as long as it likes.
+    """
+
+    class DeadlineProtocol(HttpToolsProtocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._arm()
+
+        def data_received(self, data: bytes) -> None:
+            self._arm()
+            super().data_received(data)
+
+        def on_message_complete(self) -> None:
+            self._disarm()
+            super().on_message_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def _arm(self) -> None:
+            """The first byte starts the clock; later ones do not set it back."""
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+        def _disarm(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return DeadlineProtocol
+
+
+class GracefulServer(uvicorn.Server):
+    """On the first signal it takes no more jobs and is not ready, but answers until those under way
+    have ended, `grace` seconds at most; on a second one it ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+        super().__init__(config)
+        self._engine = engine
+        self._grace = grace
+        self._is_ending = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn for SIGINT and SIGTERM."""
+        if self._is_ending:
+            self.should_exit = True
+            self.force_exit = True
+            return
+        self._is_ending = True
+        name = signal.Signals(sig).name
+        logger.warning("%s: ending as soon as the jobs under way have", name)
+        threading.Thread(target=self._end, daemon=True).start()
+
+    def _end(self) -> None:
+        self._engine.drain(self._grace)
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections. Raises OSError where the address cannot be used."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+
+
+def run_server(
+    app: FastAPI, engine: Engine, listener: socket.socket, client_timeout: float, grace: float
+) -> None:
+    """Serve until a signal has come and the jobs under way have ended."""
+    config = uvicorn.Config(
+        app,
+        http=deadline_protocol(client_timeout),
+        backlog=BACKLOG,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
+    server = GracefulServer(config, engine, grace)
+    with listener:
+        server.run(sockets=[listener])

@@ -1,0 +1,72 @@
+"""Coroutines that wait for jobs, which change in the engine's threads."""
+
+import asyncio
+from types import TracebackType
+
+from fastapi import Request
+
+from utils.serving.engine import Engine
+from utils.serving.jobs import CANCELLED, Job
+from utils.serving.refusal import Refusal
+
+LOOK_AT_CLIENT = 0.5  # seconds between two looks whether a client is still there
+
+
+class Watch:
+    """Wakes a coroutine whenever a job changes.
+
+    with Watch(job) as watch:
+        while not job.has_ended:
+            await watch.wait(1.0)
+    """
+
+    def __init__(self, job: Job, previews: bool = False):
+        self._job = job
+        self._previews = previews
+        self._event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> "Watch":
+        self._job.listeners.append(self._notify)
+        if self._previews:
+            self._job.watchers += 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._job.listeners.remove(self._notify)
+        if self._previews:
+            self._job.watchers -= 1
+
+    async def wait(self, seconds: float) -> None:
+        """Until the job has changed since the last call, or so long."""
+        try:
+            await asyncio.wait_for(self._event.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+        self._event.clear()
+
+    def _notify(self) -> None:
+        """In the engine's thread."""
+        if not self._event.is_set():
+            self._loop.call_soon_threadsafe(self._event.set)
+
+
+async def end_of(job: Job, engine: Engine, request: Request) -> None:
+    """Wait until a job has ended. Raises Refusal where it has failed or was cancelled.
+
+    A client that goes takes its job with it.
+    """
+    with Watch(job) as watch:
+        while not job.has_ended:
+            await watch.wait(LOOK_AT_CLIENT)
+            if not job.has_ended and await request.is_disconnected():
+                engine.cancel(job)
+    if job.error is not None:
+        raise job.error
+    if job.status == CANCELLED:
+        raise Refusal(409, "the job was cancelled", code="cancelled")

@@ -1,0 +1,189 @@
+"""All jobs with the same weights and image size: they share network calls."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.guidance import NO_LABEL
+from model.samplers import BaseDiffusion
+from utils.devices import Precision
+from utils.errors import is_out_of_memory
+from utils.generation import Sampling
+from utils.serving.batch import Bundle, ImageTask, JobShare
+from utils.serving.jobs import Job
+from utils.serving.weights import LoadedDiffusion
+
+LaneKey = tuple  # (path of the weights, which state of that file, use_ema, image size)
+
+MOST_ROWS = 64  # of a network call
+LONGEST_CALL = 1.0  # seconds: a cancelled job, or one that has just come, waits no longer
+# A larger call is not worth it where it makes this much fewer rows a second.
+LEAST_THROUGHPUT = 0.85
+
+
+def lane_key(job: Job) -> LaneKey:
+    """Which lane a job belongs to."""
+    request = job.request
+    weight = request.weight
+    return (weight.path, weight.stamp, request.use_ema, request.image_size)
+
+
+class Lane:
+    """Jobs that share network calls, with all their state. The engine's thread alone uses it."""
+
+    def __init__(
+        self,
+        loaded: LoadedDiffusion,
+        image_size: tuple[int, int],
+        precision: Precision,
+    ):
+        self.loaded = loaded
+        self.image_size = image_size
+        self.shares: dict[str, JobShare] = {}  # by the job's id
+        self.bundles: list[Bundle] = []
+        self.deficit = 0.0  # seconds of the device that it may still use in this round
+        self._precision = precision
+        self._samplers: dict[Sampling, BaseDiffusion] = {}
+        self._shape = loaded.codec.shape(image_size, loaded.channels)
+        self._budget: int | None = None
+
+    # --- Jobs ---
+
+    def add(self, job: Job, order: int) -> None:
+        """From the next step on the job takes part, with what the others have had as its start."""
+        tasks = [ImageTask(job, place) for place in range(job.request.count)]
+        served = min((share.served for share in self.shares.values()), default=0.0)
+        sampler = self._sampler(job.request.sampling)
+        self.shares[job.id] = JobShare(job, order, sampler, tasks, served)
+
+    def remove(self, job: Job) -> None:
+        """The job, and the state of its images."""
+        self.shares.pop(job.id, None)
+        kept = []
+        for bundle in self.bundles:
+            places = [i for i, task in enumerate(bundle.tasks) if task.job is not job]
+            if places:
+                kept.append(bundle if len(places) == len(bundle.tasks) else bundle.select(places))
+        self.bundles = kept
+
+    def image_done(self, task: ImageTask) -> bool:
+        """An image of a job is finished; whether it was its last one, and the job leaves."""
+        share = self.shares[task.job.id]
+        share.waiting.remove(task)
+        if share.waiting:
+            return False
+        del self.shares[task.job.id]
+        return True
+
+    def start(self, tasks: list[ImageTask]) -> list[Bundle]:
+        """Images before their first call: a bundle for each job."""
+        by_job: dict[str, list[ImageTask]] = {}
+        for task in tasks:
+            by_job.setdefault(task.job.id, []).append(task)
+        channels, height, width = self._shape
+        bundles = []
+        for own in by_job.values():
+            sampler = self.shares[own[0].job.id].sampler
+            labels = [task.label for task in own]
+            has_labels = labels[0] != NO_LABEL
+            null_label = self.loaded.null_label if has_labels else None
+            trajectory = sampler.start(
+                len(own),
+                (height, width),
+                channels,
+                labels if has_labels else None,
+                own[0].job.request.sampling.cfg_scale,
+                [task.seed for task in own],
+                null_label=NO_LABEL if null_label is None else null_label,
+            )
+            bundles.append(Bundle(sampler, trajectory, own))
+        return bundles
+
+    def _sampler(self, sampling: Sampling) -> BaseDiffusion:
+        sampler = self._samplers.get(sampling)
+        if sampler is None:
+            sampler = sampling.build(
+                self.loaded.process, self._precision.device, self.loaded.codec.is_bounded
+            )
+            if len(self._samplers) >= 64:  # clients choose steps and scales as they like
+                self._samplers.clear()
+            self._samplers[sampling] = sampler
+        return sampler
+
+    # --- The network ---
+
+    def call(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The network, as generate.py calls it."""
+        with torch.no_grad(), self._precision.autocast():
+            return self.loaded.network(x, t, labels)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """What the diffusion sees -> (B,C,H,W) uint8, on the CPU."""
+        return self.loaded.codec.decode(x).cpu()
+
+    def budget(self) -> int:
+        """How many rows a call takes; measured at the first time."""
+        if self._budget is None:
+            self._budget = measured_budget(self._timed_call)
+        return self._budget
+
+    def halve_budget(self, rows: int) -> bool:
+        """After a call of so many rows ran out of memory. False: no smaller call is possible."""
+        if rows <= 1:
+            return False
+        self._budget = rows // 2
+        return True
+
+    def _timed_call(self, rows: int) -> float:
+        """Seconds that a call of so many rows takes."""
+        device = self._precision.device
+        x = torch.zeros(rows, *self._shape, device=device)
+        t = torch.zeros(rows, dtype=torch.long, device=device)
+        labels = None
+        if self.loaded.null_label is not None:
+            labels = torch.full((rows,), self.loaded.null_label, device=device)
+        start = time.perf_counter()
+        self.call(x, t, labels).cpu()  # which waits for the device
+        return time.perf_counter() - start
+
+
+def measured_budget(timed_call: Callable[[int], float]) -> int:
+    """The most rows of a call that is not too long, fits into memory and is worth its size.
+
+    The rows are doubled from 1 on; the call of each size is made twice, since the first one also
+    prepares the device.
+    """
+    rows = 1
+    best = 0.0  # rows a second
+    while True:
+        try:
+            timed_call(rows)
+            seconds = timed_call(rows)
+        except Exception as error:
+            if not is_out_of_memory(error) or rows == 1:
+                raise
+            free_device_memory()
+            return rows // 2
+        best = max(best, rows / seconds)
+        is_slower = rows / seconds < LEAST_THROUGHPUT * best
+        if is_slower and rows > 1:
+            return rows // 2
+        if 2 * rows > MOST_ROWS or 2 * seconds > LONGEST_CALL:
+            return rows
+        rows *= 2
+
+
+def free_device_memory() -> None:
+    """After running out of it: give back what torch keeps for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def finished_places(bundle: Bundle) -> tuple[list[int], list[int]]:
+    """The places of the images that are done, and of those that are not."""
+    done = bundle.trajectory.done.tolist()
+    finished = [i for i, is_done in enumerate(done) if is_done]
+    others = [i for i, is_done in enumerate(done) if not is_done]
+    return finished, others

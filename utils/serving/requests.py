@@ -1,0 +1,235 @@
+"""From what a client asks to what the engine makes: defaults filled in, everything checked."""
+
+import random
+from dataclasses import dataclass
+
+from model.networks import check_image_size
+from model.samplers import SAMPLERS
+from utils.class_names import ONE_OF_EACH, label_of
+from utils.errors import name_list
+from utils.generation import Sampling
+from utils.image_facts import SMALLEST_SIDE
+from utils.options import types
+from utils.serving.limits import Limits
+from utils.serving.refusal import UNAVAILABLE, Refusal, invalid, not_found
+from utils.serving.weights import UPSCALER, Weight, WeightStore
+
+IMAGE_FORMATS = ("png", "webp", "jpeg")
+DEFAULT_CFG_SCALE = 1.5  # as that of generate.py
+DEFAULT_IMAGES = 1
+LARGEST_SEED = int(types.seed.high)
+LARGEST_CFG_SCALE = 100.0
+UNKNOWN_WEIGHT = "model_not_found"  # the code of a refusal, as in the OpenAI API
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client may say. None: not said."""
+
+    weight: str | None = None
+    class_name: str | None = None  # a name or a number; "-1": one image of each class
+    labels: tuple[int, ...] | None = None  # of each image, instead of class_name
+    num_images: int | None = None
+    sample: str | None = None
+    sample_steps: int | None = None
+    cfg_scale: float | None = None
+    seed: int | None = None  # of the first image; the next ones count up
+    image_size: tuple[int, int] | None = None  # (H, W)
+    image_format: str = "png"
+    upscale: str | None = None  # the name of an upscaler
+    use_ema: bool = True
+    snapshots: int = 0  # states on the way that are kept of each image
+    snapshots_of_noise: bool = False  # of x_t instead of the estimates of x0
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What the engine makes: nothing in it is left open."""
+
+    weight: Weight
+    use_ema: bool
+    labels: tuple[int, ...] | None  # of each image; None: the network has no classes
+    seeds: tuple[int, ...]  # of each image
+    sampling: Sampling
+    image_size: tuple[int, int]
+    image_format: str
+    upscaler: Weight | None
+    snapshots: int = 0
+    snapshots_of_noise: bool = False
+    class_name: str | None = None  # as it was asked for
+
+    @property
+    def count(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def steps(self) -> int:
+        return self.sampling.steps(self.weight.noise_steps)
+
+    def class_of(self, image: int) -> str | None:
+        """The name of an image's class."""
+        if self.labels is None:
+            return None
+        return self.weight.classes[self.labels[image]]
+
+    def to_dict(self) -> dict:
+        """In the words that a client asks in."""
+        return {
+            "weight": self.weight.name,
+            "class_name": self.class_name,
+            "num_images": self.count,
+            "sample": self.sampling.sampler,
+            "sample_steps": self.steps,
+            "cfg_scale": self.sampling.cfg_scale,
+            "seed": self.seeds[0],
+            "image_size": list(self.image_size),
+            "image_format": self.image_format,
+            "upscale": self.upscaler.name if self.upscaler else None,
+        }
+
+
+def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationRequest:
+    """Raises Refusal, naming the field, for what cannot be made or is more than is allowed."""
+    weight = _weight(asked.weight, weights)
+    upscaler = _upscaler(asked.upscale, weights)
+    labels = _labels(asked, weight)
+    count = _count(asked, labels, limits)
+    if labels is not None:
+        labels = tuple(labels[i % len(labels)] for i in range(count))
+    if asked.image_format not in IMAGE_FORMATS:
+        raise invalid(
+            f"image_format is one of {', '.join(IMAGE_FORMATS)}, not {asked.image_format!r:.40}",
+            "image_format",
+        )
+    return GenerationRequest(
+        weight=weight,
+        use_ema=asked.use_ema,
+        labels=labels,
+        seeds=_seeds(asked.seed, count),
+        sampling=_sampling(asked, weight, limits),
+        image_size=_image_size(asked.image_size, weight, limits),
+        image_format=asked.image_format,
+        upscaler=upscaler,
+        snapshots=asked.snapshots,
+        snapshots_of_noise=asked.snapshots_of_noise,
+        class_name=asked.class_name,
+    )
+
+
+def _weight(name: str | None, weights: WeightStore) -> Weight:
+    if name is None:
+        weight = weights.default()
+        if weight is None:
+            raise Refusal(503, "no weights are served", UNAVAILABLE)
+        return weight
+    weight = weights.find(name)
+    if weight is None:
+        served = name_list(weight.name for weight in weights.all("diffusion")) or "none"
+        raise not_found(
+            f"there is no weight {name!r:.80}; served are {served}", "weight", UNKNOWN_WEIGHT
+        )
+    if not weight.is_diffusion:
+        raise invalid(
+            f"the weight {weight.name} is an upscaler and makes no images; name it in upscale",
+            "weight",
+        )
+    return weight
+
+
+def _upscaler(name: str | None, weights: WeightStore) -> Weight | None:
+    if name is None:
+        return None
+    weight = weights.find(name)
+    if weight is None or weight.kind != UPSCALER:
+        served = name_list(weight.name for weight in weights.all(UPSCALER)) or "none"
+        raise not_found(
+            f"there is no upscaler {name!r:.80}; served are {served}", "upscale", UNKNOWN_WEIGHT
+        )
+    return weight
+
+
+def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:
+    """The labels to go through in turn; None for a network without classes."""
+    if not weight.classes:
+        if asked.class_name is not None:
+            raise invalid(
+                f"class_name {asked.class_name!r:.80}: {weight.name} was trained without classes",
+                "class_name",
+            )
+        return None
+    if asked.labels is not None:
+        return asked.labels
+    if asked.class_name is None:
+        return tuple(range(len(weight.classes)))
+    label = label_of(asked.class_name, weight.classes)
+    if label is not None:
+        return (label,)
+    if asked.class_name == ONE_OF_EACH:
+        return tuple(range(len(weight.classes)))
+    classes = name_list(weight.classes, len(weight.classes))
+    raise invalid(
+        f"class_name {asked.class_name!r:.80} is unknown; known are {classes}",
+        "class_name",
+        "unknown_class",
+    )
+
+
+def _count(asked: Asked, labels: tuple[int, ...] | None, limits: Limits) -> int:
+    count = asked.num_images
+    if count is None:
+        count = DEFAULT_IMAGES
+        if asked.class_name == ONE_OF_EACH and labels is not None:
+            count = len(labels)
+    if not 1 <= count <= limits.max_images:
+        raise invalid(f"num_images is 1 to {limits.max_images}, not {count}", "num_images")
+    return count
+
+
+def _seeds(first: int | None, count: int) -> tuple[int, ...]:
+    largest = LARGEST_SEED - (count - 1)
+    if first is None:
+        first = random.SystemRandom().randint(0, largest)
+    if not 0 <= first <= largest:
+        raise invalid(f"seed is 0 to {largest} for {count} images, not {first}", "seed")
+    return tuple(range(first, first + count))
+
+
+def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
+    sampler = asked.sample or weight.sampler
+    if sampler not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise invalid(f"sample is one of {known}, not {sampler!r:.40}", "sample")
+    is_guided = bool(weight.classes) and weight.has_guidance
+    cfg_scale = asked.cfg_scale
+    if cfg_scale is None:
+        cfg_scale = DEFAULT_CFG_SCALE if is_guided else 1.0
+    if not 0 <= cfg_scale <= LARGEST_CFG_SCALE:  # NaN is not, either
+        raise invalid(f"cfg_scale is 0 to {LARGEST_CFG_SCALE:g}, not {cfg_scale}", "cfg_scale")
+    if weight.classes and not is_guided and cfg_scale != 1:
+        raise invalid(
+            f"{weight.name} was trained without guidance: cfg_scale is 1, not {cfg_scale:g}",
+            "cfg_scale",
+        )
+    sampling = Sampling(sampler, asked.sample_steps, cfg_scale=cfg_scale)
+    steps = sampling.steps(weight.noise_steps)
+    most = min(limits.max_steps, weight.noise_steps)
+    if not 1 <= steps <= most:
+        raise invalid(
+            f"sample_steps is 1 to {most} with {weight.name}, not {steps}", "sample_steps"
+        )
+    return sampling
+
+
+def _image_size(asked: tuple[int, int] | None, weight: Weight, limits: Limits) -> tuple[int, int]:
+    height, width = asked or weight.image_size
+    if not all(SMALLEST_SIDE <= side <= limits.max_side for side in (height, width)):
+        raise invalid(
+            f"the sides of image_size are {SMALLEST_SIDE} to {limits.max_side}, "
+            f"not {height},{width}",
+            "image_size",
+        )
+    try:
+        check_image_size(height, width, weight.downsample_factor)
+    except ValueError as error:
+        raise invalid(str(error), "image_size") from None
+    return height, width

@@ -1,0 +1,25 @@
+"""What the protocols (HTTP, socket) share: one of each, made by tools/serve.py."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from utils.serving.engine import Engine
+from utils.serving.limits import Limits
+from utils.serving.weights import WeightStore
+
+if TYPE_CHECKING:
+    from utils.serving.processes import Trainings
+
+
+@dataclass
+class Services:
+    """The parts of a server."""
+
+    engine: Engine
+    weights: WeightStore
+    limits: Limits
+    name: str = ""  # of this replica
+    tokens: tuple[str, ...] = ()  # empty: everyone may ask
+    hosts: tuple[str, ...] = ()  # names that this server is called by, beside this machine's own
+    aliases: dict[str, str] = field(default_factory=dict)  # in the images API -> of a weight
+    training: "Trainings | None" = None  # None: no training over this server

@@ -1,0 +1,259 @@
+"""The weights that are served: found in folders, known to clients by name, loaded when needed.
+
+A client never sends a path, only a name, and a name is looked up in a table: nothing that it sends
+ever reaches the file system.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from model.codecs import Codec, LatentCodec, build_codec
+from utils.devices import Precision
+from utils.errors import UserError
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import read_metadata
+from utils.runs.inference import inference_network, network_without_weights
+from utils.text import composed, printable
+from utils.upscaling import Upscaler
+
+DIFFUSION = "diffusion"
+UPSCALER = "upscaler"
+SERVED_KINDS = (DIFFUSION, UPSCALER)
+
+MAIN_FILE = "ema_last"  # the file of a run that its name stands for
+# Files of a run that say nothing which another one does not.
+LEFT_OUT = ("ckpt_last", "ckpt_prev", "ckpt_best")
+DEPTH = 2  # how many folders below those named weights are looked for
+MOST_WEIGHTS = 1000
+LEAST_SECONDS_BETWEEN_SCANS = 1.0
+
+logger = logging.getLogger("serve")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A file of weights, as its metadata describes it. `name` is all that clients see of it."""
+
+    name: str
+    kind: str
+    path: Path
+    stem: str  # of the file
+    run: str | None  # the run folder that it lies in; None: in the folder that is served itself
+    stamp: tuple[int, int, int]  # which state of the file this is about
+    classes: tuple[str, ...]  # empty: trained without
+    image_size: tuple[int, int]  # (H, W) of training
+    mode: str  # L or RGB
+    downsample_factor: int  # what the sides of an image must be divisible by
+    sampler: str = ""  # chosen in training; of diffusions, as the next two
+    has_guidance: bool = False
+    noise_steps: int = 0
+    scale: int | None = None  # of an upscaler
+
+    @property
+    def is_diffusion(self) -> bool:
+        return self.kind == DIFFUSION
+
+
+class WeightStore:
+    """The weights below some folders. Threads may use it."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self.folders = list(folders)
+        self._lock = threading.Lock()
+        self._weights: dict[str, Weight] = {}
+        self._last_scan = 0.0
+        self._refused: dict[Path, tuple[int, int, int]] = {}  # files that are not served
+        self.scan()
+
+    # --- Which there are ---
+
+    def scan(self) -> list[Weight]:
+        """Look for weights again: new ones appear, and those whose file has gone disappear."""
+        with self._lock:
+            self._last_scan = time.monotonic()
+            known = {weight.path: weight for weight in self._weights.values()}
+            found: dict[str, Weight] = {}
+            for folder in self.folders:
+                for file in _weight_files(folder):
+                    weight = self._look_at(file, folder, known.get(file))
+                    if weight is None:
+                        continue
+                    if weight.name in found:
+                        logger.warning("two weights are named %s; one is left out", weight.name)
+                        continue
+                    found[weight.name] = weight
+            self._weights = dict(sorted(found.items()))
+            return list(self._weights.values())
+
+    def scan_if_changed(self) -> None:
+        """Look again if files have come, gone or changed. Cheap where nothing has, and at most
+        once in a second, whatever clients ask for.
+        """
+        now = time.monotonic()
+        if now - self._last_scan >= LEAST_SECONDS_BETWEEN_SCANS:
+            self.scan()
+
+    def all(self, kind: str | None = None) -> list[Weight]:
+        """Those that are known, by name."""
+        return [weight for weight in self._weights.values() if kind in (None, weight.kind)]
+
+    def find(self, name: str) -> Weight | None:
+        """The weight of this name, or of a run and a file in it, "run:ema_last"."""
+        weight = self._weights.get(name)
+        if weight is None and name.endswith(f":{MAIN_FILE}"):
+            weight = self._weights.get(name.removesuffix(f":{MAIN_FILE}"))
+        return weight
+
+    def find_by_stem(self, stem: str) -> Weight | None:
+        """The one diffusion whose file has this name without its ending; None: none or several."""
+        found = [weight for weight in self.all(DIFFUSION) if weight.stem == stem]
+        return found[0] if len(found) == 1 else None
+
+    def default(self) -> Weight | None:
+        """The weight for who names none: the newest of the runs, else the first."""
+        diffusions = self.all(DIFFUSION)
+        if not diffusions:
+            return None
+        of_runs = [weight for weight in diffusions if weight.run is not None]
+        if of_runs:
+            return max(of_runs, key=lambda weight: weight.stamp)
+        return diffusions[0]
+
+    def _look_at(self, file: Path, folder: Path, known: Weight | None) -> Weight | None:
+        """The weight in a file, read only if it is new or has changed; None: it is not served."""
+        try:
+            stamp = _stamp(file)
+        except OSError:
+            return None  # it has just gone
+        if known is not None and known.stamp == stamp:
+            return known
+        if self._refused.get(file) == stamp:
+            return None
+        try:
+            weight = _described(file, folder, stamp)
+        except UserError as error:
+            logger.warning("not served: %s", error)
+            weight = None
+        if weight is None:
+            self._refused[file] = stamp
+        return weight
+
+
+# --- In memory ---
+
+
+@dataclass
+class LoadedDiffusion:
+    """What a diffusion's job computes with, on the device, in evaluation mode."""
+
+    weight: Weight
+    network: nn.Module
+    codec: Codec
+    process: dict  # the diffusion's config
+    channels: int  # of the images
+    null_label: int | None  # None: trained without classes
+
+
+def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> LoadedDiffusion:
+    """Read it from its file. Raises UserError where that has become unusable."""
+    checkpoint = Checkpoint.read(weight.path)
+    checkpoint.check_kind(DIFFUSION)
+    network = inference_network(checkpoint, use_ema)
+    try:
+        codec = build_codec(checkpoint.config.get("codec", {}), checkpoint.codec)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint.source}: {error}") from None
+    return LoadedDiffusion(
+        weight=weight,
+        network=precision.place(network),
+        codec=codec.to(precision.device),
+        process=checkpoint.config["diffusion"],
+        channels=checkpoint.channels,
+        null_label=checkpoint.config["network"].get("num_classes"),
+    )
+
+
+def load_upscaler(weight: Weight, precision: Precision) -> Upscaler:
+    """Read it from its file. Raises UserError where that has become unusable."""
+    return Upscaler.from_checkpoint(Checkpoint.read(weight.path), precision)
+
+
+# --- Files ---
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    """The files of weights below a folder, in order. No link leads out of it."""
+    count = 0
+    for parent, folders, files in os.walk(folder):
+        depth = len(Path(parent).relative_to(folder).parts)
+        folders.sort()
+        if depth >= DEPTH:
+            folders.clear()
+        for name in sorted(files):
+            file = Path(parent, name)
+            if file.suffix != ".pt" or file.stem in LEFT_OUT or name.startswith("."):
+                continue
+            if not file.resolve().is_relative_to(folder.resolve()):
+                logger.warning("not served: %s is a link that leads elsewhere", file)
+                continue
+            count += 1
+            if count > MOST_WEIGHTS:
+                logger.warning("only the first %d weights in %s are served", MOST_WEIGHTS, folder)
+                return
+            yield file
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    facts = file.stat()
+    return (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+
+
+def name_of(file: Path, folder: Path) -> str:
+    """demo.pt -> demo; cifar/ema_last.pt -> cifar; cifar/ema_best.pt -> cifar:ema_best."""
+    parts = file.relative_to(folder).with_suffix("").parts
+    if len(parts) > 1 and parts[-1] == MAIN_FILE:
+        parts = parts[:-1]
+    return composed(printable(":".join(parts)))
+
+
+def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight | None:
+    """What a file's metadata says; None for kinds that are not served. Raises UserError."""
+    checkpoint = Checkpoint.parse(read_metadata(file), file)
+    if checkpoint.kind not in SERVED_KINDS:
+        return None
+    network = network_without_weights(checkpoint.config["network"], file)
+    is_direct_child = file.parent == folder
+    is_diffusion = checkpoint.kind == DIFFUSION
+    return Weight(
+        name=name_of(file, folder),
+        kind=checkpoint.kind,
+        path=file,
+        stem=file.stem,
+        run=None if is_direct_child else printable(file.parent.name),
+        stamp=stamp,
+        classes=tuple(checkpoint.class_names) if is_diffusion else (),
+        image_size=checkpoint.image_size,
+        mode=checkpoint.config["data"]["mode"],
+        downsample_factor=_downsample_factor(checkpoint, network),
+        sampler=checkpoint.sampler if is_diffusion else "",
+        has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
+        noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
+        scale=getattr(network, "scale", None),
+    )
+
+
+def _downsample_factor(checkpoint: Checkpoint, network: nn.Module) -> int:
+    """What the sides of an image must be divisible by, the autoencoder of latents included."""
+    factor = getattr(network, "downsample_factor", 1)
+    codec = checkpoint.config.get("codec", {})
+    if codec.get("name") != LatentCodec.name:
+        return factor
+    autoencoder = network_without_weights(codec["network"], checkpoint.source)
+    return factor * getattr(autoencoder, "downsample_factor", 1)

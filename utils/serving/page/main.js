@@ -81,9 +81,18 @@ function showPlace() {
 }
 
 function showFailure(error) {
-  const again = element("button", { type: "button", class: "primary", onclick: start }, "Try again");
+  const again = element(
+    "button",
+    { type: "button", class: "primary", onclick: start },
+    "Try again",
+  );
   content.replaceChildren(
-    element("div", { class: "empty" }, element("p", { class: "empty-title" }, error.message), again),
+    element(
+      "div",
+      { class: "empty" },
+      element("p", { class: "empty-title" }, error.message),
+      again,
+    ),
   );
 }
 

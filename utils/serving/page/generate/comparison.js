@@ -1,6 +1,6 @@
 // Jobs that differ in the sampler alone, one below the other: each column is a seed.
 
-import { button, element, icon, notice, setText, show } from "../lib/dom.js";
+import { button, element, icon, notice, onPress, setText, show } from "../lib/dom.js";
 import { counted, duration, measure } from "../lib/format.js";
 import { picture, imageTitle, saveAll } from "./gallery.js";
 import { STATUS_WORDS, jobTitle } from "./job_card.js";
@@ -14,10 +14,12 @@ export class ComparisonCard {
     this.title = element("h3", { class: "one-line" });
     this.details = element("p", { class: "details muted" });
     this.error = notice();
-    this.cancelButton = button({ onclick: () => this.cancel() }, "Cancel");
+    this.cancelButton = button({}, "Cancel");
+    onPress(this.cancelButton, () => this.cancel());
     this.useButton = button({ class: "quiet", onclick: () => this.use() }, "Use settings");
     this.saveText = element("span", {}, "Download all");
-    this.saveButton = button({ onclick: () => this.save() }, icon("download"), this.saveText);
+    this.saveButton = button({}, icon("download"), this.saveText);
+    onPress(this.saveButton, () => this.save());
     this.list = element("div", { class: "comparison" });
     this.node = element(
       "article",
@@ -61,7 +63,10 @@ export class ComparisonCard {
     }
     show(this.cancelButton, jobs.some(isActive));
     show(this.useButton, !jobs.some(isActive));
-    show(this.saveButton, jobs.every((job) => job.result !== null));
+    show(
+      this.saveButton,
+      jobs.every((job) => job.result !== null),
+    );
   }
 
   preview(id, address) {
@@ -73,24 +78,20 @@ export class ComparisonCard {
   }
 
   async cancel() {
-    this.cancelButton.disabled = true;
     try {
       await Promise.all(this.jobs.filter(isActive).map((job) => this.actions.cancel(job.id)));
     } catch (error) {
       this.error.say(error.message);
     }
-    this.cancelButton.disabled = false;
   }
 
   async save() {
-    this.saveButton.disabled = true;
     try {
       await saveAll(this.jobs, (done, all) => setText(this.saveText, `${done} of ${all}`));
     } catch (error) {
       this.error.say(error.message);
     }
     setText(this.saveText, "Download all");
-    this.saveButton.disabled = false;
   }
 }
 
@@ -118,7 +119,9 @@ class Row {
     if (job.result !== null && !this.isDone) {
       this.isDone = true;
       this.live.replaceChildren();
-      this.images.replaceChildren(...job.result.images.map((image, place) => this.tile(image, place)));
+      this.images.replaceChildren(
+        ...job.result.images.map((image, place) => this.tile(image, place)),
+      );
     }
   }
 

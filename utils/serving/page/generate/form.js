@@ -1,6 +1,6 @@
 // What is to be generated. What stays empty is left to the server.
 
-import { button, element, icon, notice, setText, show } from "../lib/dom.js";
+import { button, element, icon, notice, setOff, setText, show, whileBusy } from "../lib/dom.js";
 import { Field, checkbox, numberInput, selectInput, setChoices } from "../lib/fields.js";
 import { count, counted, size } from "../lib/format.js";
 import { remember, remembered } from "../lib/storage.js";
@@ -103,14 +103,21 @@ export class GenerateForm {
   /** Weights and upscalers as the server has them now. */
   takeCapabilities() {
     const { weights, upscalers } = this.server;
-    setChoices(this.fields.weight.control, weights.map((weight) => weight.name));
+    const isFirst = this.shownWeight === undefined;
+    setChoices(
+      this.fields.weight.control,
+      weights.map((weight) => weight.name),
+    );
+    if (isFirst && this.server.weight(this.server.defaultWeight) !== undefined) {
+      this.fields.weight.value = this.server.defaultWeight;
+    }
     const enlarging = upscalers.map(({ name, scale }) => ({
       value: name,
       text: scale ? `${name} (${scale} ×)` : name,
     }));
     setChoices(this.fields.upscale.control, [{ value: "", text: "nothing" }, ...enlarging]);
     show(this.fields.upscale.node, upscalers.length > 0);
-    this.submitButton.disabled = weights.length === 0;
+    setOff(this.submitButton, weights.length === 0);
     this.showWeight();
   }
 
@@ -144,7 +151,7 @@ export class GenerateForm {
     }
     guidance.control.disabled = !weight.guidance;
     guidance.remark(weight.guidance ? "" : "not trained in this weight");
-    if (this.shownWeight !== undefined && this.shownWeight !== weight.name) {
+    if (this.shownWeight !== weight.name) {
       sampler.value = weight.sampler;
     }
     this.shownWeight = weight.name;
@@ -250,7 +257,7 @@ export class GenerateForm {
     return unused;
   }
 
-  async submit(event) {
+  submit(event) {
     event.preventDefault();
     this.error.say(null);
     const fields = Object.values(this.fields);
@@ -269,13 +276,13 @@ export class GenerateForm {
       this.error.say("Choose the samplers to compare.");
       return;
     }
-    this.submitButton.disabled = true;
-    try {
-      await this.onSubmit(requests);
-    } catch (error) {
-      this.showError(error);
-    }
-    this.submitButton.disabled = false;
+    whileBusy(this.submitButton, async () => {
+      try {
+        await this.onSubmit(requests);
+      } catch (error) {
+        this.showError(error);
+      }
+    });
   }
 
   requests() {

@@ -1,6 +1,6 @@
 // One job: waiting, being generated, or its images.
 
-import { button, element, icon, notice, setText, show } from "../lib/dom.js";
+import { button, element, icon, notice, onPress, setText, show } from "../lib/dom.js";
 import { counted, duration, measure, size } from "../lib/format.js";
 import { gallery, picture, saveAll } from "./gallery.js";
 import { isActive } from "./jobs.js";
@@ -22,7 +22,8 @@ export function jobTitle({ request }) {
 /** How it is made, in a line. */
 export function jobDetails({ request }) {
   const last = request.seed + request.num_images - 1;
-  const seeds = request.num_images > 1 ? `seeds ${request.seed} to ${last}` : `seed ${request.seed}`;
+  const seeds =
+    request.num_images > 1 ? `seeds ${request.seed} to ${last}` : `seed ${request.seed}`;
   const parts = [
     request.weight,
     `${request.sample}, ${counted(request.sample_steps, "step")}`,
@@ -48,13 +49,15 @@ export class JobCard {
     this.bar = element("div", { class: "progress-row" }, this.progress, this.progressText);
     this.error = notice();
     this.body = element("div", { class: "job-body" });
-    this.cancelButton = button({ onclick: () => this.cancel() }, "Cancel");
+    this.cancelButton = button({}, "Cancel");
+    onPress(this.cancelButton, () => this.cancel());
     this.useButton = button(
       { class: "quiet", onclick: () => this.actions.use({ ...this.job.request }) },
       "Use settings",
     );
     this.saveText = element("span", {}, "Download all");
-    this.saveButton = button({ onclick: () => this.save() }, icon("download"), this.saveText);
+    this.saveButton = button({}, icon("download"), this.saveText);
+    onPress(this.saveButton, () => this.save());
     this.node = element(
       "article",
       { class: "panel job" },
@@ -130,17 +133,14 @@ export class JobCard {
   }
 
   async cancel() {
-    this.cancelButton.disabled = true;
     try {
       await this.actions.cancel(this.job.id);
     } catch (error) {
       this.error.say(error.message);
     }
-    this.cancelButton.disabled = false;
   }
 
   async save() {
-    this.saveButton.disabled = true;
     this.error.say(null);
     try {
       await saveAll([this.job], (done, all) => setText(this.saveText, `${done} of ${all}`));
@@ -148,6 +148,5 @@ export class JobCard {
       this.error.say(error.message);
     }
     setText(this.saveText, "Download all");
-    this.saveButton.disabled = false;
   }
 }

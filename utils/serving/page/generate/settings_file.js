@@ -32,7 +32,10 @@ export class SettingsFile {
     this.facts = element("dl", { class: "facts" });
     this.remarks = element("p", { class: "notice", hidden: true });
     this.useButton = button({ class: "primary", onclick: () => this.use() }, "Use these settings");
-    const close = button({ class: "quiet icon-only", onclick: () => this.dismiss() }, icon("close"));
+    const close = button(
+      { class: "quiet icon-only", onclick: () => this.dismiss() },
+      icon("close"),
+    );
     close.setAttribute("aria-label", "Dismiss");
     this.offer = element(
       "section",
@@ -127,12 +130,7 @@ export class SettingsFile {
     words.cfg_scale = "guidance";
     this.facts.replaceChildren(
       ...Object.entries(settings).map(([key, value]) =>
-        element(
-          "div",
-          {},
-          element("dt", {}, words[key] ?? key),
-          element("dd", {}, String(value)),
-        ),
+        element("div", {}, element("dt", {}, words[key] ?? key), element("dd", {}, String(value))),
       ),
     );
     setText(this.remarks, remark ?? "");

@@ -1,6 +1,6 @@
 // One image, large, with what made it; the arrow keys go to the next.
 
-import { button, element, icon } from "../lib/dom.js";
+import { button, element, icon, setOff } from "../lib/dom.js";
 import { measure, size } from "../lib/format.js";
 import { imageName, imageTitle, picture } from "./gallery.js";
 
@@ -15,7 +15,10 @@ export class Viewer {
     this.use = button({ onclick: () => this.useSettings() }, "Use these settings");
     this.previous = this.turnButton("left", "Previous image", -1);
     this.next = this.turnButton("right", "Next image", 1);
-    const close = button({ class: "quiet icon-only", onclick: () => this.node.close() }, icon("close"));
+    const close = button(
+      { class: "quiet icon-only", onclick: () => this.node.close() },
+      icon("close"),
+    );
     close.setAttribute("aria-label", "Close");
     this.node = element(
       "dialog",
@@ -74,8 +77,8 @@ export class Viewer {
     const title = imageTitle(image);
     this.title.textContent = image.class ?? `Seed ${image.seed}`;
     this.stage.replaceChildren(picture(image.url, title));
-    this.previous.disabled = place === 0;
-    this.next.disabled = place === images.length - 1;
+    setOff(this.previous, place === 0);
+    setOff(this.next, place === images.length - 1);
     this.download.href = image.url;
     this.download.download = imageName(job, image);
     const { request } = job;
@@ -88,7 +91,9 @@ export class Viewer {
       "enlarged with": request.upscale,
       image: images.length > 1 ? `${place + 1} of ${images.length}` : null,
     };
-    const known = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined);
+    const known = Object.entries(facts).filter(
+      ([, value]) => value !== null && value !== undefined,
+    );
     this.facts.replaceChildren(
       ...known.map(([name, value]) =>
         element("div", {}, element("dt", {}, name), element("dd", {}, String(value))),

@@ -12,8 +12,9 @@ export class Capabilities {
   }
 
   take(answer) {
-    this.name = answer.name;
+    this.name = answer.name || "Diffusion";
     this.weights = answer.weights.filter((weight) => weight.kind === "diffusion");
+    this.defaultWeight = answer.default_weight;
     this.upscalers = answer.weights.filter((weight) => answer.upscalers.includes(weight.name));
     this.samplers = answer.samplers;
     this.imageFormats = answer.image_formats;

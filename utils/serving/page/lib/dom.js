@@ -31,6 +31,40 @@ export function button(attributes, ...children) {
   return element("button", { type: "button", ...attributes }, ...children);
 }
 
+/**
+ * Does something for which a button is pressed; until it is done, further presses do nothing. The
+ * button keeps the focus, which one that is `disabled` would lose.
+ */
+export async function whileBusy(node, work) {
+  if (isOff(node)) {
+    return;
+  }
+  setOff(node, true);
+  try {
+    await work();
+  } finally {
+    setOff(node, false);
+  }
+}
+
+/** Async work for each press of a button; see whileBusy. */
+export function onPress(node, work) {
+  node.addEventListener("click", () => whileBusy(node, work));
+}
+
+/** Whether a button does nothing at present, and says so. */
+export function isOff(node) {
+  return node.getAttribute("aria-disabled") === "true";
+}
+
+export function setOff(node, off) {
+  if (off) {
+    node.setAttribute("aria-disabled", "true");
+  } else {
+    node.removeAttribute("aria-disabled");
+  }
+}
+
 /** A symbol of index.html; the text beside it, or the button's label, says what it means. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");

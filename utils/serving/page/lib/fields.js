@@ -18,8 +18,16 @@ export class Field {
     this.label = element("label", { for: control.id }, label);
     this.hint = element("p", { class: "hint", id: hintId }, hint);
     this.error = element("p", { class: "field-error", id: errorId, role: "alert", hidden: true });
-    const row = beside === null ? control : element("div", { class: "with-beside" }, control, beside);
-    this.node = element("div", { class: `field ${className}` }, this.label, row, this.hint, this.error);
+    const row =
+      beside === null ? control : element("div", { class: "with-beside" }, control, beside);
+    this.node = element(
+      "div",
+      { class: `field ${className}` },
+      this.label,
+      row,
+      this.hint,
+      this.error,
+    );
     control.setAttribute("aria-describedby", `${hintId} ${errorId}`);
     control.addEventListener("input", () => this.fault(null));
     show(this.hint, hint !== "");

@@ -63,7 +63,9 @@ export function moment(seconds) {
     return time;
   }
   const day = date.toLocaleDateString("en-GB", { day: "numeric", month: "short" });
-  return date.getFullYear() === now.getFullYear() ? `${day}, ${time}` : `${day} ${date.getFullYear()}`;
+  return date.getFullYear() === now.getFullYear()
+    ? `${day}, ${time}`
+    : `${day} ${date.getFullYear()}`;
 }
 
 /** [28, 28] -> "28 × 28", height first as everywhere in this project. */
@@ -75,10 +77,29 @@ export function size(sides) {
 export function fileName(text) {
   // eslint-disable-next-line no-control-regex
   const allowed = String(text).replace(/[\u0000-\u001f\u007f<>:"/\\|?*]+/g, "_");
-  return allowed.replace(/^[.\s]+/, "").slice(0, 80).trim() || "image";
+  return (
+    allowed
+      .replace(/^[.\s]+/, "")
+      .slice(0, 80)
+      .trim() || "image"
+  );
 }
 
-/** "held_out_loss" -> "held-out loss", "image_size" -> "image size" */
+const WORDS = {
+  act: "activation",
+  amp: "mixed precision",
+  lr: "learning rate",
+  lr_func: "learning rate schedule",
+  mode: "colour mode",
+  num_vis: "images per preview",
+  optim: "optimizer",
+  sample: "sampler",
+  use_gpu: "GPU",
+  vis: "previews",
+  vis_interval_epochs: "epochs between previews",
+};
+
+/** A name as people say it: "lr" -> "learning rate", "held_out_loss" -> "held-out loss" */
 export function words(name) {
-  return name.replace("held_out", "held-out").replaceAll("_", " ");
+  return WORDS[name] ?? name.replace("held_out", "held-out").replaceAll("_", " ");
 }

@@ -1,7 +1,7 @@
 // The field for the server's token. The server keeps it in a cookie that no script can read.
 
 import { post } from "./api.js";
-import { element, newId, notice } from "./dom.js";
+import { element, newId, notice, whileBusy } from "./dom.js";
 
 export class LoginForm {
   constructor(onSuccess) {
@@ -19,7 +19,11 @@ export class LoginForm {
       "form",
       { class: "login panel", onsubmit: (event) => this.submit(event) },
       element("h1", {}, "Sign in"),
-      element("p", { class: "muted" }, "This server asks for a token: the one it was started with."),
+      element(
+        "p",
+        { class: "muted" },
+        "This server asks for a token: the one it was started with.",
+      ),
       element("label", { for: id }, "Token"),
       this.field,
       this.error.node,
@@ -31,10 +35,13 @@ export class LoginForm {
     this.field.focus();
   }
 
-  async submit(event) {
+  submit(event) {
     event.preventDefault();
     this.error.say(null);
-    this.button.disabled = true;
+    whileBusy(this.button, () => this.login());
+  }
+
+  async login() {
     try {
       await post("/login", { token: this.field.value });
       this.node.remove();
@@ -43,6 +50,5 @@ export class LoginForm {
       this.error.say(error.message);
       this.field.select();
     }
-    this.button.disabled = false;
   }
 }

@@ -4,9 +4,6 @@ import { element } from "../lib/dom.js";
 import { count, measure } from "../lib/format.js";
 
 const uPlot = window.uPlot;
-const HEIGHT = 240; // pixels
-const HEIGHT_WHEN_NARROW = 200;
-const NARROW = 480;
 
 /**
  * One line: {label, steps: [...], values: [...], color: a CSS variable, width, points, dash}.
@@ -70,8 +67,8 @@ export class Chart {
   }
 
   size() {
-    const width = this.place.clientWidth;
-    return { width, height: width < NARROW ? HEIGHT_WHEN_NARROW : HEIGHT };
+    const height = parseFloat(getComputedStyle(this.place).getPropertyValue("--chart-height"));
+    return { width: this.place.clientWidth, height };
   }
 
   options() {
@@ -94,7 +91,7 @@ export class Chart {
       cursor: { y: false, points: { size: 7 }, drag: { x: true, y: false } },
       legend: { live: true },
       series: [
-        { label: "step", value: (plot, step) => (step === null ? "–" : count(step)) },
+        { label: "step", value: (plot, step) => count(step ?? plot.data[0].at(-1) ?? 0) },
         ...this.lines.map(seriesOf),
       ],
       hooks: { draw: [(plot) => this.drawMarks(plot)] },
@@ -141,8 +138,14 @@ function seriesOf(line) {
     dash: line.dash,
     spanGaps: true,
     points: line.points ? { show: true, size: 5, fill: () => color(line.color) } : { show: false },
-    value: (plot, value) => measure(value),
+    value: (plot, value, series, place) => measure(value ?? valueBefore(plot.data[series], place)),
   };
+}
+
+/** The last known value up to a place; without a place, of all: what the legend says at rest. */
+function valueBefore(values, place) {
+  const until = place === null || place === undefined ? values.length : place;
+  return values.slice(0, until).findLast((value) => value !== null) ?? null;
 }
 
 /** Lines with steps of their own -> uPlot's table: all steps, and a column for each line. */

@@ -1,7 +1,7 @@
 // The checkpoints of a run; one click takes a weight to Generate.
 
 import { path, post } from "../lib/api.js";
-import { KeyedList, button, element, notice, setText, show } from "../lib/dom.js";
+import { KeyedList, button, element, notice, onPress, setText, show } from "../lib/dom.js";
 import { bytes } from "../lib/format.js";
 
 // What the files of a run are; the others are numbered by their epoch.
@@ -39,7 +39,8 @@ export class Checkpoints {
     const { file, epoch } = checkpoint;
     const numbered = epoch === null || epoch === undefined ? "" : `after epoch ${epoch}`;
     const size = element("span", { class: "muted number" });
-    const use = button({ onclick: () => this.promote(file, use) }, "Use in Generate");
+    const use = button({}, "Use in Generate");
+    onPress(use, () => this.promote(file));
     use.setAttribute("aria-label", `Use ${file} in Generate`);
     const node = element(
       "li",
@@ -53,12 +54,17 @@ export class Checkpoints {
       size,
       use,
     );
-    return { node, update: (newer) => setText(size, bytes(newer.bytes)) };
+    return {
+      node,
+      update(newer) {
+        setText(size, bytes(newer.bytes));
+        show(use, newer.weight !== null);
+      },
+    };
   }
 
-  async promote(file, use) {
+  async promote(file) {
     this.error.say(null);
-    use.disabled = true;
     try {
       const { weight } = await post(path`/v1/runs/${this.name}/promote`, { file });
       await this.server.refresh();
@@ -66,7 +72,6 @@ export class Checkpoints {
     } catch (error) {
       this.error.say(error.message);
     }
-    use.disabled = false;
   }
 }
 

@@ -7,14 +7,14 @@ import { RunActions } from "./actions.js";
 import { Checkpoints } from "./checkpoints.js";
 import { Evaluations } from "./evaluations.js";
 import { RunMonitor } from "./monitor.js";
-import { StatePill, isActive, isQueued } from "./states.js";
+import { StatePill } from "./states.js";
 
 export class RunDetail {
   constructor(name, server) {
     this.name = name;
     this.pill = new StatePill();
     this.about = element("p", { class: "details muted" });
-    this.actions = new RunActions(() => this.ask(), { canDelete: true });
+    this.actions = new RunActions(() => this.ask(), { isDetailed: true });
     this.monitor = new RunMonitor(name, (run) => this.update(run));
     this.checkpoints = new Checkpoints(name, server);
     this.evaluations = new Evaluations(name, () => this.ask());
@@ -27,8 +27,18 @@ export class RunDetail {
       element(
         "div",
         { class: "halves" },
-        element("section", { class: "panel" }, element("h2", {}, "Checkpoints"), this.checkpoints.node),
-        element("section", { class: "panel" }, element("h2", {}, "Evaluation"), this.evaluations.node),
+        element(
+          "section",
+          { class: "panel" },
+          element("h2", {}, "Checkpoints"),
+          this.checkpoints.node,
+        ),
+        element(
+          "section",
+          { class: "panel" },
+          element("h2", {}, "Evaluation"),
+          this.evaluations.node,
+        ),
       ),
       element(
         "details",

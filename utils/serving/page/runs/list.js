@@ -23,7 +23,16 @@ export class RunList {
       oninput: () => this.showRuns(),
     });
     this.rows = element("tbody", {});
-    const heads = ["Compare", "Run", "State", "Steps", "Is it done?", "Best step", "Data", "Started"];
+    const heads = [
+      "Compare",
+      "Run",
+      "State",
+      "Steps",
+      "Is it done?",
+      "Best step",
+      "Data",
+      "Started",
+    ];
     this.table = element(
       "table",
       { class: "runs-table" },

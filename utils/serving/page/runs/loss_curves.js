@@ -24,7 +24,10 @@ export class LossCurves {
       value: this.weight,
       oninput: () => this.smooth(),
     });
-    const log = checkbox("log scale", { checked: this.isLog, onchange: () => this.setLog(log.box) });
+    const log = checkbox("log scale", {
+      checked: this.isLog,
+      onchange: () => this.setLog(log.box),
+    });
     this.tools = element(
       "div",
       { class: "chart-tools" },

@@ -46,7 +46,10 @@ export class RunMonitor {
     this.endStream?.();
     this.endStream = undefined;
     if (!document.hidden && !this.isClosed) {
-      this.endStream = listen(path`/v1/runs/${this.name}/events`, { run: (run) => this.update(run) });
+      this.endStream = listen(path`/v1/runs/${this.name}/events`, {
+        run: (run) => this.update(run),
+        gone: () => this.close(),
+      });
     }
   }
 

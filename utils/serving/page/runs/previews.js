@@ -11,8 +11,18 @@ export class Previews {
     this.empty = element("p", { class: "muted" }, emptyText);
     this.image = null;
     this.place = element("div", { class: "preview-place" });
-    this.link = element("a", { target: "_blank", rel: "noopener", class: "preview-link" }, this.place);
-    this.slider = element("input", { id, type: "range", min: 0, step: 1, oninput: () => this.slide() });
+    this.link = element(
+      "a",
+      { target: "_blank", rel: "noopener", class: "preview-link" },
+      this.place,
+    );
+    this.slider = element("input", {
+      id,
+      type: "range",
+      min: 0,
+      step: 1,
+      oninput: () => this.slide(),
+    });
     this.label = element("label", { for: id, class: "number" });
     this.bar = element("div", { class: "preview-bar" }, this.label, this.slider);
     this.node = element("div", { class: "previews" }, this.empty, this.link, this.bar);

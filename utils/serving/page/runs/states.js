@@ -22,7 +22,9 @@ export class StatePill {
 
 export function stateWords(run) {
   if (isQueued(run) && run.queue_position !== null) {
-    return run.queue_position === 0 ? "next in the queue" : `place ${run.queue_position + 1} in the queue`;
+    return run.queue_position === 0
+      ? "next in the queue"
+      : `place ${run.queue_position + 1} in the queue`;
   }
   return run.state;
 }
@@ -47,7 +49,7 @@ export class RunProgress {
 
   update(run) {
     setText(this.text, progressWords(run));
-    show(this.bar, !isQueued(run));
+    show(this.bar, !isQueued(run) && run.state !== "finished");
     if (run.state === "starting" && !run.progress) {
       this.bar.removeAttribute("value"); // under way, nobody knows how far
     } else {
@@ -59,12 +61,6 @@ export class RunProgress {
 
 /** "is it done?" in a word or two, from the verdict's kind */
 export function verdictWords(kind) {
-  const words = {
-    memorises: "memorises",
-    worse: "became worse",
-    not_done: "not done yet",
-    done: "done",
-    unknown: "not known",
-  };
-  return words[kind] ?? (kind ? String(kind).replaceAll("_", " ") : "");
+  const words = { worse: "became worse", "not done": "not done yet", unknown: "not known yet" };
+  return words[kind] ?? kind ?? "";
 }

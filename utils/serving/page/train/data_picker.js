@@ -14,7 +14,11 @@ export class DataPicker {
     this.onChoose = onChoose;
     this.folders = [];
     this.group = newId("dataset");
-    this.list = element("div", { class: "folders", role: "radiogroup", "aria-label": "Data folder" });
+    this.list = element("div", {
+      class: "folders",
+      role: "radiogroup",
+      "aria-label": "Data folder",
+    });
     this.node = element("div", {}, this.list);
     this.list.append(element("p", { class: "loading" }, "Loading …"));
   }
@@ -23,7 +27,8 @@ export class DataPicker {
     const { folders } = await get("/v1/data");
     this.folders = folders;
     if (folders.length === 0) {
-      const how = "Put a folder of images into the server's data folder, one folder per class in it.";
+      const how =
+        "Put a folder of images into the server's data folder, one folder per class in it.";
       this.list.replaceChildren(emptyState("No image folders", how));
       return;
     }
@@ -59,7 +64,13 @@ export class DataPicker {
         element("span", { class: "folder-error", id: errorId }, folder.error),
       );
     }
-    return element("label", { class: "folder" }, head, aboutFolder(folder, errorId), samplesOf(folder));
+    return element(
+      "label",
+      { class: "folder" },
+      head,
+      aboutFolder(folder, errorId),
+      samplesOf(folder),
+    );
   }
 
   choose(folder) {
@@ -86,26 +97,24 @@ function classesOf({ classes }) {
   if (classes.length === 0) {
     return null;
   }
-  const shown = classes.slice(0, CLASSES_SHOWN).map(({ name, images }) =>
-    element(
-      "span",
-      { class: "chip", title: `${name}: ${counted(images, "image")}` },
-      element("span", { class: "one-line" }, name),
-      element("span", { class: "muted number" }, count(images)),
-    ),
-  );
+  const shown = classes
+    .slice(0, CLASSES_SHOWN)
+    .map(({ name, images }) =>
+      element(
+        "span",
+        { class: "chip", title: `${name}: ${counted(images, "image")}` },
+        element("span", { class: "one-line" }, name),
+        element("span", { class: "muted number" }, count(images)),
+      ),
+    );
   const more = classes.length - shown.length;
   const rest = more > 0 ? element("span", { class: "chip muted" }, `${count(more)} more`) : null;
   return element("span", { class: "chips" }, ...shown, ...(rest === null ? [] : [rest]));
 }
 
 function samplesOf(folder) {
-  const strip = element("span", { class: "samples" });
-  get(`${path`/v1/data/${folder.name}/samples`}?count=${SAMPLES}`).then(
-    ({ images }) => {
-      strip.append(...images.map((address) => picture(address, "", { loading: "lazy" })));
-    },
-    () => strip.remove(), // the folder stays usable without its pictures
-  );
+  const address = `${path`/v1/data/${folder.name}/samples`}?count=${SAMPLES}`;
+  const strip = picture(address, `Images of ${folder.name}`, { class: "samples", loading: "lazy" });
+  strip.addEventListener("error", () => strip.remove()); // the folder stays usable without it
   return strip;
 }

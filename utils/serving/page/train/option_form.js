@@ -25,7 +25,7 @@ export class OptionForm {
     this.none = element("p", { class: "muted", hidden: true }, "No option has this in its name.");
     const foremost = groups
       .flatMap((group) => group.options)
-      .filter((option) => FOREMOST.includes(option.name));
+      .filter((option) => option.editable && FOREMOST.includes(option.name));
     foremost.sort((a, b) => FOREMOST.indexOf(a.name) - FOREMOST.indexOf(b.name));
     this.foremost = element("div", { class: "options" }, ...foremost.map((row) => this.field(row)));
     const folded = groups.map((group) => this.group(group)).filter((node) => node !== null);
@@ -34,7 +34,7 @@ export class OptionForm {
       { class: "option-form" },
       presets.length > 0 ? this.presetNode() : null,
       this.foremost,
-      element("div", { class: "more-options" }, element("h3", {}, "More options"), this.filter),
+      element("div", { class: "more-options" }, element("h4", {}, "More options"), this.filter),
       ...folded,
       this.none,
     );
@@ -64,7 +64,7 @@ export class OptionForm {
   }
 
   group({ title, options }) {
-    const rows = options.filter((option) => !this.options.has(option.name));
+    const rows = options.filter((option) => option.editable && !this.options.has(option.name));
     if (rows.length === 0) {
       return null;
     }
@@ -96,10 +96,10 @@ export class OptionForm {
   }
 
   showFiltered() {
-    const wanted = this.filter.value.trim().toLowerCase().replaceAll(" ", "_");
+    const wanted = this.filter.value.trim().toLowerCase();
     let found = 0;
     for (const { node, names } of this.groups) {
-      const matching = names.filter((name) => name.toLowerCase().includes(wanted));
+      const matching = names.filter((name) => isNamed(name, wanted));
       for (const name of names) {
         show(this.options.get(name).node, matching.includes(name));
       }
@@ -149,7 +149,6 @@ class OptionField {
     this.option = option;
     this.onChange = onChange;
     this.control = controlOf(option);
-    this.control.disabled = option.editable === false;
     this.resetButton = button(
       { class: "quiet icon-only reset", title: "Back to the default", onclick: () => this.reset() },
       icon("reset"),
@@ -161,6 +160,7 @@ class OptionField {
       className: "option",
     });
     this.node = this.field.node;
+    this.field.label.title = `--${option.name}`;
     this.value = option.default;
     this.control.addEventListener("input", () => this.changed());
     this.showChange();
@@ -223,6 +223,11 @@ class OptionField {
     }
     this.control.focus();
   }
+}
+
+/** Whether an option is looked for, by its name or by the words for it. */
+function isNamed(name, wanted) {
+  return name.toLowerCase().includes(wanted) || words(name).toLowerCase().includes(wanted);
 }
 
 function controlOf(option) {

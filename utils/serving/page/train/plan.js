@@ -1,7 +1,17 @@
 // The plan before the start: what train.py --plan prints. A training starts from a plan that fits
 // the settings as they are.
 
-import { announce, button, element, notice, setText, show } from "../lib/dom.js";
+import {
+  announce,
+  button,
+  element,
+  notice,
+  onPress,
+  setOff,
+  setText,
+  show,
+  whileBusy,
+} from "../lib/dom.js";
 
 export class PlanPanel {
   /**
@@ -25,8 +35,10 @@ export class PlanPanel {
       { class: "muted" },
       "The plan says what was found, what will be trained, and how long it takes.",
     );
-    this.planButton = button({ class: "primary", onclick: () => this.makePlan() }, "Show the plan");
-    this.startButton = button({ onclick: () => this.begin(), disabled: true }, "Start training");
+    this.planButton = button({ class: "primary" }, "Show the plan");
+    onPress(this.planButton, () => this.makePlan());
+    this.startButton = button({ onclick: () => this.begin() }, "Start training");
+    setOff(this.startButton, true);
     this.node = element(
       "div",
       {},
@@ -65,7 +77,6 @@ export class PlanPanel {
   }
 
   setBusy(isBusy) {
-    this.planButton.disabled = isBusy;
     this.planButton.classList.toggle("busy", isBusy);
     setText(this.planButton, isBusy ? "Reading images, timing a step …" : "Show the plan");
   }
@@ -93,16 +104,15 @@ export class PlanPanel {
 
   setReady(isReady) {
     this.isReady = isReady;
-    this.startButton.disabled = !isReady;
+    setOff(this.startButton, !isReady);
     this.startButton.classList.toggle("primary", isReady);
     this.planButton.classList.toggle("primary", !isReady);
     this.text.classList.toggle("outdated", !isReady);
   }
 
   async begin() {
-    this.startButton.disabled = true;
-    await this.start();
-    this.startButton.disabled = !this.isReady;
+    await whileBusy(this.startButton, this.start);
+    setOff(this.startButton, !this.isReady);
   }
 
   /** After the start: the next training has a plan of its own. */

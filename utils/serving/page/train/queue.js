@@ -53,7 +53,12 @@ class Lines {
   constructor(title, create) {
     this.list = element("ul", { class: "rows" });
     this.parts = new KeyedList(this.list, nameOf, create);
-    this.node = element("section", { class: "panel", hidden: true }, element("h3", {}, title), this.list);
+    this.node = element(
+      "section",
+      { class: "panel", hidden: true },
+      element("h3", {}, title),
+      this.list,
+    );
   }
 
   update(runs) {

@@ -1,7 +1,7 @@
 // Train: a new training on one side, what runs and what waits on the other.
 
 import { ApiError, Poll, get, post } from "../lib/api.js";
-import { announce, element, notice, setText, show } from "../lib/dom.js";
+import { announce, element, notice } from "../lib/dom.js";
 import { Field } from "../lib/fields.js";
 import { fileName } from "../lib/format.js";
 import { remember, remembered } from "../lib/storage.js";
@@ -21,7 +21,12 @@ export class TrainView {
     this.error = notice();
     this.name = new Field(
       "Name of the run",
-      element("input", { autocomplete: "off", spellcheck: "false", required: true, maxlength: 200 }),
+      element("input", {
+        autocomplete: "off",
+        spellcheck: "false",
+        required: true,
+        maxlength: 200,
+      }),
       { hint: "Its folder gets this name." },
     );
     this.name.control.addEventListener("input", () => {
@@ -29,11 +34,14 @@ export class TrainView {
       this.changed();
     });
     this.data = new DataPicker((folder) => this.folderChosen(folder));
-    this.plan = new PlanPanel((signal) => this.askForPlan(signal), () => this.start());
+    this.plan = new PlanPanel(
+      (signal) => this.askForPlan(signal),
+      () => this.start(),
+    );
     this.queue = new TrainingQueue(() => this.poll.now());
     this.options = element("div", {}, element("p", { class: "loading" }, "Loading …"));
     const step = (title, ...children) =>
-      element("section", { class: "panel step" }, element("h2", {}, title), ...children);
+      element("section", { class: "panel step" }, element("h3", {}, title), ...children);
     place.append(
       element(
         "div",
@@ -47,6 +55,7 @@ export class TrainView {
         element(
           "form",
           { class: "train-new", novalidate: true, "aria-label": "A new training", onsubmit: stay },
+          element("h2", {}, "New training"),
           this.error.node,
           step("1. Images", this.data.node),
           step("2. Settings", this.name.node, this.options),

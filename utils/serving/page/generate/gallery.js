@@ -1,8 +1,8 @@
 // The images of a finished job, and saving them.
 
-import { button, element, icon } from "../lib/dom.js";
+import { button, element, icon, onPress } from "../lib/dom.js";
 import { count, fileName } from "../lib/format.js";
-import { fetchBytes, saveBlob } from "../lib/download.js";
+import { fetchImage, saveBlob } from "../lib/download.js";
 import { zip } from "../lib/zip.js";
 
 const SHOWN_AT_FIRST = 24;
@@ -36,14 +36,18 @@ export function picture(address, alt, attributes = {}) {
   return image;
 }
 
-/** The grid of images; `open(place)` shows one of them large. */
-export function gallery(job, open) {
+/**
+ * The grid of images.
+ *
+ * @param actions {open(place): shows one of them large, onError(sentence)}
+ */
+export function gallery(job, { open, onError }) {
   const images = job.result.images;
   const grid = element("ul", { class: "gallery" });
   const node = element("div", {}, grid);
   const addFrom = (start, end) => {
     for (let place = start; place < Math.min(end, images.length); place += 1) {
-      grid.append(tile(job, images[place], () => open(place)));
+      grid.append(tile(job, images[place], () => open(place), onError));
     }
   };
   addFrom(0, SHOWN_AT_FIRST);
@@ -59,14 +63,11 @@ export function gallery(job, open) {
   return node;
 }
 
-function tile(job, image, open) {
+function tile(job, image, open, onError) {
   const title = imageTitle(image);
-  const save = element(
-    "a",
-    { href: image.url, download: imageName(job, image), class: "save", title: "Download" },
-    icon("download"),
-  );
+  const save = button({ class: "save icon-only", title: "Download" }, icon("download"));
   save.setAttribute("aria-label", `Download ${title}`);
+  onPress(save, () => saveImage(job, image).catch((error) => onError(error.message)));
   return element(
     "li",
     { class: "tile" },
@@ -82,6 +83,11 @@ function tile(job, image, open) {
       element("span", { class: "muted number" }, String(image.seed)),
     ),
   );
+}
+
+/** Saves one image. Throws Error with a sentence. */
+export async function saveImage(job, image) {
+  saveBlob(await fetchImage(image.url), imageName(job, image));
 }
 
 /**
@@ -100,7 +106,8 @@ export async function saveAll(jobs, onProgress) {
       next += 1;
       const { job, image } = wanted[place];
       const number = String(place).padStart(5, "0");
-      const bytes = await fetchBytes(image.url);
+      const blob = await fetchImage(image.url);
+      const bytes = new Uint8Array(await blob.arrayBuffer());
       files[place] = { name: `${number}_${imageName(job, image)}`, bytes };
       done += 1;
       onProgress(done, wanted.length);

@@ -110,7 +110,9 @@ export class JobCard {
     const { job } = this;
     this.error.say(job.error?.message ?? null);
     if (job.result !== null) {
-      this.body.replaceChildren(gallery(job, (place) => this.actions.open(this.job, place)));
+      const open = (place) => this.actions.open(this.job, place);
+      const onError = (sentence) => this.error.say(sentence);
+      this.body.replaceChildren(gallery(job, { open, onError }));
     } else if (!isActive(job)) {
       this.body.replaceChildren();
     }

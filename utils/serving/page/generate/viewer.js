@@ -1,8 +1,8 @@
 // One image, large, with what made it; the arrow keys go to the next.
 
-import { button, element, icon, setOff } from "../lib/dom.js";
+import { button, element, icon, notice, onPress, setOff } from "../lib/dom.js";
 import { measure, size } from "../lib/format.js";
-import { imageName, imageTitle, picture } from "./gallery.js";
+import { imageTitle, picture, saveImage } from "./gallery.js";
 
 export class Viewer {
   /** @param onUse (settings) puts an image's settings into the form */
@@ -11,7 +11,9 @@ export class Viewer {
     this.stage = element("div", { class: "stage" });
     this.title = element("h2", { id: "viewer-title" });
     this.facts = element("dl", { class: "facts" });
-    this.download = element("a", { class: "button primary" }, icon("download"), "Download");
+    this.download = button({ class: "primary" }, icon("download"), "Download");
+    onPress(this.download, () => this.save());
+    this.error = notice();
     this.use = button({ onclick: () => this.useSettings() }, "Use these settings");
     this.previous = this.turnButton("left", "Previous image", -1);
     this.next = this.turnButton("right", "Next image", 1);
@@ -29,6 +31,7 @@ export class Viewer {
         { class: "viewer-side" },
         element("div", { class: "viewer-head" }, this.title, close),
         this.facts,
+        this.error.node,
         element("div", { class: "actions" }, this.download, this.use),
       ),
     );
@@ -79,8 +82,7 @@ export class Viewer {
     this.stage.replaceChildren(picture(image.url, title));
     setOff(this.previous, place === 0);
     setOff(this.next, place === images.length - 1);
-    this.download.href = image.url;
-    this.download.download = imageName(job, image);
+    this.error.say(null);
     const { request } = job;
     const facts = {
       seed: image.seed,
@@ -99,6 +101,14 @@ export class Viewer {
         element("div", {}, element("dt", {}, name), element("dd", {}, String(value))),
       ),
     );
+  }
+
+  async save() {
+    try {
+      await saveImage(this.job, this.job.result.images[this.place]);
+    } catch (error) {
+      this.error.say(error.message);
+    }
   }
 
   useSettings() {

@@ -12,11 +12,16 @@ export function saveBlob(blob, name) {
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
-/** The bytes of an image of the server. Throws Error with a sentence where it has gone. */
-export async function fetchBytes(address) {
-  const response = await fetch(address);
-  if (!response.ok) {
-    throw new Error("An image is no longer on the server.");
+/** An image of the server, as a Blob. Throws Error with a sentence where it cannot be had. */
+export async function fetchImage(address) {
+  let response;
+  try {
+    response = await fetch(address);
+  } catch {
+    throw new Error("The server does not answer. Is it still running?");
   }
-  return new Uint8Array(await response.arrayBuffer());
+  if (!response.ok) {
+    throw new Error("This image is no longer on the server.");
+  }
+  return response.blob();
 }

@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         ) from None
     port = listener.getsockname()[1]
     services.engine.start()
+    if services.training is not None:
+        services.training.start()
     try:
         say_what_is_served(args, services, port)
         run_server(
@@ -94,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     finally:
         services.engine.stop()
+        if services.training is not None:
+            services.training.close()
 
 
 # --- Checks, before anything is imported that takes long ---
@@ -159,7 +163,24 @@ def build_services(args, tokens: tuple[str, ...] = ()):
         tokens=tokens,
         hosts=hosts_of(args, tokens),
         aliases=aliases_of(args),
+        training=build_trainings(args) if args.training else None,
     )
+
+
+def build_trainings(args):
+    """What trains over HTTP, by the options of tools/train.py."""
+    from tools.option_tables import load_script
+    from utils.serving.processes import Trainings
+    from utils.serving.training_form import TrainingForm
+
+    script = load_script("train")
+
+    def check(arguments: list[str]) -> None:
+        script.check(script.build_parser().parse_args(arguments))
+
+    tools = opt.ROOT / "tools"
+    form = TrainingForm(script.OPTIONS, tools / "train.py", check)
+    return Trainings(form, args.result_path, args.data, tools / "evaluate.py")
 
 
 def limits_of(args):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from utils.serving.http import jobs_api, server_api
+from utils.serving.http import jobs_api, page, server_api, training_api
 from utils.serving.http.errors import add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
 from utils.serving.http.security import Guard
@@ -27,6 +27,9 @@ def build_app(services: Services, more: Sequence[APIRouter] = ()) -> FastAPI:
     add_error_handlers(app)
     app.include_router(jobs_api.build_router(services))
     app.include_router(server_api.build_router(services, metrics))
+    app.include_router(page.build_router(services))
+    if services.training is not None:
+        app.include_router(training_api.build_router(services))
     for router in more:
         app.include_router(router)
     # The one that is added last sees a request first.

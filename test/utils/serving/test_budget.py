@@ -1,0 +1,37 @@
+"""How many rows a network call takes."""
+
+import pytest
+import torch
+
+from utils.serving.lane import MOST_ROWS, measured_budget
+from utils.serving.states import snapshot_calls
+
+
+def test_as_many_as_pay() -> None:
+    assert measured_budget(lambda rows: 0.001) == MOST_ROWS
+    assert measured_budget(lambda rows: 0.01 * rows) == MOST_ROWS  # no gain, no loss
+    # From 8 rows on each row takes twice as long.
+    assert measured_budget(lambda rows: 0.001 * rows * (2 if rows >= 8 else 1)) == 4
+
+
+def test_no_call_is_long() -> None:
+    assert measured_budget(lambda rows: 0.3 * rows) == 2
+    assert measured_budget(lambda rows: 20.0 * rows) == 1
+
+
+def test_as_many_as_fit_into_memory() -> None:
+    def call(rows: int) -> float:
+        if rows > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.001
+
+    assert measured_budget(call) == 4
+    with pytest.raises(torch.OutOfMemoryError):
+        measured_budget(lambda rows: call(rows + 5))
+
+
+def test_snapshots_are_spread_and_never_the_last_call() -> None:
+    assert snapshot_calls(10, 0) == frozenset()
+    assert snapshot_calls(100, 3) == {25, 50, 75}
+    assert snapshot_calls(2, 3) == {1}
+    assert snapshot_calls(1, 3) == frozenset()

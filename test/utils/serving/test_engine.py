@@ -1,0 +1,338 @@
+"""The engine's queue: fair, bounded, and each failure stays where it belongs."""
+
+import io
+import math
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image
+from serving_helpers import ANYONE, CLASSES, Bench, Weights, wait_until, weight_of
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.serving import lane as lanes
+from utils.serving.jobs import Client, Job
+from utils.serving.limits import Limits
+from utils.serving.refusal import Refusal
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network calls take 8 rows."""
+    monkeypatch.setattr(lanes, "measured_budget", lambda timed_call: 8)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.engine.stop()
+
+
+@pytest.fixture
+def make_bench() -> Iterator:
+    made = []
+
+    def make(*args: object, **limits: object) -> Bench:
+        made.append(Bench(Limits(**{"max_client_jobs": 64, **limits}), *args))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.engine.stop()
+
+
+def refused(bench: Bench, client: Client = ANYONE, **asked: object) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        bench.submit(client, **asked)
+    return caught.value
+
+
+# --- Sharing ---
+
+
+def test_equal_jobs_share_their_network_calls(bench: Bench) -> None:
+    steps = 40
+    for seed in range(8):
+        bench.submit(num_images=1, sample_steps=steps, seed=seed, cfg_scale=1)
+    bench.finish()
+    assert len(bench.network.rows) <= 1.1 * steps
+    assert sum(bench.network.rows) == 8 * steps
+
+
+def test_a_short_job_behind_long_ones_gets_its_share_at_once(bench: Bench) -> None:
+    for seed in range(8):
+        bench.submit(num_images=8, sample="ddpm", sample_steps=1000, seed=seed, cfg_scale=1)
+    short: list[Job] = []
+    calls_at_its_end: list[int] = []
+
+    def watch(number: int, *call: object) -> None:
+        if number == 20:
+            short.append(bench.submit(num_images=8, sample_steps=10, seed=99, cfg_scale=1))
+        if short and short[0].has_ended and not calls_at_its_end:
+            calls_at_its_end.append(number)
+            for job in bench.engine.jobs.under_way():
+                bench.engine.cancel(job)
+
+    bench.network.before_call = watch
+    bench.finish()
+    assert short[0].status == "completed"
+    # Of 8 rows a call it has 8/9 of one: its 80 rows take 90 calls.
+    own_share = 8 * 10 / (8 / 9)
+    assert calls_at_its_end[0] - 20 <= 1.2 * own_share
+
+
+def test_large_images_do_not_starve_small_ones(bench: Bench) -> None:
+    """A call of 64x64 pixels takes 40 times as long here as one of 8x8."""
+
+    def slow(number: int, x: Tensor, *rest: object) -> None:
+        time.sleep(0.04 if x.shape[-1] == 64 else 0.001)
+
+    bench.network.before_call = slow
+    large = bench.submit(num_images=8, sample_steps=50, image_size=(64, 64), cfg_scale=1)
+    small = bench.submit(num_images=8, sample_steps=50, cfg_scale=1)
+    bench.engine.start()
+    wait_until(lambda: small.has_ended)
+    # Half of the time was its own: by then the large one had no more than about as long.
+    assert large.step <= 25
+    bench.engine.cancel(large)
+
+
+# --- Limits ---
+
+
+def test_the_queue_is_bounded_and_says_when_to_come_back(make_bench) -> None:
+    bench = make_bench(max_queue=3)
+    for _ in range(3):
+        bench.submit(sample_steps=5)
+    refusal = refused(bench)
+    assert (refusal.status, refusal.code) == (429, "queue_full")
+    assert refusal.retry_after >= 1
+    bench.finish()
+    bench.submit(sample_steps=5)
+    assert bench.engine.statistics.refused == 1
+
+
+def test_no_client_takes_all_of_the_queue(make_bench) -> None:
+    bench = make_bench(max_client_jobs=2)
+    greedy = Client("", "10.0.0.1")
+    bench.submit(greedy)
+    bench.submit(greedy)
+    assert refused(bench, greedy).code == "client_share_full"
+    bench.submit(Client("", "10.0.0.2"))
+
+
+def test_jobs_wait_in_their_order_and_can_be_taken_out(bench: Bench) -> None:
+    jobs = [bench.submit(seed=seed) for seed in range(3)]
+    assert [bench.engine.queue_position(job) for job in jobs] == [0, 1, 2]
+    bench.engine.cancel(jobs[1])
+    assert [bench.engine.queue_position(job) for job in jobs] == [0, None, 1]
+    bench.finish()
+    assert [job.status for job in jobs] == ["completed", "cancelled", "completed"]
+    assert jobs[1].started is None
+
+
+def test_a_job_that_takes_too_long_is_ended(make_bench) -> None:
+    bench = make_bench(deadline=0.3)
+    bench.network.before_call = lambda *call: time.sleep(0.02)
+    job = bench.submit(num_images=1, sample_steps=500)
+    bench.finish()
+    assert (job.status, job.error.status) == ("failed", 504)
+    assert bench.submit(num_images=1, sample_steps=2).status == "queued"  # the engine lives
+
+
+# --- Failures ---
+
+
+def test_numbers_that_are_not_finite_are_no_image(bench: Bench) -> None:
+    def poison(number: int, x: Tensor, *rest: object) -> None:
+        if number == 3:
+            x[0] = float("nan")
+
+    bench.network.before_call = poison
+    first = bench.submit(num_images=1, sample_steps=6, seed=1, cfg_scale=1)
+    second = bench.submit(num_images=1, sample_steps=6, seed=2, cfg_scale=1)
+    bench.finish()
+    assert sorted([first.status, second.status]) == ["completed", "failed"]
+
+
+def test_an_image_too_large_for_the_memory_fails_alone(bench: Bench) -> None:
+    def fill_memory(number: int, x: Tensor, *rest: object) -> None:
+        if x.shape[-1] > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.network.before_call = fill_memory
+    large = bench.submit(num_images=2, sample_steps=5, image_size=(16, 16))
+    small = bench.submit(num_images=2, sample_steps=5)
+    bench.finish()
+    assert large.status == "failed" and "memory" in large.error.message
+    assert small.status == "completed"
+
+
+def test_a_network_that_always_fails_makes_the_server_unready(bench: Bench) -> None:
+    def fail(*call: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    bench.network.before_call = fail
+    for seed in range(3):
+        bench.submit(seed=seed)
+        bench.finish()
+    assert not bench.engine.is_ready
+
+
+def test_weights_that_have_become_unusable(bench: Bench) -> None:
+    def load(*args: object) -> None:
+        raise UserError("/secret/path/tiny.pt is damaged")
+
+    bench.engine._models._load = load
+    job = bench.submit()
+    bench.finish()
+    assert job.error.message == "the weight tiny cannot be loaded"
+
+
+def test_networks_take_turns_in_memory(make_bench) -> None:
+    bench = make_bench(Weights(*[weight_of(name) for name in "abcd"]), max_weights=2)
+    loaded: list[str] = []
+    in_memory: list[int] = []
+    load = bench.load
+
+    def loading(weight, *rest):
+        loaded.append(weight.name)
+        in_memory.append(len(bench.engine._models.all()))
+        return load(weight, *rest)
+
+    bench.engine._models._load = loading
+    jobs = [bench.submit(weight=name, sample_steps=20) for name in "abcdab"]
+    bench.finish()
+    assert all(job.status == "completed" for job in jobs)
+    assert sorted(loaded)[:4] and set(loaded) == set("abcd")
+    assert max(in_memory) <= 1  # while one is loaded, at most one other is there
+
+
+# --- What can be seen ---
+
+
+def test_a_job_belongs_to_its_owner(bench: Bench) -> None:
+    mine, other = Client("mine"), Client("other")
+    job = bench.submit(mine)
+    assert bench.engine.jobs.find(job.id, mine) is job
+    with pytest.raises(Refusal) as caught:
+        bench.engine.jobs.find(job.id, other)
+    assert caught.value.status == 404
+    assert bench.engine.jobs.all_of(other) == []
+
+
+def test_jobs_expire(make_bench) -> None:
+    bench = make_bench(keep_jobs=2)
+    jobs = [bench.submit(seed=seed, sample_steps=2) for seed in range(4)]
+    bench.finish()
+    with pytest.raises(Refusal) as expired:
+        bench.engine.jobs.find(jobs[0].id, ANYONE)
+    assert expired.value.status == 410
+    with pytest.raises(OSError):
+        bench.engine.image(jobs[0], 0)
+    assert bench.engine.image(jobs[3], 0).startswith(b"\x89PNG")
+    for unknown in ("nonsense", jobs[0].id + "0", jobs[0].id.replace("-", "-f", 1)):
+        with pytest.raises(Refusal) as caught:
+            bench.engine.jobs.find(unknown, ANYONE)
+        assert caught.value.status == 404
+
+
+def test_results_are_bounded_on_disk(make_bench) -> None:
+    bench = make_bench(keep_bytes=5000)
+    jobs = []
+    for seed in range(12):
+        jobs.append(bench.submit(num_images=2, seed=seed, sample_steps=2))
+        bench.finish()
+    folder = bench.engine.results._folder
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 5000
+    assert bench.engine.image(jobs[-1], 1)
+    bench.engine.stop()
+    assert not folder.exists()
+
+
+def test_snapshots_and_previews(bench: Bench) -> None:
+    job = bench.submit(num_images=2, sample_steps=8, cfg_scale=1, snapshots=3)
+    job.watchers = 1
+    versions: list[int] = []
+    job.listeners.append(lambda: versions.append(job.version))
+    bench.finish()
+    assert [snapshot.calls_done for snapshot in job.snapshots[1]] == [2, 4, 6]
+    assert job.snapshots[0][0].pixels.shape == (1, 8, 8)
+    assert job.preview_step >= 1 and job.preview[1].dtype == torch.uint8
+    assert versions == sorted(versions) and len(versions) >= 8
+
+
+def test_what_a_png_says(bench: Bench) -> None:
+    job = bench.submit(num_images=2, sample="plms", sample_steps=4, seed=7, class_name="boot")
+    bench.finish()
+    text = Image.open(io.BytesIO(bench.engine.image(job, 1))).text
+    assert text["seed"] == "8" and text["class"] == "boot" and text["sampler"] == "plms"
+    assert text["sample_steps"] == "4" and text["weights"] == "tiny.pt"
+
+
+# --- The end ---
+
+
+def test_draining_lets_jobs_end_and_takes_no_more(bench: Bench) -> None:
+    bench.network.before_call = lambda *call: time.sleep(0.01)
+    running = bench.submit(num_images=1, sample_steps=30)
+    bench.engine.start()
+    wait_until(lambda: running.status == "generating")
+    bench.engine.drain(grace=30)
+    assert running.status == "completed"
+    assert not bench.engine.is_ready
+    assert refused(bench).status == 503
+
+
+def test_draining_fails_what_has_not_begun_or_takes_too_long(make_bench) -> None:
+    bench = make_bench()
+    waiting = bench.submit()
+    bench.engine.drain(grace=0.1)
+    assert (waiting.status, waiting.error.status) == ("failed", 503)
+    slow = make_bench()
+    slow.network.before_call = lambda *call: time.sleep(0.01)
+    running = slow.submit(num_images=1, sample_steps=900)
+    slow.engine.start()
+    wait_until(lambda: running.status == "generating")
+    slow.engine.drain(grace=0.2)
+    assert (running.status, running.error.status) == ("failed", 503)
+
+
+# --- What is asked ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "param"),
+    [
+        ({"weight": "nothing"}, 404, "weight"),
+        ({"weight": "../tiny"}, 404, "weight"),
+        ({"class_name": "cat"}, 400, "class_name"),
+        ({"num_images": 0}, 400, "num_images"),
+        ({"num_images": 65}, 400, "num_images"),
+        ({"sample": "euler"}, 400, "sample"),
+        ({"sample_steps": 1001}, 400, "sample_steps"),
+        ({"cfg_scale": -1.0}, 400, "cfg_scale"),
+        ({"cfg_scale": math.nan}, 400, "cfg_scale"),
+        ({"seed": 2**32 - 1, "num_images": 2}, 400, "seed"),
+        ({"image_size": (9, 8)}, 400, "image_size"),
+        ({"image_size": (2048, 8)}, 400, "image_size"),
+        ({"image_format": "tiff"}, 400, "image_format"),
+        ({"upscale": "tiny"}, 404, "upscale"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(bench: Bench, asked: dict, status: int, param: str) -> None:
+    refusal = refused(bench, **asked)
+    assert (refusal.status, refusal.param) == (status, param)
+
+
+def test_classes_by_name_number_in_turn_and_each_once(bench: Bench) -> None:
+    def labels(**asked: object) -> tuple:
+        return bench.submit(**asked).request.labels
+
+    assert labels(num_images=4) == (0, 1, 2, 0)
+    assert labels(num_images=2, class_name="trouser") == (2, 2)
+    assert labels(class_name="1") == (1,)
+    assert labels(class_name="-1") == tuple(range(len(CLASSES)))

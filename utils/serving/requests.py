@@ -39,7 +39,7 @@ class Asked:
     image_size: tuple[int, int] | None = None  # (H, W)
     image_format: str = "png"
     upscale: str | None = None  # the name of an upscaler
-    use_ema: bool = True
+    use_ema: bool | None = None  # None: if the file has them
     snapshots: int = 0  # states on the way that are kept of each image
     snapshots_of_noise: bool = False  # of x_t instead of the estimates of x0
 
@@ -103,7 +103,7 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     _check_snapshots(asked.snapshots, count, image_size)
     return GenerationRequest(
         weight=weight,
-        use_ema=asked.use_ema,
+        use_ema=_use_ema(asked.use_ema, weight),
         labels=labels,
         seeds=_seeds(asked.seed, count),
         sampling=_sampling(asked, weight, limits),
@@ -147,6 +147,16 @@ def _upscaler(name: str | None, weights: WeightStore) -> Weight | None:
             f"there is no upscaler {name!r:.80}; served are {served}", "upscale", UNKNOWN_WEIGHT
         )
     return weight
+
+
+def _use_ema(asked: bool | None, weight: Weight) -> bool:
+    if asked is None:
+        return weight.has_ema
+    if asked and not weight.has_ema:
+        raise invalid(f"{weight.name} holds no EMA weights: use_ema is false", "use_ema")
+    if not asked and not weight.has_raw:
+        raise invalid(f"{weight.name} holds EMA weights alone: use_ema is true", "use_ema")
+    return asked
 
 
 def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from utils.serving.http import jobs_api, openai_api, server_api
+from utils.serving.http import article_api, jobs_api, openai_api, server_api
 from utils.serving.http.errors import add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
 from utils.serving.http.security import Guard
@@ -26,6 +26,7 @@ def build_app(services: Services, more: Sequence[APIRouter] = ()) -> FastAPI:
     metrics = Metrics(services.engine)
     add_error_handlers(app)
     app.include_router(jobs_api.build_router(services))
+    app.include_router(article_api.build_router(services))
     app.include_router(openai_api.build_router(services))
     app.include_router(server_api.build_router(services, metrics))
     for router in more:

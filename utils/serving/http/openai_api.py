@@ -18,17 +18,17 @@ from utils.serving.http.asking import Asking, resolved, served_weight
 from utils.serving.http.errors import answers, refusal_of_malformed
 from utils.serving.http.links import image_url
 from utils.serving.http.openai_form import (
+    NAMES,
     ImageData,
     ImagesAnswer,
     ImagesQuestion,
     ModelAnswer,
     ModelList,
     Usage,
-    in_words_of_openai,
 )
-from utils.serving.http.watching import LOOK_AT_CLIENT, Watch, end_of
-from utils.serving.jobs import COMPLETED, Job, Snapshot
-from utils.serving.refusal import Refusal, not_found
+from utils.serving.http.watching import LOOK_AT_CLIENT, Watch, check_success, end_of
+from utils.serving.jobs import Job, Snapshot
+from utils.serving.refusal import Refusal, not_found, renamed
 from utils.serving.requests import UNKNOWN_WEIGHT, GenerationRequest
 from utils.serving.services import Services
 from utils.serving.weights import DIFFUSION, Weight
@@ -133,7 +133,7 @@ async def _generation(question: ImagesQuestion, services: Services) -> Generatio
         weight = await _weight(question.model, services)
         return await resolved(question.asked(weight), services)
     except Refusal as refusal:
-        raise in_words_of_openai(refusal) from None
+        raise renamed(refusal, NAMES) from None
 
 
 def _model(name: str, weight: Weight) -> ModelAnswer:
@@ -182,12 +182,11 @@ async def stream_of(job: Job, services: Services, request: Request) -> AsyncIter
                     return
         async for event in _new_partial_images(job, sent):
             yield event
-        if job.status == COMPLETED:
-            for place in range(job.request.count):
-                yield _completed(job, place, engine.image(job, place))
-        else:
-            refusal = job.error or Refusal(409, "the job was cancelled", code="cancelled")
-            yield _event("error", {"error": refusal.to_dict()})
+        check_success(job)
+        for place in range(job.request.count):
+            yield _completed(job, place, engine.image(job, place))
+    except Refusal as refusal:
+        yield _event("error", {"error": refusal.to_dict()})
     finally:
         engine.cancel(job)  # which changes nothing where it has ended
 

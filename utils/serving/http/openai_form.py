@@ -1,12 +1,11 @@
 """What clients of the OpenAI images API send and get. The words are that API's."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from utils.serving.prompt import LONGEST_PROMPT, class_of_prompt
-from utils.serving.refusal import Refusal, invalid
+from utils.serving.refusal import invalid
 from utils.serving.requests import FILM_FORMAT, Asked
 from utils.serving.weights import Weight
 
@@ -128,15 +127,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     width, height = text.split("x")
     return int(height), int(width)
-
-
-def in_words_of_openai(refusal: Refusal) -> Refusal:
-    """A refusal of `Asked` for a client that knows other names of its fields."""
-    name = NAMES.get(refusal.param or "")
-    if name is None:
-        return refusal
-    message = re.sub(rf"\b{refusal.param}\b", name, refusal.message, count=1)
-    return Refusal(refusal.status, message, refusal.type, name, refusal.code, refusal.retry_after)
 
 
 # --- Answers ---

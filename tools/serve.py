@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     check_reach(args, tokens)
     need_libraries()
     from utils.serving.http.app import build_app
-    from utils.serving.http.server import listen, run_server
+    from utils.serving.http.server import listen, make_server
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     services = build_services(args, tokens)
@@ -87,13 +87,10 @@ def main(argv: list[str] | None = None) -> None:
         services.training.start()
     try:
         say_what_is_served(args, services, port)
-        run_server(
-            build_app(services),
-            services.engine,
-            listener,
-            args.client_timeout,
-            args.grace,
-        )
+        app = build_app(services)
+        server = make_server(app, services.engine, args.client_timeout, args.grace)
+        with listener:
+            server.run(sockets=[listener])
     finally:
         services.engine.stop()
         if services.training is not None:

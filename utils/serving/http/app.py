@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from utils.serving.http import jobs_api, page, server_api, training_api
+from utils.serving.http import (
+    article_api,
+    jobs_api,
+    openai_api,
+    page,
+    server_api,
+    training_api,
+)
 from utils.serving.http.errors import add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
 from utils.serving.http.security import Guard
@@ -26,6 +33,8 @@ def build_app(services: Services, more: Sequence[APIRouter] = ()) -> FastAPI:
     metrics = Metrics(services.engine)
     add_error_handlers(app)
     app.include_router(jobs_api.build_router(services))
+    app.include_router(article_api.build_router(services))
+    app.include_router(openai_api.build_router(services))
     app.include_router(server_api.build_router(services, metrics))
     app.include_router(page.build_router(services))
     if services.training is not None:
@@ -33,6 +42,6 @@ def build_app(services: Services, more: Sequence[APIRouter] = ()) -> FastAPI:
     for router in more:
         app.include_router(router)
     # The one that is added last sees a request first.
-    app.add_middleware(Guard, tokens=services.tokens, hosts=services.hosts)
+    app.add_middleware(Guard, tokens=services.tokens, hosts=services.hosts, secret=services.secret)
     app.add_middleware(CountRequests, metrics=metrics)
     return app

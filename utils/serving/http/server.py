@@ -91,10 +91,12 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
-def run_server(
-    app: FastAPI, engine: Engine, listener: socket.socket, client_timeout: float, grace: float
-) -> None:
-    """Serve until a signal has come and the jobs under way have ended."""
+def make_server(
+    app: FastAPI, engine: Engine, client_timeout: float, grace: float
+) -> GracefulServer:
+    """uvicorn as it is used here; `run(sockets=[...])` serves until a signal has come and the jobs
+    under way have ended.
+    """
     config = uvicorn.Config(
         app,
         http=deadline_protocol(client_timeout),
@@ -104,6 +106,4 @@ def run_server(
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
-    server = GracefulServer(config, engine, grace)
-    with listener:
-        server.run(sockets=[listener])
+    return GracefulServer(config, engine, grace)

@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.socket is not None:
         socket_service = SocketService(services, open_port(args.host, args.socket, "--socket"))
     services.engine.start()
+    if services.training is not None:
+        services.training.start()
     try:
         say_what_is_served(args, services, port)
         if socket_service is not None:
@@ -92,6 +94,8 @@ def main(argv: list[str] | None = None) -> None:
             server.run(sockets=[listener])
     finally:
         services.engine.stop()
+        if services.training is not None:
+            services.training.close()
 
 
 # --- Checks, before anything is imported that takes long ---
@@ -169,7 +173,24 @@ def build_services(args, tokens: tuple[str, ...] = ()):
         tokens=tokens,
         hosts=hosts_of(args, tokens),
         aliases=aliases_of(args),
+        training=build_trainings(args) if args.training else None,
     )
+
+
+def build_trainings(args):
+    """What trains over HTTP, by the options of tools/train.py."""
+    from tools.option_tables import load_script
+    from utils.serving.processes import Trainings
+    from utils.serving.training_form import TrainingForm
+
+    script = load_script("train")
+
+    def check(arguments: list[str]) -> None:
+        script.check(script.build_parser().parse_args(arguments))
+
+    tools = opt.ROOT / "tools"
+    form = TrainingForm(script.OPTIONS, tools / "train.py", check)
+    return Trainings(form, args.result_path, args.data, tools / "evaluate.py")
 
 
 def limits_of(args):

@@ -15,9 +15,9 @@ from utils.evaluation.verdict import (
     judge,
     sentence,
 )
-from utils.runs.evaluations import EVALUATIONS, Evaluation, read_evaluations
-from utils.runs.files import BEST_SLIM, read_checkpoint
-from utils.runs.folder import CONFIG, STATUS
+from utils.runs.evaluations import Evaluation, read_evaluations
+from utils.runs.files import read_checkpoint
+from utils.runs.names import BEST_SLIM, CONFIG, EVALUATIONS, STATUS
 from utils.runs.safeguards import reason
 
 MOST_ROWS = 25  # of the table; more evaluations are thinned out

@@ -12,7 +12,7 @@ from model.networks.autoencoder import Autoencoder
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.diffusers_autoencoder import CONFIG, read_diffusers_autoencoder
-from utils.runs.files import SLIM
+from utils.runs.names import SLIM
 from utils.runs.weights import check_finite, check_fit, check_tensors
 
 KIND = "autoencoder"

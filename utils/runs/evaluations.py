@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-EVALUATIONS = "evaluations.jsonl"
+from utils.runs.names import EVALUATIONS
+
 DIGITS = 6  # of each number
 
 # Beside losses: of generated images their KID and its standard error; of restored ones PSNR and

@@ -13,16 +13,12 @@ import torch
 
 from utils.errors import UserError
 from utils.runs import archive, foreign, safetensors
+from utils.runs.names import PREVIOUS
 from utils.runs.safeguards import keep_copy, reason, sync_file, sync_folder
 from utils.runs.state_dicts import find_weights
 
 FORMAT_VERSION = 2  # that is written
 READABLE_VERSIONS = (1, 2)
-LAST = "ckpt_last.pt"  # resumes
-PREVIOUS = "ckpt_prev.pt"  # the one before
-SLIM = "ema_last.pt"  # for generation only
-BEST = "ckpt_best.pt"  # the best so far, by the run's criterion
-BEST_SLIM = "ema_best.pt"
 
 
 def save_checkpoint(contents: Mapping, path: Path, keep_previous: bool = False) -> None:

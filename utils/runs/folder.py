@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -14,30 +13,36 @@ from utils.console import say
 from utils.errors import UserError
 from utils.pictures import save_image
 from utils.runs.evaluations import (
-    EVALUATIONS,
     Evaluation,
     append_evaluation,
     cut_back_evaluations,
 )
 from utils.runs.failures import Failures
 from utils.runs.files import (
-    BEST,
-    BEST_SLIM,
-    LAST,
-    PREVIOUS,
-    SLIM,
     read_checkpoint,
     save_checkpoint,
     snapshot,
 )
-from utils.runs.metrics_log import METRICS, MetricsLog
+from utils.runs.metrics_log import MetricsLog
+from utils.runs.names import (
+    BEST,
+    BEST_SLIM,
+    CONFIG,
+    EVALUATIONS,
+    LAST,
+    LOG,
+    PREVIOUS,
+    SAMPLES,
+    SLIM,
+    STATUS,
+    epochs_of,
+    holds_a_run,
+    numbered_name,
+    preview_name,
+)
 from utils.runs.safeguards import FolderLock, add_name, reason, warn_once
 from utils.text import printable
 
-LOG = "log.txt"
-CONFIG = "config.json"
-STATUS = "status.json"
-SAMPLES = "samples"
 MOST_OF_ONE_NAME = 100_000  # folders name, name-2, ...
 ONLY_TO_RESUME = ("network", "optimizer", "scaler")  # what the file for generation leaves out
 
@@ -260,26 +265,9 @@ def new_folder(parent: Path, name: str) -> Path:
     )
 
 
-def holds_a_run(path: Path) -> bool:
-    """Whether an earlier run has left a checkpoint or metrics in the folder."""
-    return any((path / name).exists() for name in (LAST, PREVIOUS, METRICS))
-
-
-def preview_name(epoch: int) -> str:
-    """The file name of a preview, without its ending."""
-    return f"epoch_{epoch:04d}"
-
-
-def numbered_name(epoch: int) -> str:
-    """The file name of a checkpoint that is kept under its epoch's number."""
-    return f"ckpt_{epoch}.pt"
-
-
 def numbered_epochs(path: Path) -> list[int]:
     """The epochs whose checkpoints are kept under their number, ascending."""
-    names = [file.name for file in path.glob("ckpt_*.pt")]
-    matches = [re.fullmatch(r"ckpt_(0|[1-9][0-9]*)\.pt", name) for name in names]
-    return sorted(int(match[1]) for match in matches if match)
+    return epochs_of(file.name for file in path.glob("ckpt_*.pt"))
 
 
 def find_checkpoint(path: Path, start_epoch: int) -> tuple[dict, Path]:

@@ -13,11 +13,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.runs.failures import Failures
+from utils.runs.names import METRICS, POSITION
 
-METRICS = "metrics.csv"
 TENSORBOARD = "TensorBoard"
 LONGEST_ROW = 2**16  # bytes
-POSITION = ("step", "epoch")  # columns that say where a row belongs; no curves in TensorBoard
 
 
 class MetricsLog:
@@ -164,6 +163,7 @@ class MetricsLog:
         os.replace(temporary, self.file)
 
     def _append_to_tensorboard(self, rows: Sequence[dict[str, float]]) -> None:
+        """The curves; where a row belongs is none."""
         with self._renewed_after_failure():
             for row in rows:
                 for name, value in row.items():

@@ -14,6 +14,7 @@ from typing import IO
 
 from utils.console import say
 from utils.errors import UserError
+from utils.runs.names import LOCK
 
 NOT_SUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # A folder may also be closed to reading, or opened in a way that cannot be synchronised.
@@ -121,7 +122,7 @@ class FolderLock:
         self.owner = folder / ".owner"
         self.token = secrets.token_hex(16)
         self._is_claimed = False
-        self._file = open(folder / ".lock", "a")
+        self._file = open(folder / LOCK, "a")
         try:
             self._lock()
         except UserError:

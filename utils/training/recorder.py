@@ -13,8 +13,8 @@ from utils.evaluation.restoration import restoration_in_words
 from utils.evaluation.verdict import Circumstances, Verdict, judge, sentence
 from utils.ranks import Ranks
 from utils.runs.evaluations import Evaluation
-from utils.runs.files import BEST_SLIM, SLIM
 from utils.runs.folder import RunFolder
+from utils.runs.names import BEST_SLIM, SLIM
 from utils.training.state import TrainState
 
 # (sign of life, called now and then) -> the picture

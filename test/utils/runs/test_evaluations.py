@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from utils.runs.evaluations import (
-    EVALUATIONS,
     Evaluation,
     append_evaluation,
     cut_back_evaluations,
     read_evaluations,
 )
+from utils.runs.names import EVALUATIONS
 
 
 def evaluation(step: int, **scores: float) -> Evaluation:

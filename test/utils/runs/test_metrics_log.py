@@ -8,7 +8,8 @@ from PIL import Image
 
 from utils.runs.failures import Failures
 from utils.runs.folder import RunFolder
-from utils.runs.metrics_log import METRICS, MetricsLog
+from utils.runs.metrics_log import MetricsLog
+from utils.runs.names import METRICS
 
 
 @pytest.fixture

@@ -5,7 +5,14 @@ from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from utils.serving.http import article_api, jobs_api, openai_api, server_api
+from utils.serving.http import (
+    article_api,
+    jobs_api,
+    openai_api,
+    page,
+    server_api,
+    training_api,
+)
 from utils.serving.http.errors import add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
 from utils.serving.http.security import Guard
@@ -47,6 +54,9 @@ def build_app(
     app.include_router(article_api.build_router(services))
     app.include_router(openai_api.build_router(services))
     app.include_router(server_api.build_router(services, metrics))
+    app.include_router(page.build_router(services))
+    if services.training is not None:
+        app.include_router(training_api.build_router(services))
     for router in more:
         app.include_router(router)
     # The one that is added last sees a request first.

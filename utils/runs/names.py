@@ -1,0 +1,43 @@
+"""What the files of a run folder are called. Standard library only: for whatever watches runs."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+LAST = "ckpt_last.pt"  # resumes
+PREVIOUS = "ckpt_prev.pt"  # the one before
+SLIM = "ema_last.pt"  # for generation only
+BEST = "ckpt_best.pt"  # the best so far, by the run's criterion
+BEST_SLIM = "ema_best.pt"
+METRICS = "metrics.csv"
+POSITION = ("step", "epoch")  # its columns that say where a row belongs
+EVALUATIONS = "evaluations.jsonl"
+STATUS = "status.json"
+CONFIG = "config.json"
+LOG = "log.txt"
+SAMPLES = "samples"
+LOCK = ".lock"
+
+NUMBERED = re.compile(r"ckpt_(0|[1-9][0-9]{0,14})\.pt")
+PREVIEW = re.compile(r"epoch_([0-9]{4,15})\.(\w+)")
+
+
+def holds_a_run(path: Path) -> bool:
+    """Whether an earlier run has left a checkpoint or metrics in the folder."""
+    return any((path / name).exists() for name in (LAST, PREVIOUS, METRICS))
+
+
+def preview_name(epoch: int) -> str:
+    """The file name of a preview, without its ending."""
+    return f"epoch_{epoch:04d}"
+
+
+def numbered_name(epoch: int) -> str:
+    """The file name of a checkpoint that is kept under its epoch's number."""
+    return f"ckpt_{epoch}.pt"
+
+
+def epochs_of(names: Iterable[str]) -> list[int]:
+    """The epochs of the checkpoints among these file names, ascending."""
+    matches = [NUMBERED.fullmatch(name) for name in names]
+    return sorted(int(match[1]) for match in matches if match)

@@ -25,6 +25,7 @@ from utils.serving.http.app import build_app
 from utils.serving.http.server import listen, make_server
 from utils.serving.limits import Limits
 from utils.serving.services import Services
+from utils.serving.socket_service import SocketService
 from utils.serving.weights import LoadedDiffusion, WeightStore, load_diffusion
 
 httpx = pytest.importorskip("httpx", reason="needs requirements-serve-test.txt")
@@ -86,7 +87,8 @@ class Served:
             **services,
         )
         self.engine = self.services.engine
-        app = build_app(self.services)
+        self.socket_service = SocketService(self.services, listen("127.0.0.1", 0))
+        app = build_app(self.services, socket_service=self.socket_service)
         self._server = make_server(app, self.engine, limits.client_timeout, grace)
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]

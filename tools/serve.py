@@ -71,23 +71,24 @@ def main(argv: list[str] | None = None) -> None:
     check_reach(args, tokens)
     need_libraries()
     from utils.serving.http.app import build_app
-    from utils.serving.http.server import listen, make_server
+    from utils.serving.http.server import make_server
+    from utils.serving.socket_service import SocketService
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     services = build_services(args, tokens)
-    try:
-        listener = listen(args.host, args.port)
-    except OSError as error:
-        raise opt.UserError(
-            f"--host {args.host} --port {args.port} cannot be listened at: {error.strerror}"
-        ) from None
+    listener = open_port(args.host, args.port, "--port")
     port = listener.getsockname()[1]
+    socket_service = None
+    if args.socket is not None:
+        socket_service = SocketService(services, open_port(args.host, args.socket, "--socket"))
     services.engine.start()
     if services.training is not None:
         services.training.start()
     try:
         say_what_is_served(args, services, port)
-        app = build_app(services)
+        if socket_service is not None:
+            opt.say(f"the socket service is at port {socket_service.port}")
+        app = build_app(services, socket_service=socket_service)
         server = make_server(app, services.engine, args.client_timeout, args.grace)
         with listener:
             server.run(sockets=[listener])
@@ -132,6 +133,18 @@ def need_libraries() -> None:
     except ImportError as error:
         raise opt.UserError(
             f"tools/serve.py needs the library {error.name}: install it with {INSTALL}"
+        ) from None
+
+
+def open_port(host: str, port: int, option: str):
+    """A listening socket. Raises UserError, naming the option, where there can be none."""
+    from utils.serving.http.server import listen
+
+    try:
+        return listen(host, port)
+    except OSError as error:
+        raise opt.UserError(
+            f"--host {host} {option} {port} cannot be listened at: {error.strerror}"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """The HTTP application: every API, behind the same guard, with errors in one form."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, FastAPI
 
@@ -16,16 +17,33 @@ from utils.serving.http.errors import add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
 from utils.serving.http.security import Guard
 from utils.serving.services import Services
+from utils.serving.socket_service import SocketService
 
 TITLE = "Image diffusion"
 VERSION = "1"
 
 
-def build_app(services: Services, more: Sequence[APIRouter] = ()) -> FastAPI:
-    """The application of a server; `more` are further APIs."""
+def build_app(
+    services: Services,
+    more: Sequence[APIRouter] = (),
+    socket_service: SocketService | None = None,
+) -> FastAPI:
+    """The application of a server. `more` are further APIs; the socket service runs as long as the
+    application does.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if socket_service is None:
+            yield
+            return
+        async with socket_service.running():
+            yield
+
     app = FastAPI(
         title=TITLE,
         version=VERSION,
+        lifespan=lifespan,
         max_body_size=services.limits.max_body,
         docs_url=None,  # it would load scripts from other hosts
         redoc_url=None,

@@ -203,7 +203,7 @@ def measure_fairness(args) -> None:
 def measure_requests(args) -> None:
     """Each client asks for an image, waits for it, and asks again."""
     server = StubServer(args, load=stub_diffusion)
-    body = {"weight": server.bench.name, "sample_steps": STUB_STEPS, "n": 1}
+    body = {"prompt": "", "model": server.bench.name, "num_inference_steps": STUB_STEPS}
     times, statuses = server.from_outside(ask_by_many, args.connections, args.seconds, body)
     report("requests", times, args.seconds, statuses)
     server.stop()

@@ -12,8 +12,8 @@ from utils.serving.services import Services
 from utils.serving.weights import Weight
 
 
-def client_of(request: Request) -> Client:
-    """Who asks, as the guard has found."""
+async def client_of(request: Request) -> Client:
+    """Who asks, as the guard has found. (Not async, it would be called in another thread.)"""
     return request.scope["client_of_job"]
 
 

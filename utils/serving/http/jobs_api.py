@@ -143,7 +143,7 @@ def build_router(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     engine = services.engine
 
-    def job_of(id: str, client: Asking) -> Job:
+    async def job_of(id: str, client: Asking) -> Job:
         return engine.jobs.find(id, client)
 
     Found = Annotated[Job, Depends(job_of)]

@@ -213,6 +213,7 @@ def test_requests_leave_no_memory_behind(folder):
         assert server.memory() - before < 20_000_000
 
 
+@pytest.mark.serve
 def test_a_large_body_in_chunks_costs_no_memory(folder):
     def chunks() -> Iterator[bytes]:
         for _ in range(500):

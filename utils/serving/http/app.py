@@ -13,7 +13,7 @@ from utils.serving.http import (
     server_api,
     training_api,
 )
-from utils.serving.http.errors import add_error_handlers
+from utils.serving.http.errors import AnswerFailures, add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
 from utils.serving.http.security import Guard, LimitBody
 from utils.serving.services import Services
@@ -61,5 +61,6 @@ def build_app(
     # The one that is added last sees a request first.
     app.add_middleware(LimitBody, most=services.limits.max_body)
     app.add_middleware(Guard, tokens=services.tokens, hosts=services.hosts, secret=services.secret)
+    app.add_middleware(AnswerFailures)
     app.add_middleware(CountRequests, metrics=metrics)
     return app

@@ -48,21 +48,15 @@ class CountRequests:
             return
         start = time.perf_counter()
         status = 500
-        is_complete = False
 
         async def noting(message: Message) -> None:
-            nonlocal status, is_complete
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            else:
-                is_complete = not message.get("more_body", False)
             await send(message)
 
         try:
             await self.app(scope, receive, noting)
-        except Exception:
-            if not is_complete:  # else it has been logged and answered
-                raise
         finally:
             route = getattr(scope.get("route"), "path", OTHER)
             method = scope["method"] if route != OTHER else OTHER

@@ -9,7 +9,7 @@ from utils.runs.safeguards import reason
 from utils.serving.child_processes import ChildProcesses
 from utils.serving.data_folders import DataFolders
 from utils.serving.process_identity import kill_group
-from utils.serving.refusal import UNAVAILABLE, Refusal
+from utils.serving.refusal import RATE_LIMIT, Refusal
 from utils.serving.run_facts import RunFacts
 from utils.serving.run_list import RunList
 from utils.serving.run_queue import RunQueue, WaitingTraining
@@ -49,7 +49,7 @@ class RunStarter:
         """Have a training started when its turn comes: now, if there is room. Raises Refusal."""
         if len(self._queue) >= self._most_waiting:
             raise Refusal(
-                503, f"{self._most_waiting} trainings wait already", UNAVAILABLE, code="queue_full"
+                429, f"{self._most_waiting} trainings wait already", RATE_LIMIT, code="queue_full"
             )
         try:
             self._queue.add(training)

@@ -47,6 +47,7 @@ class FormOption:
     default: Any
     low: float | None
     high: float | None
+    open_low: bool  # whether low itself is left out
     choices: tuple[str, ...] | None
     help: str
     editable: bool
@@ -170,6 +171,7 @@ def _row(option: Option) -> FormOption:
         default=default,
         low=low,
         high=high,
+        open_low=isinstance(option.type, Number) and option.type.open_low,
         choices=choices,
         help=option.help,
         editable=_is_offered(option),

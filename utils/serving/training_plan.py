@@ -13,7 +13,7 @@ from typing import IO
 
 from utils.options.table import ROOT
 from utils.serving.processes import Trainings
-from utils.serving.refusal import INVALID_REQUEST, SERVER_ERROR, TIMEOUT, UNAVAILABLE, Refusal
+from utils.serving.refusal import INVALID_REQUEST, RATE_LIMIT, SERVER_ERROR, TIMEOUT, Refusal
 from utils.serving.run_facts import last_error
 from utils.serving.safe_files import without_paths
 from utils.serving.training_form import JsonValue, check_run_name
@@ -48,7 +48,7 @@ class Planner:
         trainings.form.check_together(arguments)
         if not self._is_busy.acquire(blocking=False):
             raise Refusal(
-                503, "another plan is being made", UNAVAILABLE, code="is_planning", retry_after=5
+                429, "another plan is being made", RATE_LIMIT, code="is_planning", retry_after=5
             )
         try:
             status, text, errors = self._run([*arguments, "--plan=True"])

@@ -102,7 +102,7 @@ def add_form_routes(router: APIRouter, trainings: Trainings) -> None:
             }
         )
 
-    @router.post("/training/plan", responses=answers(404, 422, 500, 503, 504))
+    @router.post("/training/plan", responses=answers(400, 404, 422, 429, 500, 504))
     def plan(question: Question) -> PlanAnswer:  # type: ignore[valid-type]
         """What a training would do, before it is started: some seconds of work."""
         asked = cast(TrainingQuestion, question)
@@ -115,14 +115,16 @@ def add_start_routes(router: APIRouter, trainings: Trainings, services: "Service
     Question = training_question(trainings.form)
     Resumption = resume_question(trainings.form)
 
-    @router.post("/runs", status_code=202, responses=answers(404, 409, 422, 500, 503))
+    @router.post("/runs", status_code=202, responses=answers(400, 404, 409, 422, 429, 500))
     def start(question: Question) -> RunAnswer:  # type: ignore[valid-type]
         """Queue a training. It starts at once where none runs, and goes on without the server."""
         asked = cast(TrainingQuestion, question)
         run = trainings.enqueue(asked.run_name, asked.dataset, values_of(asked.options))
         return describe_run(run, services)
 
-    @router.post("/runs/{name}/resume", status_code=202, responses=answers(404, 409, 422, 500, 503))
+    @router.post(
+        "/runs/{name}/resume", status_code=202, responses=answers(400, 404, 409, 422, 429, 500)
+    )
     def resume(
         name: Name,
         question: Resumption | None = None,  # type: ignore[valid-type]
@@ -159,7 +161,7 @@ def add_run_routes(router: APIRouter, trainings: Trainings, services: "Services"
         run = trainings.find(name)
         return RunDetailAnswer(**describe_run(run, services).model_dump(), options=run.options)
 
-    @router.delete("/runs/{name}", responses=answers(404, 409, 422, 500))
+    @router.delete("/runs/{name}", responses=answers(400, 404, 409, 422, 500))
     def delete(name: Name, question: DeleteQuestion) -> NameAnswer:
         """Delete a run with all of its files, for good."""
         trainings.find(name)
@@ -168,14 +170,16 @@ def add_run_routes(router: APIRouter, trainings: Trainings, services: "Services"
         trainings.delete(name)
         return NameAnswer(name=name)
 
-    @router.post("/runs/{name}/evaluate", status_code=202, responses=answers(404, 409, 422, 500))
+    @router.post(
+        "/runs/{name}/evaluate", status_code=202, responses=answers(400, 404, 409, 422, 500)
+    )
     def evaluate(name: Name, question: EvaluateQuestion | None = None) -> RunAnswer:
         """Compare generated images with those of the data folder, in the background."""
         asked = question or EvaluateQuestion()
         run = trainings.evaluate(name, asked.num_images, asked.sample_steps)
         return describe_run(run, services)
 
-    @router.post("/runs/{name}/promote", responses=answers(404, 409, 422))
+    @router.post("/runs/{name}/promote", responses=answers(400, 404, 409, 422))
     def promote(name: Name, question: PromoteQuestion) -> WeightAnswer:
         """Serve a checkpoint of the run; the answer is the name to generate with."""
         run = trainings.find(name)

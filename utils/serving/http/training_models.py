@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from utils.image_facts import LARGEST_SIDE, SMALLEST_SIDE
 from utils.options.types import LONGEST_FILE_NAME
@@ -11,7 +11,17 @@ from utils.serving.run_curves import MOST_POINTS
 from utils.serving.training_form import LONGEST_VALUE, FormOption, TrainingForm
 
 LARGEST_WHOLE_NUMBER = 2**53 - 1
+MOST_NUMBERS = 20  # in a list of whole numbers
 STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def _whole(value: Any) -> Any:
+    """3.0 is a whole number in JSON, and 3 in Python."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 Kind = Literal["int", "float", "bool", "choice", "text", "size", "list"]
 State = Literal[
@@ -31,7 +41,9 @@ RunName = Annotated[
 DatasetName = Annotated[
     str, Field(min_length=1, max_length=LONGEST_FILE_NAME, description="name of a data folder")
 ]
-Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
+Side = Annotated[WholeNumber, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
+SizeText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(,[1-9][0-9]{0,3})?$")]
+NumbersText = Annotated[str, Field(pattern=r"^(-?[0-9]{1,6}(,-?[0-9]{1,6}){0,19})?$")]
 Text = Annotated[str, Field(max_length=LONGEST_VALUE)]
 Points = Annotated[int, Field(ge=2, le=MOST_POINTS)]
 
@@ -59,8 +71,8 @@ class ResumeQuestion(BaseModel):
 class EvaluateQuestion(BaseModel):
     model_config = STRICT
 
-    num_images: int = Field(default=1000, ge=100, le=100_000)
-    sample_steps: int = Field(default=50, ge=1, le=1000)
+    num_images: WholeNumber = Field(default=1000, ge=100, le=100_000)
+    sample_steps: WholeNumber = Field(default=50, ge=1, le=1000)
 
 
 class PromoteQuestion(BaseModel):
@@ -105,8 +117,10 @@ def _type_of(option: FormOption) -> Any:
     if option.kind == "int":
         high = LARGEST_WHOLE_NUMBER if option.high is None else int(option.high)
         low = -LARGEST_WHOLE_NUMBER if option.low is None else int(option.low)
-        return Annotated[int, Field(ge=low, le=high)]
+        return Annotated[WholeNumber, Field(ge=low, le=high)]
     if option.kind == "float":
+        if option.open_low:
+            return Annotated[float, Field(gt=option.low, le=option.high, allow_inf_nan=False)]
         return Annotated[float, Field(ge=option.low, le=option.high, allow_inf_nan=False)]
     if option.kind == "bool":
         return bool
@@ -114,9 +128,10 @@ def _type_of(option: FormOption) -> Any:
         return Literal[tuple(option.choices or ())]
     if option.kind == "size":
         pair = Annotated[list[Side], Field(min_length=2, max_length=2)]
-        return Side | pair | Text
+        return Side | pair | SizeText
     if option.kind == "list":
-        return Annotated[list[int], Field(max_length=20)] | Text
+        number = Annotated[WholeNumber, Field(ge=-999_999, le=999_999)]
+        return Annotated[list[number], Field(max_length=MOST_NUMBERS)] | NumbersText
     return Text
 
 
@@ -146,6 +161,7 @@ class OptionAnswer(BaseModel):
     default: bool | int | float | str | None = Field(description="null: not set")
     low: int | float | None
     high: int | float | None
+    open_low: bool = Field(description="whether low itself is left out")
     choices: list[str] | None
     help: str
     editable: bool = Field(description="false: it stands beside the options in a request")

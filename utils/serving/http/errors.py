@@ -1,12 +1,14 @@
 """How errors are answered: always as {"error": {message, type, param, code}}, without paths."""
 
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
@@ -52,7 +54,11 @@ ALWAYS = (401, 403, 413, 415)  # may come from any route
 def answers(*statuses: int) -> dict[int | str, dict]:
     """For a route's `responses`: the errors that it may answer with, beside those of all."""
     return {
-        status: {"model": ErrorAnswer, "description": REASONS[status]}
+        status: {
+            "model": ErrorAnswer,
+            "description": REASONS[status],
+            "content": {"application/json": {}},  # also where the route answers something else
+        }
         for status in sorted({*statuses, *ALWAYS})
     }
 
@@ -78,8 +84,8 @@ def refusal_of_malformed(error: RequestValidationError, status: int = 422) -> Re
     return Refusal(status, message, INVALID_REQUEST, field, "invalid_value")
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Every kind of error that a route may raise, in the same form."""
+def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Every kind of error that one of the routes may raise, in the same form."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
@@ -95,7 +101,19 @@ def add_error_handlers(app: FastAPI) -> None:
         answer = error_response(Refusal(error.status_code, str(error.detail), kind))
         for name, value in (error.headers or {}).items():
             answer.headers[name] = value
+        if error.status_code == 405:  # the framework names the methods of one route alone
+            answer.headers["Allow"] = ", ".join(allowed_methods(request.scope, routes))
         return answer
+
+
+def allowed_methods(scope: Scope, routes: Sequence[BaseRoute]) -> list[str]:
+    """The methods of all routes to this path."""
+    methods: set[str] = set()
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match != Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 class AnswerFailures:

@@ -9,8 +9,10 @@
 It needs `pip install -r requirements-serve.txt`. Ctrl-C or SIGTERM ends it as soon as the jobs under way have ended, a second one at once.
 """
 
+import ipaddress
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -69,31 +71,35 @@ def main(argv: list[str] | None = None) -> None:
     check_folders(args)
     tokens = tokens_of(args)
     check_reach(args, tokens)
+    hosts_of(args, tokens)
+    aliases_of(args)
     need_libraries()
     from utils.serving.http.app import build_app
-    from utils.serving.http.server import listen, run_server
+    from utils.serving.http.server import make_server
+    from utils.serving.socket_service import SocketService
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     services = build_services(args, tokens)
-    try:
-        listener = listen(args.host, args.port)
-    except OSError as error:
-        raise opt.UserError(
-            f"--host {args.host} --port {args.port} cannot be listened at: {error.strerror}"
-        ) from None
+    listener = open_port(args.host, args.port, "--port")
     port = listener.getsockname()[1]
+    socket_service = None
+    if args.socket is not None:
+        socket_service = SocketService(services, open_port(args.host, args.socket, "--socket"))
     services.engine.start()
+    if services.training is not None:
+        services.training.start()
     try:
         say_what_is_served(args, services, port)
-        run_server(
-            build_app(services),
-            services.engine,
-            listener,
-            args.client_timeout,
-            args.grace,
-        )
+        if socket_service is not None:
+            opt.say(f"the socket service is at port {socket_service.port}")
+        app = build_app(services, socket_service=socket_service)
+        server = make_server(app, services.engine, args.client_timeout, args.grace)
+        with listener:
+            server.run(sockets=[listener])
     finally:
         services.engine.stop()
+        if services.training is not None:
+            services.training.close()
 
 
 # --- Checks, before anything is imported that takes long ---
@@ -101,24 +107,51 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_folders(args) -> None:
     for folder in args.weights:
-        if not folder.is_dir():
-            found = "is a file" if folder.exists() else "does not exist"
-            raise opt.UserError(f"--weights {folder} {found}; name folders of weights")
+        check_folder(folder, "--weights", "name folders of weights")
+    if args.training:
+        check_folder(args.data, "--data", "name the folder that holds the folders of images")
+    if args.result_path.exists():
+        check_folder(args.result_path, "--result_path", "name the folder that holds the runs")
+
+
+def check_folder(folder: Path, option: str, advice: str) -> None:
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise opt.UserError(f"{option} {folder} {found}; {advice}")
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The parts of a text with commas between them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def tokens_of(args) -> tuple[str, ...]:
-    given = args.token or os.environ.get(TOKEN_VARIABLE, "")
-    return tuple(token.strip() for token in given.split(",") if token.strip())
+    """The tokens that clients may have. Raises UserError for an empty --token."""
+    if args.token is None:
+        return listed(os.environ.get(TOKEN_VARIABLE, ""))
+    tokens = listed(args.token)
+    if not tokens:
+        raise opt.UserError("--token is empty; name what clients must know, or leave it out")
+    return tokens
 
 
 def check_reach(args, tokens: tuple[str, ...]) -> None:
     """Raise UserError where everyone in the network could use the server."""
-    is_loopback = args.host in ("localhost", "::1") or args.host.startswith("127.")
-    if not is_loopback and not tokens:
+    if not is_loopback(args.host) and not tokens:
         raise opt.UserError(
             f"--host {args.host} lets other machines in: add --token, which they must know then, "
             f"or set {TOKEN_VARIABLE}"
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address. Raises UserError for one that is none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise opt.UserError(f"--host {host!r} is no address of this machine: {error}") from None
+    addresses = [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    return all(address.is_loopback for address in addresses)
 
 
 def need_libraries() -> None:
@@ -131,6 +164,18 @@ def need_libraries() -> None:
     except ImportError as error:
         raise opt.UserError(
             f"tools/serve.py needs the library {error.name}: install it with {INSTALL}"
+        ) from None
+
+
+def open_port(host: str, port: int, option: str):
+    """A listening socket. Raises UserError, naming the option, where there can be none."""
+    from utils.serving.http.server import listen
+
+    try:
+        return listen(host, port)
+    except OSError as error:
+        raise opt.UserError(
+            f"--host {host} {option} {port} cannot be listened at: {error.strerror}"
         ) from None
 
 
@@ -159,7 +204,24 @@ def build_services(args, tokens: tuple[str, ...] = ()):
         tokens=tokens,
         hosts=hosts_of(args, tokens),
         aliases=aliases_of(args),
+        training=build_trainings(args) if args.training else None,
     )
+
+
+def build_trainings(args):
+    """What trains over HTTP, by the options of tools/train.py."""
+    from tools.option_tables import load_script
+    from utils.serving.processes import Trainings
+    from utils.serving.training_form import TrainingForm
+
+    script = load_script("train")
+
+    def check(arguments: list[str]) -> None:
+        script.check(script.build_parser().parse_args(arguments))
+
+    tools = opt.ROOT / "tools"
+    form = TrainingForm(script.OPTIONS, tools / "train.py", check)
+    return Trainings(form, args.result_path, args.data, tools / "evaluate.py")
 
 
 def limits_of(args):
@@ -180,18 +242,23 @@ def limits_of(args):
 
 
 def hosts_of(args, tokens: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that the server may be called by, beside this machine's own."""
+    """The names that the server may be called by, beside this machine's own. Raises UserError for
+    an empty list.
+    """
     if args.allowed_hosts is not None:
-        return tuple(host.strip() for host in args.allowed_hosts.split(",") if host.strip())
+        hosts = listed(args.allowed_hosts)
+        if not hosts:
+            raise opt.UserError("--allowed_hosts is empty; name hosts, or leave it out")
+        return hosts
     return ("*",) if tokens else (args.host,)
 
 
 def aliases_of(args) -> dict[str, str]:
     """Name in the images API -> name of a weight. Raises UserError for what is no pair."""
-    aliases = {}
-    for pair in (args.alias or "").split(","):
-        if not pair.strip():
-            continue
+    aliases: dict[str, str] = {}
+    if args.alias is None:
+        return aliases
+    for pair in args.alias.split(","):
         alias, equals, name = pair.partition("=")
         if not equals or not alias.strip() or not name.strip():
             raise opt.UserError(f"--alias {pair!r} is no pair such as gpt-image-1=demo")

@@ -18,11 +18,11 @@ from utils.errors import UserError
 from utils.pictures import FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS, encoded_image, to_picture
 from utils.serving.jobs import COMPLETED, FAILED, Job, JobTable
 from utils.serving.refusal import SERVER_ERROR, Refusal
+from utils.serving.requests import FILM_FORMAT
 from utils.serving.results import ResultStore
 from utils.serving.weights import Weight, load_upscaler
 from utils.upscaling import Upscaler
 
-GIF = "gif"
 MOST_UPSCALERS = 2  # in memory
 
 logger = logging.getLogger("serve")
@@ -106,8 +106,9 @@ class Finisher:
         request = finished.job.request
         pixels = finished.pixels
         settings = finished.settings
-        if request.image_format == GIF:
+        if request.image_format == FILM_FORMAT:
             states = [snapshot.pixels for snapshot in finished.job.snapshots[finished.place]]
+            finished.job.snapshots[finished.place].clear()  # nobody else needs them
             return encoded_film([*states, pixels])
         if request.upscaler is not None:
             upscaler = self._upscaler(request.upscaler)

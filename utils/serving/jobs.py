@@ -85,6 +85,11 @@ class Job:
     def progress(self) -> float:
         return sum(self.calls_done) / (self.calls * len(self.calls_done))
 
+    def drop_states(self) -> None:
+        """Pictures of the way to the images are of no use any more, and large."""
+        self.preview = [None] * len(self.preview)
+        self.snapshots = [[] for _ in self.snapshots]
+
     def changed(self) -> None:
         """Tell all who listen. They are called in the engine's thread and must be quick."""
         self.version += 1
@@ -146,7 +151,9 @@ class JobTable:
             expired = self._take_expired()
         for old in expired:
             self._forget(old)
-        if not job.is_kept and status != COMPLETED:
+        if job.is_kept:
+            job.drop_states()
+        elif status != COMPLETED:
             self._forget(job)
         job.changed()
         return True

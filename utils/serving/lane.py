@@ -20,7 +20,7 @@ LaneKey = tuple  # (path of the weights, which state of that file, use_ema, imag
 MOST_ROWS = 64  # of a network call
 LONGEST_CALL = 1.0  # seconds: a cancelled job, or one that has just come, waits no longer
 # A larger call is not worth it where it makes this much fewer rows a second.
-LEAST_THROUGHPUT = 0.85
+LEAST_THROUGHPUT = 0.7
 
 
 def lane_key(job: Job) -> LaneKey:

@@ -1,6 +1,8 @@
 """What a client is told when it does not get what it asked for."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 # Kinds of refusal, in the words of the OpenAI API, which all answers here use.
 INVALID_REQUEST = "invalid_request_error"
@@ -47,3 +49,12 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 def not_found(message: str, param: str | None = None, code: str = "not_found") -> Refusal:
     """A request for something that is not there."""
     return Refusal(404, message, NOT_FOUND, param, code)
+
+
+def renamed(refusal: Refusal, names: Mapping[str, str]) -> Refusal:
+    """The same for a client that knows other names of the fields: ours -> theirs."""
+    name = names.get(refusal.param or "")
+    if name is None:
+        return refusal
+    message = re.sub(rf"\b{refusal.param}\b", name, refusal.message, count=1)
+    return replace(refusal, message=message, param=name)

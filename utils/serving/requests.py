@@ -15,6 +15,8 @@ from utils.serving.refusal import UNAVAILABLE, Refusal, invalid, not_found
 from utils.serving.weights import UPSCALER, Weight, WeightStore
 
 IMAGE_FORMATS = ("png", "webp", "jpeg")
+FILM_FORMAT = "gif"  # the states on the way of an image; only some protocols offer it
+MOST_SNAPSHOT_PIXELS = 2**24  # of all states that a job keeps: they lie in memory
 DEFAULT_CFG_SCALE = 1.5  # as that of generate.py
 DEFAULT_IMAGES = 1
 LARGEST_SEED = int(types.seed.high)
@@ -37,7 +39,7 @@ class Asked:
     image_size: tuple[int, int] | None = None  # (H, W)
     image_format: str = "png"
     upscale: str | None = None  # the name of an upscaler
-    use_ema: bool = True
+    use_ema: bool | None = None  # None: if the file has them
     snapshots: int = 0  # states on the way that are kept of each image
     snapshots_of_noise: bool = False  # of x_t instead of the estimates of x0
 
@@ -90,24 +92,22 @@ class GenerationRequest:
 
 def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationRequest:
     """Raises Refusal, naming the field, for what cannot be made or is more than is allowed."""
-    weight = _weight(asked.weight, weights)
+    weight = weight_of(asked.weight, weights)
     upscaler = _upscaler(asked.upscale, weights)
     labels = _labels(asked, weight)
     count = _count(asked, labels, limits)
     if labels is not None:
         labels = tuple(labels[i % len(labels)] for i in range(count))
-    if asked.image_format not in IMAGE_FORMATS:
-        raise invalid(
-            f"image_format is one of {', '.join(IMAGE_FORMATS)}, not {asked.image_format!r:.40}",
-            "image_format",
-        )
+    image_size = _image_size(asked.image_size, weight, limits)
+    _check_format(asked)
+    _check_snapshots(asked.snapshots, count, image_size)
     return GenerationRequest(
         weight=weight,
-        use_ema=asked.use_ema,
+        use_ema=_use_ema(asked.use_ema, weight),
         labels=labels,
         seeds=_seeds(asked.seed, count),
         sampling=_sampling(asked, weight, limits),
-        image_size=_image_size(asked.image_size, weight, limits),
+        image_size=image_size,
         image_format=asked.image_format,
         upscaler=upscaler,
         snapshots=asked.snapshots,
@@ -116,7 +116,8 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     )
 
 
-def _weight(name: str | None, weights: WeightStore) -> Weight:
+def weight_of(name: str | None, weights: WeightStore) -> Weight:
+    """The diffusion of this name; None: the default. Raises Refusal."""
     if name is None:
         weight = weights.default()
         if weight is None:
@@ -146,6 +147,16 @@ def _upscaler(name: str | None, weights: WeightStore) -> Weight | None:
             f"there is no upscaler {name!r:.80}; served are {served}", "upscale", UNKNOWN_WEIGHT
         )
     return weight
+
+
+def _use_ema(asked: bool | None, weight: Weight) -> bool:
+    if asked is None:
+        return weight.has_ema
+    if asked and not weight.has_ema:
+        raise invalid(f"{weight.name} holds no EMA weights: use_ema is false", "use_ema")
+    if not asked and not weight.has_raw:
+        raise invalid(f"{weight.name} holds EMA weights alone: use_ema is true", "use_ema")
+    return asked
 
 
 def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:
@@ -233,3 +244,24 @@ def _image_size(asked: tuple[int, int] | None, weight: Weight, limits: Limits) -
     except ValueError as error:
         raise invalid(str(error), "image_size") from None
     return height, width
+
+
+def _check_format(asked: Asked) -> None:
+    if asked.image_format not in (*IMAGE_FORMATS, FILM_FORMAT):
+        raise invalid(
+            f"image_format is one of {', '.join(IMAGE_FORMATS)}, not {asked.image_format!r:.40}",
+            "image_format",
+        )
+    if asked.image_format == FILM_FORMAT and asked.upscale is not None:
+        raise invalid("the frames of a GIF are not enlarged: leave upscale out", "upscale")
+
+
+def _check_snapshots(snapshots: int, count: int, image_size: tuple[int, int]) -> None:
+    height, width = image_size
+    pixels = snapshots * count * height * width
+    if pixels > MOST_SNAPSHOT_PIXELS:
+        raise invalid(
+            f"{snapshots} states of {count} images of {height},{width} are more than the server "
+            "keeps: ask for fewer or smaller images",
+            "num_images",
+        )

@@ -1,5 +1,6 @@
 """What the protocols (HTTP, socket) share: one of each, made by tools/serve.py."""
 
+import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,3 +24,5 @@ class Services:
     hosts: tuple[str, ...] = ()  # names that this server is called by, beside this machine's own
     aliases: dict[str, str] = field(default_factory=dict)  # in the images API -> of a weight
     training: "Trainings | None" = None  # None: no training over this server
+    # Makes the keys of addresses that need no token; they end with the server, as its jobs do.
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))

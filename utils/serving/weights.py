@@ -55,6 +55,8 @@ class Weight:
     has_guidance: bool = False
     noise_steps: int = 0
     scale: int | None = None  # of an upscaler
+    has_ema: bool = True
+    has_raw: bool = False
 
     @property
     def is_diffusion(self) -> bool:
@@ -246,6 +248,8 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
         noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
         scale=getattr(network, "scale", None),
+        has_ema=checkpoint.ema is not None,
+        has_raw=checkpoint.network is not None,
     )
 
 

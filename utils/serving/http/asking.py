@@ -7,12 +7,13 @@ from fastapi import Depends, Request
 
 from utils.serving.jobs import Client
 from utils.serving.refusal import Refusal
-from utils.serving.requests import UNKNOWN_WEIGHT, Asked, GenerationRequest, resolve
+from utils.serving.requests import UNKNOWN_WEIGHT, Asked, GenerationRequest, resolve, weight_of
 from utils.serving.services import Services
+from utils.serving.weights import Weight
 
 
-def client_of(request: Request) -> Client:
-    """Who asks, as the guard has found."""
+async def client_of(request: Request) -> Client:
+    """Who asks, as the guard has found. (Not async, it would be called in another thread.)"""
     return request.scope["client_of_job"]
 
 
@@ -30,3 +31,14 @@ async def resolved(asked: Asked, services: Services) -> GenerationRequest:
             raise
     await asyncio.to_thread(services.weights.scan_if_changed)
     return resolve(asked, services.weights, services.limits)
+
+
+async def served_weight(name: str | None, services: Services) -> Weight:
+    """The diffusion of this name, which may just have come; None: the default. Raises Refusal."""
+    try:
+        return weight_of(name, services.weights)
+    except Refusal as refusal:
+        if refusal.code != UNKNOWN_WEIGHT:
+            raise
+    await asyncio.to_thread(services.weights.scan_if_changed)
+    return weight_of(name, services.weights)

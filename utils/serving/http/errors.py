@@ -10,8 +10,9 @@ from starlette.exceptions import HTTPException
 
 from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
 
-# A client that tries again by itself must not do so for a job that may have been carried out.
-NOT_TO_BE_RETRIED = (503, 504)
+# A client that tries again by itself must not do so for a job that may have been carried out. One
+# that was not even taken says when to try again.
+NOT_TO_BE_RETRIED = (409, 503, 504)
 
 logger = logging.getLogger("serve")
 
@@ -61,9 +62,19 @@ def error_response(refusal: Refusal) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
-    if refusal.status in NOT_TO_BE_RETRIED:
+    elif refusal.status in NOT_TO_BE_RETRIED:
         headers["x-should-retry"] = "false"
     return JSONResponse({"error": refusal.to_dict()}, refusal.status, headers)
+
+
+def refusal_of_malformed(error: RequestValidationError, status: int = 422) -> Refusal:
+    """What the first of its faults says."""
+    first = error.errors()[0]
+    field = first["loc"][1] if len(first["loc"]) > 1 else None
+    if not isinstance(field, str):
+        return Refusal(status, f"the body: {first['msg']}", INVALID_REQUEST, None, "invalid_value")
+    message = f"{field}: {first['msg']}"
+    return Refusal(status, message, INVALID_REQUEST, field, "invalid_value")
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -75,10 +86,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or None
-        message = first["msg"] if place is None else f"{place}: {first['msg']}"
-        return error_response(Refusal(422, message, INVALID_REQUEST, place, "invalid_value"))
+        return error_response(refusal_of_malformed(error))
 
     @app.exception_handler(HTTPException)
     async def refused_by_framework(request: Request, error: HTTPException) -> JSONResponse:

@@ -15,14 +15,13 @@ from utils.serving.http.asking import Asking, resolved
 from utils.serving.http.errors import ErrorDetail, answers
 from utils.serving.http.watching import Watch
 from utils.serving.jobs import COMPLETED, Job
-from utils.serving.refusal import Refusal, not_found
-from utils.serving.requests import (
-    Asked,
-)
+from utils.serving.refusal import RATE_LIMIT, Refusal, not_found
+from utils.serving.requests import Asked
 from utils.serving.services import Services
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"}
 QUIET_SECONDS = 1.0  # after which a stream looks at its job even if nobody has told it to
+RETRY_SECONDS = 5  # after which there may be room for one more stream
 LARGEST_ID = 2**63  # of an event
 EVENT_KINDS = ("status", "progress", "preview", "end")  # in the order of those of one version
 
@@ -145,7 +144,7 @@ def build_router(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     engine = services.engine
 
-    def job_of(id: str, client: Asking) -> Job:
+    async def job_of(id: str, client: Asking) -> Job:
         return engine.jobs.find(id, client)
 
     Found = Annotated[Job, Depends(job_of)]
@@ -196,8 +195,25 @@ def build_router(services: Services) -> APIRouter:
         }
         return Response(data, media_type=MEDIA_TYPES[job.request.image_format], headers=headers)
 
+    listening = 0
+
+    async def a_place() -> AsyncIterator[None]:
+        """One of the streams that there may be at a time."""
+        nonlocal listening
+        if listening >= services.limits.max_streams:
+            message = f"{listening} clients listen to events already"
+            raise Refusal(429, message, RATE_LIMIT, code="streams_full", retry_after=RETRY_SECONDS)
+        listening += 1
+        try:
+            yield
+        finally:
+            listening -= 1
+
     @router.get(
-        "/{id}/events", response_class=EventSourceResponse, responses=answers(404, 410, 422, 429)
+        "/{id}/events",
+        response_class=EventSourceResponse,
+        responses=answers(404, 410, 422, 429),
+        dependencies=[Depends(a_place)],
     )
     async def events(
         job: Found,

@@ -8,8 +8,10 @@ bodies are JSON, which no form of another site can send without asking.
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,6 +26,8 @@ READING = ("GET", "HEAD", "OPTIONS")
 OPEN_PATHS = ("/healthz", "/readyz", "/login", "/", "/favicon.ico")  # need no token
 OPEN_FOLDER = "/page/"  # nor do the files of the page
 OWNER_DIGITS = 16
+KEY_PARAMETER = "key"  # of an address that needs no token
+HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", re.ASCII)
 
 AUTHENTICATION = "authentication_error"
 PERMISSION = "permission_error"
@@ -34,9 +38,13 @@ class Guard:
     answers it itself.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str], hosts: Sequence[str]):
+    def __init__(
+        self, app: ASGIApp, tokens: Sequence[str], hosts: Sequence[str], secret: bytes = b""
+    ):
         self.app = app
         self._tokens = [token.encode() for token in tokens]
+        self._owners = [owner_of(token) for token in tokens]
+        self._secret = secret
         self._hosts = {host.lower() for host in (*LOOPBACK, *hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +57,7 @@ class Guard:
             self._check_host(headers)
             check_origin(scope["method"], headers)
             check_content_type(scope["method"], headers)
-            owner = self._owner(scope["path"], headers)
+            owner = self._owner(scope, headers)
         except Refusal as refusal:
             await error_response(refusal)(scope, receive, send)
             return
@@ -59,23 +67,50 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         host = host_name(headers.get("host", ""))
-        if "*" not in self._hosts and host not in self._hosts:
+        is_known = "*" in self._hosts or host in self._hosts
+        if not is_known or not HOST.fullmatch(host):
             message = "this server is not called by that Host; --allowed_hosts names more"
             raise Refusal(403, message, PERMISSION)
 
-    def _owner(self, path: str, headers: Headers) -> str:
+    def _owner(self, scope: Scope, headers: Headers) -> str:
         """What stands for the token of a request. Raises Refusal without a right one."""
         if not self._tokens:
             return ""
+        path = scope["path"]
         given = token_of(headers)
         if given is not None and is_one_of(given, self._tokens):
-            return hashlib.sha256(given.encode()).hexdigest()[:OWNER_DIGITS]
+            return owner_of(given)
+        owner = self._owner_by_key(scope)
+        if owner is not None:
+            return owner
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return ""
         message = "a token is needed: Authorization: Bearer TOKEN"
         if given is not None:
             message = "the token is wrong"
         raise Refusal(401, message, AUTHENTICATION, code="invalid_api_key")
+
+    def _owner_by_key(self, scope: Scope) -> str | None:
+        """Whose image this address shows, if it holds the right key for it."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        keys = query.get(KEY_PARAMETER)
+        if scope["method"] not in READING or not keys or not self._secret:
+            return None
+        found = None
+        for owner in self._owners:
+            if is_one_of(keys[0], [key_of(scope["path"], owner, self._secret).encode()]):
+                found = owner
+        return found
+
+
+def owner_of(token: str) -> str:
+    """What stands for a token, without giving it away."""
+    return hashlib.sha256(token.encode()).hexdigest()[:OWNER_DIGITS]
+
+
+def key_of(path: str, owner: str, secret: bytes) -> str:
+    """What lets everyone who knows it read this path, and no other, as its owner does."""
+    return hmac.new(secret, f"{owner} {path}".encode(), hashlib.sha256).hexdigest()
 
 
 def host_name(host: str) -> str:

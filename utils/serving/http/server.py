@@ -21,13 +21,14 @@ logger = logging.getLogger("serve")
 
 
 def deadline_protocol(seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which has no deadline for receiving a request, with one: a client that
-    has not sent all of a request after so many seconds loses its connection. What is sent to
-    clients, such as events, may take as long as it likes.
+    """uvicorn's protocol, which waits for clients without end, with deadlines: who has not sent all
+    of a request after so many seconds, or does not take anything of its answer for so long, loses
+    the connection. An answer, such as a stream of events, may take as long as it likes.
     """
 
     class DeadlineProtocol(HttpToolsProtocol):
-        _deadline: asyncio.TimerHandle | None = None
+        _deadline: asyncio.TimerHandle | None = None  # for a request
+        _reading_deadline: asyncio.TimerHandle | None = None  # for the client to read
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -41,19 +42,44 @@ def deadline_protocol(seconds: float) -> type[asyncio.Protocol]:
             self._disarm()
             super().on_message_complete()
 
+        def pause_writing(self) -> None:
+            """More is to be sent than the client has read."""
+            super().pause_writing()
+            self._reading_deadline = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stop_reading_deadline()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            self._stop_reading_deadline()
             super().connection_lost(exc)
 
         def _arm(self) -> None:
             """The first byte starts the clock; later ones do not set it back."""
             if self._deadline is None:
-                self._deadline = self.loop.call_later(seconds, self.transport.abort)
+                self._deadline = self.loop.call_later(seconds, self._expire)
+
+        def _expire(self) -> None:
+            """Whose request is complete may wait for the answer, whatever has come behind it."""
+            self._deadline = None
+            cycle = self.cycle
+            is_waiting = cycle and not cycle.more_body and not cycle.response_complete
+            if is_waiting:
+                self._arm()
+            else:
+                self.transport.abort()
 
         def _disarm(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
+
+        def _stop_reading_deadline(self) -> None:
+            if self._reading_deadline is not None:
+                self._reading_deadline.cancel()
+                self._reading_deadline = None
 
     return DeadlineProtocol
 
@@ -91,10 +117,12 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
-def run_server(
-    app: FastAPI, engine: Engine, listener: socket.socket, client_timeout: float, grace: float
-) -> None:
-    """Serve until a signal has come and the jobs under way have ended."""
+def make_server(
+    app: FastAPI, engine: Engine, client_timeout: float, grace: float
+) -> GracefulServer:
+    """uvicorn as it is used here; `run(sockets=[...])` serves until a signal has come and the jobs
+    under way have ended.
+    """
     config = uvicorn.Config(
         app,
         http=deadline_protocol(client_timeout),
@@ -104,6 +132,4 @@ def run_server(
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
-    server = GracefulServer(config, engine, grace)
-    with listener:
-        server.run(sockets=[listener])
+    return GracefulServer(config, engine, grace)

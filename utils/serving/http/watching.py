@@ -66,6 +66,11 @@ async def end_of(job: Job, engine: Engine, request: Request) -> None:
             await watch.wait(LOOK_AT_CLIENT)
             if not job.has_ended and await request.is_disconnected():
                 engine.cancel(job)
+    check_success(job)
+
+
+def check_success(job: Job) -> None:
+    """Raise the Refusal that says why an ended job has no images."""
     if job.error is not None:
         raise job.error
     if job.status == CANCELLED:

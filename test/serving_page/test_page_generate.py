@@ -1,0 +1,190 @@
+"""Generate on the page: jobs, queue, cancelling, saving, settings of a file, comparison."""
+
+import io
+import re
+import zipfile
+
+import pytest
+from PIL import Image
+from playwright_or_skip import expect
+
+pytestmark = pytest.mark.serve
+
+
+def ask(page, images: int, seed: int, steps: int = 4, class_name: str | None = None) -> None:
+    """Fills in the form and sends it."""
+    page.get_by_label("Images", exact=True).fill(str(images))
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    page.get_by_label("Steps", exact=True).fill(str(steps))
+    if class_name is not None:
+        page.get_by_label("Class", exact=True).select_option(label=class_name)
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+
+def job_of(page, seeds: str):
+    """The card of the job with these seeds."""
+    return page.locator("article").filter(has_text=seeds)
+
+
+def test_images_come_are_saved_and_survive_a_reload(open_page):
+    page = open_page()
+    ask(page, images=3, seed=70, class_name="sneaker")
+    card = job_of(page, "seeds 70 to 72")
+    expect(card.locator(".tile")).to_have_count(3)
+    expect(card).to_contain_text("3 images of sneaker")
+
+    with page.expect_download() as saved:
+        card.locator(".tile").nth(1).hover()
+        card.get_by_role("button", name="Download sneaker, seed 71").click()
+    assert saved.value.suggested_filename == "demo_sneaker_ddim_71.png"
+    with Image.open(saved.value.path()) as picture:
+        assert picture.size == (28, 28)
+        assert picture.text["seed"] == "71"
+        assert picture.text["class"] == "sneaker"
+
+    with page.expect_download() as saved:
+        card.get_by_role("button", name="Download all").click()
+    with zipfile.ZipFile(saved.value.path()) as archive:
+        assert archive.testzip() is None
+        seeds = [
+            Image.open(io.BytesIO(archive.read(name))).text["seed"] for name in archive.namelist()
+        ]
+    assert seeds == ["70", "71", "72"]
+
+    page.reload()
+    expect(job_of(page, "seeds 70 to 72").locator(".tile")).to_have_count(3)
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("70")
+    expect(page.get_by_label("Class", exact=True).locator("option:checked")).to_have_text("sneaker")
+
+
+def test_denoising_is_shown_as_it_comes_and_can_be_cancelled(open_page):
+    page = open_page()
+    ask(page, images=8, seed=200, steps=900)
+    card = job_of(page, "seeds 200 to 207")
+    picture = card.get_by_role("img", name="The images so far")
+    expect(picture).to_be_visible()
+    first = picture.get_attribute("src")
+    assert first.startswith("data:image/png;base64,")
+    expect(picture).not_to_have_attribute("src", first)
+    expect(card.locator("progress")).not_to_have_js_property("value", 0)
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_contain_text("cancelled")
+    expect(picture).to_have_count(0)
+    expect(page.locator("#announcer")).to_have_text("8 images: cancelled.")
+
+
+def test_several_jobs_are_under_way_and_a_reload_shows_them_again(open_page):
+    page = open_page()
+    seeds = (301, 311, 321)
+    for seed in seeds:
+        ask(page, images=8, seed=seed, steps=900)
+        expect(job_of(page, f"seeds {seed} to")).to_be_visible()
+    page.reload()
+    for seed in seeds:
+        card = job_of(page, f"seeds {seed} to")
+        expect(card).to_contain_text(re.compile("generating|next|place"))
+        card.get_by_role("button", name=re.compile("Cancel|Remove")).click()
+        expect(card).to_contain_text("cancelled")
+
+
+def test_the_server_s_sentence_stands_beside_its_field(open_page, watch):
+    watch.expected.append("status of 4")
+    page = open_page()
+    field = page.get_by_label("Size")
+    field.fill("30")
+    ask(page, images=1, seed=1)
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_be_focused()
+    message = page.locator(".field").filter(has=field).get_by_role("alert")
+    expect(message).to_contain_text("28")  # a size that would fit
+
+    field.fill("a lot")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(message).to_have_text("A size is one number, or height and width such as 64, 96.")
+
+
+def test_settings_of_a_file_are_offered_and_used_only_when_asked(open_page, tmp_path):
+    page = open_page()
+    ask(page, images=1, seed=4242, steps=5, class_name="coat")
+    card = job_of(page, "seed 4242")
+    with page.expect_download() as saved:
+        card.locator(".tile").hover()
+        card.get_by_role("button", name="Download coat, seed 4242").click()
+    file = tmp_path / "earlier.png"
+    saved.value.save_as(file)
+
+    page.get_by_label("Seed", exact=True).fill("9")
+    page.get_by_label("Class", exact=True).select_option(label="bag")
+    page.get_by_label("Read settings from a PNG file").set_input_files(file)
+    offer = page.get_by_role("status").filter(has_text="Settings of earlier.png")
+    expect(offer).to_contain_text("4242")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("9")  # not yet
+
+    offer.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("4242")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("5")
+    expect(page.get_by_label("Class", exact=True).locator("option:checked")).to_have_text("coat")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("photo.png", b"not a picture", "photo.png cannot be used: it is not a PNG file"),
+        ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00\xff\xffIHDR1234", "the file is cut off"),
+    ],
+)
+def test_a_file_without_settings_is_named(open_page, name, content, sentence):
+    page = open_page()
+    file = {"name": name, "mimeType": "image/png", "buffer": content}
+    page.get_by_label("Read settings from a PNG file").set_input_files(file)
+    expect(page.locator(".offer")).to_contain_text(sentence)
+
+
+def test_a_dropped_file_is_read_too(open_page):
+    page = open_page()
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    transfer = page.evaluate_handle(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], "plain.png"));
+            return transfer;
+        }""",
+        list(buffer.getvalue()),
+    )
+    page.locator(".results").dispatch_event("drop", {"dataTransfer": transfer})
+    expect(page.locator(".offer")).to_contain_text("plain.png holds no settings of this program.")
+
+
+def test_samplers_are_compared_at_equal_seeds(open_page):
+    page = open_page()
+    page.get_by_label("Compare samplers at equal seeds").check()
+    page.get_by_label("Images", exact=True).fill("2")
+    page.get_by_label("Seed", exact=True).fill("550")
+    page.get_by_label("Steps", exact=True).fill("4")
+    page.get_by_role("button", name="Generate with each").click()
+    card = page.locator("article").filter(has_text="comparison").first
+    rows = card.locator(".comparison-row")
+    expect(rows).to_have_count(3)
+    expect(card.locator(".tile")).to_have_count(6)
+    for row in rows.all():
+        assert row.locator(".tile-text").all_inner_texts() == ["550", "551"]
+    page.reload()
+    expect(card.locator(".tile")).to_have_count(6)
+
+
+def test_an_image_opens_large_and_the_arrow_keys_turn(open_page):
+    page = open_page()
+    ask(page, images=2, seed=610, class_name="dress")
+    card = job_of(page, "seeds 610 to 611")
+    card.locator(".tile-open").first.click()
+    viewer = page.get_by_role("dialog")
+    expect(viewer).to_contain_text("1 of 2")
+    page.keyboard.press("ArrowRight")
+    expect(viewer).to_contain_text("2 of 2")
+    page.keyboard.press("ArrowRight")  # the last one stays
+    expect(viewer).to_contain_text("2 of 2")
+    viewer.get_by_role("button", name="Use these settings").click()
+    expect(viewer).to_be_hidden()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("611")
+    expect(page.get_by_label("Images", exact=True)).to_have_value("1")

@@ -1,0 +1,108 @@
+"""Enlarging images that clients send: one at a time, beside the engine's work."""
+
+import io
+import logging
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from PIL import Image
+
+from utils.data.silence import quiet_pillow
+from utils.devices import Precision
+from utils.errors import UserError
+from utils.serving.limits import Limits
+from utils.serving.refusal import RATE_LIMIT, SERVER_ERROR, TIMEOUT, Refusal, invalid
+from utils.serving.weights import Weight, load_upscaler
+from utils.upscaling import Upscaler
+from utils.upscaling.file import plan_output, write_upscaled
+from utils.upscaling.source import read_source
+
+MOST_WAITING = 8
+MOST_UPSCALERS = 2  # in memory
+FORMATS = ("PNG", "JPEG", "WEBP")  # that are read from clients
+RETRY_SECONDS = 5
+
+logger = logging.getLogger("serve")
+
+
+class Enlarger:
+    """Threads may use it."""
+
+    def __init__(self, precision: Precision, limits: Limits):
+        self._precision = precision
+        self._limits = limits
+        self._places = threading.BoundedSemaphore(MOST_WAITING)
+        self._lock = threading.Lock()
+        self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
+
+    def enlarge(self, data: bytes, weight: Weight) -> bytes:
+        """An image file -> a PNG of the enlarged image. Raises Refusal: 400 for what is no image
+        or is too large, 429 where too many others wait, 504 after the deadline.
+        """
+        end = time.monotonic() + self._limits.deadline
+        self._check(data)
+        if not self._places.acquire(blocking=False):
+            message = f"{MOST_WAITING} images wait to be enlarged already"
+            raise Refusal(429, message, RATE_LIMIT, code="queue_full", retry_after=RETRY_SECONDS)
+        try:
+            if not self._lock.acquire(timeout=self._limits.deadline):
+                raise self._too_late()
+            try:
+                return self._enlarged(data, self._upscaler(weight), end)
+            except UserError as error:
+                logger.error("an image could not be enlarged: %s", error)
+                message = "the upscaler or the disk of the server fails"
+                raise Refusal(500, message, SERVER_ERROR) from None
+            finally:
+                self._lock.release()
+        finally:
+            self._places.release()
+
+    def _check(self, data: bytes) -> None:
+        """Raise Refusal by the file's head, before its pixels take memory."""
+        most = self._limits.max_side
+        try:
+            with quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                sides = image.size
+        except Exception:
+            kinds = ", ".join(FORMATS)
+            raise invalid(
+                f"image is no file that can be read; known are {kinds}", "image"
+            ) from None
+        if max(sides) > most:
+            width, height = sides
+            raise invalid(
+                f"the sides of image are at most {most} pixels, not {height},{width}", "image"
+            )
+
+    def _enlarged(self, data: bytes, upscaler: Upscaler, end: float) -> bytes:
+        def check_time(rows: int) -> None:
+            if time.monotonic() > end:
+                raise self._too_late()
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "image")
+            result = Path(folder, "image.png")
+            file.write_bytes(data)
+            try:
+                source = read_source(file)
+            except Exception:
+                raise invalid("image is damaged", "image") from None
+            output = plan_output(source, upscaler.scale, result, result)
+            write_upscaled(source, upscaler, output, check_time)
+            return result.read_bytes()
+
+    def _too_late(self) -> Refusal:
+        message = f"not finished within {self._limits.deadline:g} seconds"
+        return Refusal(504, message, TIMEOUT, code="deadline")
+
+    def _upscaler(self, weight: Weight) -> Upscaler:
+        if weight not in self._upscalers:
+            self._upscalers[weight] = load_upscaler(weight, self._precision)
+            if len(self._upscalers) > MOST_UPSCALERS:
+                self._upscalers.popitem(last=False)
+        self._upscalers.move_to_end(weight)
+        return self._upscalers[weight]

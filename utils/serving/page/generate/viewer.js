@@ -1,0 +1,124 @@
+// One image, large, with what made it; the arrow keys go to the next.
+
+import { button, element, icon, notice, onPress, setOff } from "../lib/dom.js";
+import { measure, size } from "../lib/format.js";
+import { imageTitle, picture, saveImage } from "./gallery.js";
+
+export class Viewer {
+  /** @param onUse (settings) puts an image's settings into the form */
+  constructor(onUse) {
+    this.onUse = onUse;
+    this.stage = element("div", { class: "stage" });
+    this.title = element("h2", { id: "viewer-title" });
+    this.facts = element("dl", { class: "facts" });
+    this.download = button({ class: "primary" }, icon("download"), "Download");
+    onPress(this.download, () => this.save());
+    this.error = notice();
+    this.use = button({ onclick: () => this.useSettings() }, "Use these settings");
+    this.previous = this.turnButton("left", "Previous image", -1);
+    this.next = this.turnButton("right", "Next image", 1);
+    const close = button(
+      { class: "quiet icon-only", onclick: () => this.node.close() },
+      icon("close"),
+    );
+    close.setAttribute("aria-label", "Close");
+    this.node = element(
+      "dialog",
+      { class: "viewer", "aria-labelledby": "viewer-title" },
+      element("div", { class: "viewer-picture" }, this.previous, this.stage, this.next),
+      element(
+        "div",
+        { class: "viewer-side" },
+        element("div", { class: "viewer-head" }, this.title, close),
+        this.facts,
+        this.error.node,
+        element("div", { class: "actions" }, this.download, this.use),
+      ),
+    );
+    this.node.addEventListener("keydown", (event) => this.key(event));
+    this.node.addEventListener("click", (event) => {
+      if (event.target === this.node) {
+        this.node.close(); // a click beside it
+      }
+    });
+  }
+
+  turnButton(symbol, label, by) {
+    const turn = button({ class: "quiet icon-only", onclick: () => this.turn(by) }, icon(symbol));
+    turn.setAttribute("aria-label", label);
+    return turn;
+  }
+
+  key(event) {
+    const turns = { ArrowLeft: -1, ArrowRight: 1 };
+    if (Object.hasOwn(turns, event.key)) {
+      event.preventDefault();
+      this.turn(turns[event.key]);
+    }
+  }
+
+  open(job, place) {
+    this.job = job;
+    this.place = place;
+    this.showPlace();
+    this.node.showModal();
+  }
+
+  turn(by) {
+    const images = this.job.result.images;
+    const place = this.place + by;
+    if (place >= 0 && place < images.length) {
+      this.place = place;
+      this.showPlace();
+    }
+  }
+
+  showPlace() {
+    const { job, place } = this;
+    const images = job.result.images;
+    const image = images[place];
+    const title = imageTitle(image);
+    this.title.textContent = image.class ?? `Seed ${image.seed}`;
+    this.stage.replaceChildren(picture(image.url, title));
+    setOff(this.previous, place === 0);
+    setOff(this.next, place === images.length - 1);
+    this.error.say(null);
+    const { request } = job;
+    const facts = {
+      seed: image.seed,
+      weight: request.weight,
+      sampler: `${request.sample}, ${request.sample_steps} steps`,
+      guidance: measure(request.cfg_scale),
+      size: size(request.image_size),
+      "enlarged with": request.upscale,
+      image: images.length > 1 ? `${place + 1} of ${images.length}` : null,
+    };
+    const known = Object.entries(facts).filter(
+      ([, value]) => value !== null && value !== undefined,
+    );
+    this.facts.replaceChildren(
+      ...known.map(([name, value]) =>
+        element("div", {}, element("dt", {}, name), element("dd", {}, String(value))),
+      ),
+    );
+  }
+
+  async save() {
+    try {
+      await saveImage(this.job, this.job.result.images[this.place]);
+    } catch (error) {
+      this.error.say(error.message);
+    }
+  }
+
+  useSettings() {
+    const image = this.job.result.images[this.place];
+    this.onUse({
+      ...this.job.request,
+      seed: image.seed,
+      class_name: image.class ?? null,
+      num_images: 1,
+    });
+    this.node.close();
+  }
+}

@@ -1,6 +1,7 @@
 """How errors are answered: always as {"error": {message, type, param, code}}, without paths."""
 
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,8 @@ from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refu
 # A client that tries again by itself must not do so for a job that may have been carried out. One
 # that was not even taken says when to try again.
 NOT_TO_BE_RETRIED = (409, 503, 504)
+
+OPTIONS = "options"  # the field of a training's request that has fields of its own
 
 logger = logging.getLogger("serve")
 
@@ -71,11 +74,22 @@ def error_response(refusal: Refusal) -> JSONResponse:
 def refusal_of_malformed(error: RequestValidationError, status: int = 422) -> Refusal:
     """What the first of its faults says."""
     first = error.errors()[0]
-    field = first["loc"][1] if len(first["loc"]) > 1 else None
-    if not isinstance(field, str):
+    field = _field(first["loc"])
+    if field is None:
         return Refusal(status, f"the body: {first['msg']}", INVALID_REQUEST, None, "invalid_value")
     message = f"{field}: {first['msg']}"
     return Refusal(status, message, INVALID_REQUEST, field, "invalid_value")
+
+
+def _field(location: Sequence[str | int]) -> str | None:
+    """The field at ("body", "options", "epochs", ...): "options.epochs". What follows says which of
+    its forms was tried.
+    """
+    names = [part for part in location[1:] if isinstance(part, str)]
+    if not names or names[0] != location[1]:
+        return None
+    has_own_fields = names[0] == OPTIONS and len(names) > 1
+    return f"{OPTIONS}.{names[1]}" if has_own_fields else names[0]
 
 
 def add_error_handlers(app: FastAPI) -> None:

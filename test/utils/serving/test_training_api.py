@@ -253,6 +253,12 @@ def test_what_is_asked_wrongly(client, services, body, status, param):
     assert services.training.all() == []
 
 
+def test_a_method_that_a_path_does_not_have(client):
+    answer = client.put("/v1/runs")
+    assert error_of(answer, 405) and answer.headers["allow"] == "GET, POST"
+    assert client.put("/v1/runs/a").headers["allow"] == "DELETE, GET"
+
+
 def test_bytes_that_are_no_request(client):
     for content in (b"", b"{", b'{"dataset": "images", "run_name": "\\ud800"}', b"\xff" * 10):
         answer = client.post(

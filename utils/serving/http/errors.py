@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
@@ -16,6 +17,7 @@ from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refu
 # that was not even taken says when to try again.
 NOT_TO_BE_RETRIED = (409, 503, 504)
 
+METHODS = {"GET", "PUT", "POST", "DELETE", "PATCH"}
 OPTIONS = "options"  # the field of a training's request that has fields of its own
 
 logger = logging.getLogger("serve")
@@ -109,7 +111,20 @@ def add_error_handlers(app: FastAPI) -> None:
         answer = error_response(Refusal(error.status_code, str(error.detail), kind))
         for name, value in (error.headers or {}).items():
             answer.headers[name] = value
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(methods_of(app, request.url.path))
         return answer
+
+
+def methods_of(app: FastAPI, path: str) -> list[str]:
+    """The methods that a path can be asked with. The framework names those of the first route only
+    whose path this is.
+    """
+    methods: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        if compile_path(template)[0].match(path):
+            methods |= {method.upper() for method in operations}
+    return sorted(methods & METHODS)
 
 
 class AnswerFailures:

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.routing import compile_path
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
@@ -57,7 +57,11 @@ ALWAYS = (401, 403, 413, 415)  # may come from any route
 def answers(*statuses: int) -> dict[int | str, dict]:
     """For a route's `responses`: the errors that it may answer with, beside those of all."""
     return {
-        status: {"model": ErrorAnswer, "description": REASONS[status]}
+        status: {
+            "model": ErrorAnswer,
+            "description": REASONS[status],
+            "content": {"application/json": {}},  # also where the route answers something else
+        }
         for status in sorted({*statuses, *ALWAYS})
     }
 
@@ -94,8 +98,8 @@ def _field(location: Sequence[str | int]) -> str | None:
     return f"{OPTIONS}.{names[1]}" if has_own_fields else names[0]
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Every kind of error that a route may raise, in the same form."""
+def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Every kind of error that one of the routes may raise, in the same form."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
@@ -111,20 +115,19 @@ def add_error_handlers(app: FastAPI) -> None:
         answer = error_response(Refusal(error.status_code, str(error.detail), kind))
         for name, value in (error.headers or {}).items():
             answer.headers[name] = value
-        if error.status_code == 405:
-            answer.headers["Allow"] = ", ".join(methods_of(app, request.url.path))
+        if error.status_code == 405:  # the framework names the methods of one route alone
+            answer.headers["Allow"] = ", ".join(allowed_methods(request.scope, routes))
         return answer
 
 
-def methods_of(app: FastAPI, path: str) -> list[str]:
-    """The methods that a path can be asked with. The framework names those of the first route only
-    whose path this is.
-    """
+def allowed_methods(scope: Scope, routes: Sequence[BaseRoute]) -> list[str]:
+    """The methods of all routes to this path."""
     methods: set[str] = set()
-    for template, operations in app.openapi()["paths"].items():
-        if compile_path(template)[0].match(path):
-            methods |= {method.upper() for method in operations}
-    return sorted(methods & METHODS)
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match != Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 class AnswerFailures:

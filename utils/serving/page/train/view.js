@@ -14,6 +14,7 @@ import { TrainingQueue } from "./queue.js";
 const REMEMBERED = "train-form";
 const SECONDS_WHILE_ACTIVE = 2;
 const SECONDS_OTHERWISE = 6;
+const MILLISECONDS_BETWEEN_PLANS = 1500;
 
 export class TrainView {
   constructor(place) {
@@ -157,7 +158,21 @@ export class TrainView {
     if (!this.check()) {
       return null;
     }
-    return this.asked(() => post("/v1/training/plan", this.request(), signal));
+    return this.asked(() => this.planInTurn(signal));
+  }
+
+  /** The server makes one plan at a time; that of settings that were given up may not be done. */
+  async planInTurn(signal) {
+    for (;;) {
+      try {
+        return await post("/v1/training/plan", this.request(), signal);
+      } catch (error) {
+        if (error.code !== "is_planning") {
+          throw error;
+        }
+      }
+      await new Promise((resolve) => setTimeout(resolve, MILLISECONDS_BETWEEN_PLANS));
+    }
   }
 
   async start() {
@@ -184,7 +199,7 @@ export class TrainView {
       if (!(error instanceof ApiError)) {
         throw error;
       }
-      const isName = error.param === "run_name";
+      const isName = error.param === "run_name" || error.code === "run_exists";
       if (isName) {
         this.name.fault(error.message);
         this.name.control.focus();

@@ -17,7 +17,8 @@ const SECONDS_OTHERWISE = 6;
 const MILLISECONDS_BETWEEN_PLANS = 1500;
 
 export class TrainView {
-  constructor(place) {
+  constructor(place, server) {
+    this.server = server;
     this.runs = [];
     this.error = notice();
     this.name = new Field(
@@ -108,13 +109,16 @@ export class TrainView {
     this.changed();
   }
 
-  /** "flowers", or "flowers-2" where there is such a run; not in place of what was typed. */
+  /**
+   * "flowers", or "flowers-2" where there is a run or a weight of that name, since a run's weight
+   * has its name; not in place of what was typed.
+   */
   suggestName() {
     const folder = this.data.chosen;
     if (this.isNameTyped || folder === undefined || document.activeElement === this.name.control) {
       return;
     }
-    const names = new Set(this.runs.map((run) => run.name));
+    const names = new Set([...this.runs, ...this.server.weights].map(({ name }) => name));
     const base = fileName(folder.name);
     let name = base;
     for (let number = 2; names.has(name); number += 1) {

@@ -79,12 +79,15 @@ def main(argv: list[str] | None = None) -> None:
     from utils.serving.socket_service import SocketService
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    services = build_services(args, tokens)
     listener = open_port(args.host, args.port, "--port")
     port = listener.getsockname()[1]
-    socket_service = None
+    socket_listener = None
     if args.socket is not None:
-        socket_service = SocketService(services, open_port(args.host, args.socket, "--socket"))
+        socket_listener = open_port(args.host, args.socket, "--socket")
+    services = build_services(args, tokens)
+    socket_service = None
+    if socket_listener is not None:
+        socket_service = SocketService(services, socket_listener)
     services.engine.start()
     if services.training is not None:
         services.training.start()

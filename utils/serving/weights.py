@@ -119,11 +119,11 @@ class WeightStore:
         return found[0] if len(found) == 1 else None
 
     def default(self) -> Weight | None:
-        """The weight for who names none: the newest of the runs, else the first."""
+        """The weight for who names none: that of the newest run, else the first."""
         diffusions = self.all(DIFFUSION)
         if not diffusions:
             return None
-        of_runs = [weight for weight in diffusions if weight.run is not None]
+        of_runs = [weight for weight in diffusions if weight.run and weight.stem == MAIN_FILE]
         if of_runs:
             return max(of_runs, key=lambda weight: weight.stamp)
         return diffusions[0]

@@ -13,9 +13,9 @@ from utils.serving.http import (
     server_api,
     training_api,
 )
-from utils.serving.http.errors import add_error_handlers
+from utils.serving.http.errors import AnswerFailures, add_error_handlers
 from utils.serving.http.metrics import CountRequests, Metrics
-from utils.serving.http.security import Guard
+from utils.serving.http.security import Guard, LimitBody
 from utils.serving.services import Services
 from utils.serving.socket_service import SocketService
 
@@ -44,7 +44,6 @@ def build_app(
         title=TITLE,
         version=VERSION,
         lifespan=lifespan,
-        max_body_size=services.limits.max_body,
         docs_url=None,  # it would load scripts from other hosts
         redoc_url=None,
     )
@@ -60,6 +59,8 @@ def build_app(
     for router in more:
         app.include_router(router)
     # The one that is added last sees a request first.
+    app.add_middleware(LimitBody, most=services.limits.max_body)
     app.add_middleware(Guard, tokens=services.tokens, hosts=services.hosts, secret=services.secret)
+    app.add_middleware(AnswerFailures)
     app.add_middleware(CountRequests, metrics=metrics)
     return app

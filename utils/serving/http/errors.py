@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
 
@@ -96,7 +97,29 @@ def add_error_handlers(app: FastAPI) -> None:
             answer.headers[name] = value
         return answer
 
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(Refusal(500, "the server failed", SERVER_ERROR))
+
+class AnswerFailures:
+    """Middleware: what nobody has thought of is logged, and answered with 500."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except Exception as error:
+            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            if has_begun:
+                raise  # the connection must end: half of an answer is none
+            refusal = Refusal(500, "the server failed", SERVER_ERROR)
+            await error_response(refusal)(scope, receive, send)

@@ -13,15 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from utils.pictures import encoded_image, image_grid
 from utils.serving.http.asking import Asking, resolved
 from utils.serving.http.errors import ErrorDetail, answers
-from utils.serving.http.watching import Watch
+from utils.serving.http.watching import StreamPlaces, Watch
 from utils.serving.jobs import COMPLETED, Job
-from utils.serving.refusal import RATE_LIMIT, Refusal, not_found
+from utils.serving.refusal import Refusal, not_found
 from utils.serving.requests import Asked
 from utils.serving.services import Services
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "gif": "image/gif"}
 QUIET_SECONDS = 1.0  # after which a stream looks at its job even if nobody has told it to
-RETRY_SECONDS = 5  # after which there may be room for one more stream
 LARGEST_ID = 2**63  # of an event
 EVENT_KINDS = ("status", "progress", "preview", "end")  # in the order of those of one version
 
@@ -195,25 +194,11 @@ def build_router(services: Services) -> APIRouter:
         }
         return Response(data, media_type=MEDIA_TYPES[job.request.image_format], headers=headers)
 
-    listening = 0
-
-    async def a_place() -> AsyncIterator[None]:
-        """One of the streams that there may be at a time."""
-        nonlocal listening
-        if listening >= services.limits.max_streams:
-            message = f"{listening} clients listen to events already"
-            raise Refusal(429, message, RATE_LIMIT, code="streams_full", retry_after=RETRY_SECONDS)
-        listening += 1
-        try:
-            yield
-        finally:
-            listening -= 1
-
     @router.get(
         "/{id}/events",
         response_class=EventSourceResponse,
         responses=answers(404, 410, 422, 429),
-        dependencies=[Depends(a_place)],
+        dependencies=[Depends(StreamPlaces(services.limits.max_streams))],
     )
     async def events(
         job: Found,

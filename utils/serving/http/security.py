@@ -14,7 +14,8 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.http.errors import error_response
 from utils.serving.jobs import Client
@@ -101,6 +102,38 @@ class Guard:
             if is_one_of(keys[0], [key_of(scope["path"], owner, self._secret).encode()]):
                 found = owner
         return found
+
+
+class LimitBody:
+    """Middleware: no more than so many bytes of a body are read."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self.app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        said = Headers(scope=scope).get("content-length", "0")
+        if int(said) > self._most:  # the server takes numbers only
+            await error_response(self._refusal())(scope, receive, send)
+            return
+        read = 0
+
+        async def counting() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._most:
+                refusal = self._refusal()
+                raise HTTPException(refusal.status, refusal.message)
+            return message
+
+        await self.app(scope, counting, send)
+
+    def _refusal(self) -> Refusal:
+        return Refusal(413, f"a body has at most {self._most} bytes", code="body_too_large")
 
 
 def owner_of(token: str) -> str:

@@ -1,9 +1,11 @@
 """The HTTP server: uvicorn, with a deadline for slow clients and an end that loses nothing."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
+import struct
 import threading
 from types import FrameType
 from typing import Any
@@ -15,73 +17,89 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from utils.serving.engine import Engine
 
 BACKLOG = 2048  # connections that wait to be accepted
+WITHOUT_LINGERING = struct.pack("ii", 1, 0)
 LAST_ANSWERS = 5  # seconds that answers have to get out when the server ends
 
 logger = logging.getLogger("serve")
 
 
-def deadline_protocol(seconds: float) -> type[asyncio.Protocol]:
+class DeadlineProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which waits for clients without end, with deadlines: who has not sent all
     of a request after so many seconds, or does not take anything of its answer for so long, loses
     the connection. An answer, such as a stream of events, may take as long as it likes.
     """
 
-    class DeadlineProtocol(HttpToolsProtocol):
-        _deadline: asyncio.TimerHandle | None = None  # for a request
-        _reading_deadline: asyncio.TimerHandle | None = None  # for the client to read
+    seconds: float
+    _deadline: asyncio.TimerHandle | None = None  # for a request
+    _reading_deadline: asyncio.TimerHandle | None = None  # for the client to read
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        self._arm()
+        super().data_received(data)
+
+    def on_message_complete(self) -> None:
+        self._disarm()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """More is to be sent than the client has read."""
+        super().pause_writing()
+        self._reading_deadline = self.loop.call_later(self.seconds, self._cut_off)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_reading_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        self._stop_reading_deadline()
+        self.pipeline.clear()  # requests that nobody waits for any more
+        super().connection_lost(exc)
+
+    def _arm(self) -> None:
+        """The first byte starts the clock; later ones do not set it back."""
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.seconds, self._expire)
+
+    def _expire(self) -> None:
+        """Whose request is complete may wait for the answer, whatever has come behind it."""
+        self._deadline = None
+        cycle = self.cycle
+        is_waiting = cycle and not cycle.more_body and not cycle.response_complete
+        if is_waiting:
             self._arm()
+        else:
+            self._cut_off()
 
-        def data_received(self, data: bytes) -> None:
-            self._arm()
-            super().data_received(data)
+    def _cut_off(self) -> None:
+        """End the connection, and do not go on sending what nobody reads."""
+        connection = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, WITHOUT_LINGERING)
+        self.transport.abort()
 
-        def on_message_complete(self) -> None:
-            self._disarm()
-            super().on_message_complete()
-
-        def pause_writing(self) -> None:
-            """More is to be sent than the client has read."""
-            super().pause_writing()
-            self._reading_deadline = self.loop.call_later(seconds, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._stop_reading_deadline()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            self._stop_reading_deadline()
-            super().connection_lost(exc)
-
-        def _arm(self) -> None:
-            """The first byte starts the clock; later ones do not set it back."""
-            if self._deadline is None:
-                self._deadline = self.loop.call_later(seconds, self._expire)
-
-        def _expire(self) -> None:
-            """Whose request is complete may wait for the answer, whatever has come behind it."""
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
             self._deadline = None
-            cycle = self.cycle
-            is_waiting = cycle and not cycle.more_body and not cycle.response_complete
-            if is_waiting:
-                self._arm()
-            else:
-                self.transport.abort()
 
-        def _disarm(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
+    def _stop_reading_deadline(self) -> None:
+        if self._reading_deadline is not None:
+            self._reading_deadline.cancel()
+            self._reading_deadline = None
 
-        def _stop_reading_deadline(self) -> None:
-            if self._reading_deadline is not None:
-                self._reading_deadline.cancel()
-                self._reading_deadline = None
 
-    return DeadlineProtocol
+def deadline_protocol(limit: float) -> type[asyncio.Protocol]:
+    """The protocol with deadlines of so many seconds."""
+
+    class Protocol(DeadlineProtocol):
+        seconds = limit
+
+    return Protocol
 
 
 class GracefulServer(uvicorn.Server):

@@ -1,15 +1,17 @@
 """Coroutines that wait for jobs, which change in the engine's threads."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import TracebackType
 
 from fastapi import Request
 
 from utils.serving.engine import Engine
 from utils.serving.jobs import CANCELLED, Job
-from utils.serving.refusal import Refusal
+from utils.serving.refusal import RATE_LIMIT, Refusal
 
 LOOK_AT_CLIENT = 0.5  # seconds between two looks whether a client is still there
+RETRY_SECONDS = 5  # after which there may be room for one more stream
 
 
 class Watch:
@@ -54,6 +56,30 @@ class Watch:
         """In the engine's thread."""
         if not self._event.is_set():
             self._loop.call_soon_threadsafe(self._event.set)
+
+
+class StreamPlaces:
+    """A dependency of routes that send streams: no more than so many at a time."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._taken = 0
+
+    async def __call__(self) -> AsyncIterator[None]:
+        """Holds a place until the stream has ended. Raises Refusal where there is none."""
+        if self._taken >= self._most:
+            raise Refusal(
+                429,
+                f"{self._taken} clients listen to events already",
+                RATE_LIMIT,
+                code="streams_full",
+                retry_after=RETRY_SECONDS,
+            )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 async def end_of(job: Job, engine: Engine, request: Request) -> None:

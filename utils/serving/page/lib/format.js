@@ -27,6 +27,9 @@ export function measure(value) {
 
 /** 3.2 -> "3.2 s", 75 -> "1 min 15 s", 8000 -> "2 h 13 min" */
 export function duration(seconds) {
+  if (seconds < 0.05) {
+    return "under 0.1 s";
+  }
   if (seconds < 10) {
     return `${seconds.toFixed(1)} s`;
   }

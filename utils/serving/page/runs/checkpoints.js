@@ -8,11 +8,13 @@ import { bytes } from "../lib/format.js";
 const ABOUT = {
   "ema_best.pt": "the best averaged weights",
   "ema_last.pt": "the newest averaged weights",
-  "ckpt_best.pt": "the best checkpoint",
+  "ckpt_best.pt": "the checkpoint of the best weights",
   "ckpt_last.pt": "the newest checkpoint, from which the run resumes",
   "ckpt_prev.pt": "the checkpoint before the newest",
 };
 const ORDER = Object.keys(ABOUT);
+// Their weights are those of the first two.
+const NOT_SERVED = ["ckpt_best.pt", "ckpt_last.pt", "ckpt_prev.pt"];
 
 export class Checkpoints {
   constructor(name, server) {
@@ -58,7 +60,7 @@ export class Checkpoints {
       node,
       update(newer) {
         setText(size, bytes(newer.bytes));
-        show(use, newer.weight !== null);
+        show(use, newer.weight !== null || !NOT_SERVED.includes(file));
       },
     };
   }

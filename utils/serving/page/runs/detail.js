@@ -23,7 +23,12 @@ export class RunDetail {
     this.body = element(
       "div",
       { hidden: true, class: "detail-body" },
-      element("section", { class: "panel" }, this.monitor.node),
+      element(
+        "section",
+        { class: "panel" },
+        element("h2", { class: "unseen" }, "Training"),
+        this.monitor.node,
+      ),
       element(
         "div",
         { class: "halves" },

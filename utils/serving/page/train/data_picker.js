@@ -47,6 +47,7 @@ export class DataPicker {
       type: "radio",
       name: this.group,
       disabled: folder.error !== null,
+      "aria-label": folder.name,
       "aria-describedby": errorId,
       onchange: () => this.choose(folder),
     });

@@ -154,7 +154,7 @@ class OptionField {
       icon("reset"),
     );
     this.resetButton.setAttribute("aria-label", `Back to the default of ${words(option.name)}`);
-    this.field = new Field(words(option.name), this.control, {
+    this.field = new Field(capital(words(option.name)), this.control, {
       hint: option.help,
       beside: this.resetButton,
       className: "option",

@@ -1,0 +1,120 @@
+"""Weights from files, as train.py writes them: the server's images are those of generate.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY
+from PIL import Image
+from serving_helpers import ANYONE, CPU, wait_until
+from upscaling_helpers import write_upscaler
+
+from utils.serving.engine import Engine
+from utils.serving.limits import Limits
+from utils.serving.requests import Asked, resolve
+from utils.serving.weights import WeightStore
+
+AUTOENCODER = ["--block_out_channels", "8,8", "--norm_num_groups", "4", "--image_size", "12"]
+DIFFUSION = ["--channels", "8", "--channel_mult", "1", "--head_channels", "8"]
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(CPU, Limits())
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def served(engine: Engine, folder: Path, **asked: object) -> list[bytes]:
+    """The images of a job, as files."""
+    request = resolve(Asked(**asked), WeightStore([folder]), engine.limits)
+    job = engine.submit(request, ANYONE)
+    wait_until(lambda: job.has_ended)
+    assert job.status == "completed", job.error
+    return [engine.image(job, place) for place in range(request.count)]
+
+
+def check(images: list[bytes], folder: Path, tmp_path: Path) -> None:
+    """The images, and what they say of themselves, are those of the files in a folder."""
+    for place, data in enumerate(images):
+        (tmp_path / "served.png").write_bytes(data)
+        with Image.open(tmp_path / "served.png") as ours:
+            with Image.open(folder / f"{place:05d}.png") as theirs:
+                difference = np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)
+                assert ours.size == theirs.size and np.abs(difference).max() <= 1
+                assert ours.text == theirs.text
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "plms"])
+def test_pixels_and_upscaled(engine, images, tmp_path, script, sampler):
+    script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
+    results = tmp_path / "results"
+    upscaler = write_upscaler(tmp_path / "results" / "up.pt", channels=1)
+    how = ["--weight_path", results / "run" / "ema_last.pt", "--num_images", 3, "--seed", 5]
+    how += ["--sample", sampler, "--sample_steps", 4, "--upscale", upscaler]
+    script("generate", *how)
+    ours = served(
+        engine,
+        results,
+        weight="run",
+        num_images=3,
+        seed=5,
+        sample=sampler,
+        sample_steps=4,
+        upscale="up",
+    )
+    check(ours, results / "generated", tmp_path)
+
+
+def test_latents(engine, images, tmp_path, script):
+    results = tmp_path / "results"
+    data = ["--dataset_path", images, "--val_fraction", "0", "--epochs", 1, "--vis", "False"]
+    script("train_autoencoder", *AUTOENCODER, *data, "--run_name", "ae")
+    encoder = ["--autoencoder_path", results / "ae" / "ema_last.pt"]
+    script("train", *DIFFUSION, *data, *encoder, "--image_size", 12, "--run_name", "latent")
+    how = ["--weight_path", results / "latent" / "ema_last.pt", "--num_images", 3]
+    script("generate", *how, "--sample", "plms", "--sample_steps", 5)
+    ours = served(
+        engine, results, weight="latent", num_images=3, seed=0, sample="plms", sample_steps=5
+    )
+    check(ours, results / "generated", tmp_path)
+
+
+def test_names(images, tmp_path, script):
+    script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
+    results = tmp_path / "results"
+    contents = (results / "run" / "ema_last.pt").read_bytes()
+    (results / "run" / "ckpt_0.pt").write_bytes(contents)
+    (results / "alone.pt").write_bytes(contents)
+    (results / "broken.pt").write_bytes(contents[: len(contents) // 2])
+    (results / "notes.txt").write_text("no weights")
+    outside = tmp_path / "outside.pt"
+    outside.write_bytes(contents)
+    (results / "link.pt").symlink_to(outside)
+    store = WeightStore([results])
+    assert [weight.name for weight in store.all()] == ["alone", "run", "run:ckpt_0"]
+    assert store.find("run:ema_last") is store.find("run")
+    assert store.default().name == "run"
+    # What comes, changes and goes is noticed.
+    (results / "late.pt").write_bytes(contents)
+    (results / "alone.pt").unlink()
+    store.scan()
+    assert [weight.name for weight in store.all()] == ["late", "run", "run:ckpt_0"]
+
+
+def test_metadata_is_read_without_the_numbers(images, tmp_path, script, monkeypatch):
+    script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
+    devices = set()
+    load = torch.load
+
+    def loading(*args, **kwargs):
+        devices.add(kwargs["map_location"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", loading)
+    weight = WeightStore([tmp_path / "results"]).find("run")
+    assert devices == {"meta"}
+    assert weight.classes == ("bag", "boot", "trouser") and weight.image_size == (8, 8)

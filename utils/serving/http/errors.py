@@ -17,7 +17,6 @@ from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refu
 # that was not even taken says when to try again.
 NOT_TO_BE_RETRIED = (409, 503, 504)
 
-METHODS = {"GET", "PUT", "POST", "DELETE", "PATCH"}
 OPTIONS = "options"  # the field of a training's request that has fields of its own
 
 logger = logging.getLogger("serve")

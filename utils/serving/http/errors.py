@@ -17,6 +17,8 @@ from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refu
 # that was not even taken says when to try again.
 NOT_TO_BE_RETRIED = (409, 503, 504)
 
+OPTIONS = "options"  # the field of a training's request that has fields of its own
+
 logger = logging.getLogger("serve")
 
 
@@ -77,11 +79,22 @@ def error_response(refusal: Refusal) -> JSONResponse:
 def refusal_of_malformed(error: RequestValidationError, status: int = 422) -> Refusal:
     """What the first of its faults says."""
     first = error.errors()[0]
-    field = first["loc"][1] if len(first["loc"]) > 1 else None
-    if not isinstance(field, str):
+    field = _field(first["loc"])
+    if field is None:
         return Refusal(status, f"the body: {first['msg']}", INVALID_REQUEST, None, "invalid_value")
     message = f"{field}: {first['msg']}"
     return Refusal(status, message, INVALID_REQUEST, field, "invalid_value")
+
+
+def _field(location: Sequence[str | int]) -> str | None:
+    """The field at ("body", "options", "epochs", ...): "options.epochs". What follows says which of
+    its forms was tried.
+    """
+    names = [part for part in location[1:] if isinstance(part, str)]
+    if not names or names[0] != location[1]:
+        return None
+    has_own_fields = names[0] == OPTIONS and len(names) > 1
+    return f"{OPTIONS}.{names[1]}" if has_own_fields else names[0]
 
 
 def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:

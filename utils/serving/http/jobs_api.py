@@ -218,13 +218,13 @@ async def job_events(
             version = job.version
             answer = describe_job(job, services)
             if job.has_ended:
-                yield _event("end", version, answer)
+                yield _event("end", version, _as_json(answer))
                 return
             if version > seen or not status:
                 seen = version
                 if answer.status != status:
                     status = answer.status
-                    yield _event("status", version, answer)
+                    yield _event("status", version, _as_json(answer))
                 progress = {"step": job.step, "steps": job.calls, "progress": job.progress}
                 yield _event("progress", version, progress)
             if job.preview_step > previewed:
@@ -232,6 +232,11 @@ async def job_events(
                 picture = await asyncio.to_thread(preview_url, job)
                 yield _event("preview", version, {"step": previewed, "image": picture})
             await watch.wait(QUIET_SECONDS)
+
+
+def _as_json(answer: JobAnswer) -> dict[str, Any]:
+    """The names of its fields as in other answers: an event alone would not use the aliases."""
+    return answer.model_dump(mode="json", by_alias=True)
 
 
 def _event(kind: str, version: int, data: Any) -> ServerSentEvent:

@@ -132,7 +132,7 @@ def test_a_second_signal_ends_at_once(folder, number):
         start = time.monotonic()
         server.signal(number)
         server.process.wait(10)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 5  # however long a step takes
 
 
 def test_the_images_of_a_server_go_with_it(folder, tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refu
 # that was not even taken says when to try again.
 NOT_TO_BE_RETRIED = (409, 503, 504)
 
+NESTED = ("options",)  # fields of bodies whose own fields are named in errors
+
 logger = logging.getLogger("serve")
 
 
@@ -74,6 +76,8 @@ def refusal_of_malformed(error: RequestValidationError, status: int = 422) -> Re
     field = first["loc"][1] if len(first["loc"]) > 1 else None
     if not isinstance(field, str):
         return Refusal(status, f"the body: {first['msg']}", INVALID_REQUEST, None, "invalid_value")
+    if field in NESTED and len(first["loc"]) > 2:
+        field = f"{field}.{first['loc'][2]}"
     message = f"{field}: {first['msg']}"
     return Refusal(status, message, INVALID_REQUEST, field, "invalid_value")
 

@@ -1,7 +1,8 @@
 # The server of tools/serve.py, and all other scripts, in an image.
 #
 #   docker build --tag iddm .
-#   docker run --publish 8000:8000 --env SERVE_TOKEN=... --read-only --tmpfs /tmp \
+#   docker run --publish 8000:8000 --env SERVE_TOKEN=... --user "$(id -u):$(id -g)" \
+#       --read-only --tmpfs /tmp --shm-size 2g --stop-timeout 120 \
 #       --volume "$PWD/datasets:/app/datasets" --volume "$PWD/results:/app/results" \
 #       --volume "$PWD/weights:/app/weights" iddm
 #
@@ -48,7 +49,8 @@ HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \
     CMD ["python", "deploy/healthcheck.py"]
 STOPSIGNAL SIGTERM
 
-# The server takes the token that clients need from the environment variable SERVE_TOKEN.
-# Options after the image's name replace CMD, and others than these keep their defaults.
-ENTRYPOINT ["python", "tools/serve.py", "--host", "0.0.0.0", "--weights", "weight", "weights", "results"]
+# The server takes the token that clients need from the environment variable SERVE_TOKEN. What
+# follows the image's name are further options of tools/serve.py. Another script:
+#   docker run --entrypoint python ... iddm tools/train.py --run_name flowers
+ENTRYPOINT ["python", "deploy/entrypoint.py", "--host", "0.0.0.0", "--weights", "weight", "weights", "results"]
 CMD []

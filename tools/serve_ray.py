@@ -55,7 +55,7 @@ def build_parser() -> opt.Parser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    args = parsed(argv)
     one_server.check_folders(args)
     one_server.check_reach(args, one_server.tokens_of(args))
     need_libraries()
@@ -79,6 +79,13 @@ def main(argv: list[str] | None = None) -> None:
         wait_for_signal()
         serve.shutdown()
     ray.shutdown()
+
+
+def parsed(argv: list[str] | None) -> Namespace:
+    """The options of this script, and those of serve.py that it has not got, for no training."""
+    of_one_server = one_server.build_parser().parse_args(["--training", "False"])
+    given = build_parser().parse_args(argv)
+    return Namespace(**{**vars(of_one_server), **vars(given)})
 
 
 def wait_for_signal() -> None:
@@ -107,7 +114,7 @@ def application(settings: dict[str, Any]) -> Application:
     for name, value in settings.items():
         values = value if isinstance(value, list) else [value]
         given += [f"--{name}", *map(str, values)]
-    return application_of(build_parser().parse_args(given))
+    return application_of(parsed(given))
 
 
 def application_of(args: Namespace) -> Application:
@@ -124,9 +131,7 @@ def application_of(args: Namespace) -> Application:
 
 def services_of_replica(args: Namespace, tokens: tuple[str, ...], name: str) -> Services:
     """In the replica's process: the parts of a server of this name."""
-    of_one_server = one_server.build_parser().parse_args([])
-    settings = {**vars(of_one_server), **vars(args), "name": name, "training": False}
-    return one_server.build_services(Namespace(**settings), tokens)
+    return one_server.build_services(Namespace(**{**vars(args), "name": name}), tokens)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ import asyncio
 from collections.abc import Callable
 
 import ray
-import uvicorn
 from fastapi import FastAPI
 from ray import serve
 from ray.actor import ActorHandle
 
 from utils.serving.http.app import build_app
 from utils.serving.http.forwarding import ForwardJobs
-from utils.serving.http.server import LAST_ANSWERS, listen
+from utils.serving.http.server import listen, make_server
 from utils.serving.services import Services
 
 NAMESPACE = "iddm"
@@ -67,10 +66,8 @@ class Replica:
         # For the other replicas, which cannot choose one when they ask by way of Ray Serve.
         host = LOOPBACK if is_on_one_machine else ray.util.get_node_ip_address()
         listener = listen(host, 0)
-        config = uvicorn.Config(
-            self._app, log_config=None, lifespan="off", timeout_graceful_shutdown=LAST_ANSWERS
-        )
-        self._server = uvicorn.Server(config)
+        limits = self._services.limits
+        self._server = make_server(self._app, self._services.engine, limits.client_timeout, grace)
         self._answering = asyncio.create_task(self._server.serve(sockets=[listener]))
         await owners.enter.remote(name, f"http://{host}:{listener.getsockname()[1]}")
 

@@ -96,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
         if socket_service is not None:
             opt.say(f"the socket service is at port {socket_service.port}")
         app = build_app(services, socket_service=socket_service)
-        server = make_server(app, services.engine, args.client_timeout, args.grace)
+        server = make_server(
+            app, services.engine, args.client_timeout, args.grace, services.end_streams
+        )
         with listener:
             server.run(sockets=[listener])
     finally:

@@ -57,6 +57,14 @@ def test_images_come_are_saved_and_survive_a_reload(open_page):
     expect(page.get_by_label("Class", exact=True).locator("option:checked")).to_have_text("sneaker")
 
 
+def test_classes_in_turn_are_named_under_their_images(open_page):
+    page = open_page()
+    ask(page, images=4, seed=90)
+    card = job_of(page, "seeds 90 to 93")
+    expect(card.locator(".tile-text").nth(0)).to_contain_text("bag")
+    expect(card.locator(".tile-text").nth(3)).to_contain_text("dress")
+
+
 def test_denoising_is_shown_as_it_comes_and_can_be_cancelled(open_page):
     page = open_page()
     ask(page, images=8, seed=200, steps=900)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from utils.class_names import ONE_OF_EACH
 from utils.errors import name_list
+from utils.serving.http.fields import Count, Name, Scale, Seed, Side, Sides, Whole
 from utils.serving.refusal import invalid, not_found
 from utils.serving.requests import UNKNOWN_WEIGHT, Asked, GenerationRequest, resolve
 from utils.serving.services import Services
@@ -23,10 +24,8 @@ URL: Final = "url"
 # Field of `Asked` -> the same here.
 NAMES = {"weight": "weight_path"}
 
-Side = Annotated[int, Field(ge=1, le=2**16)]
-Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]
 Path = Annotated[str, Field(max_length=4000)]
-Whole = Annotated[int, Field(ge=-(2**31), le=2**31)]
+Number = Annotated[Whole, Field(ge=-(2**31), le=2**31)]
 
 
 class ArticleQuestion(BaseModel):
@@ -43,17 +42,17 @@ class ArticleQuestion(BaseModel):
     image_size: Side | Sides | None = Field(
         default=None, description="a side, or height and width; that of training if not set"
     )
-    num_images: Whole | None = Field(default=None, description="less than 1 is 1")
-    class_name: Annotated[str, Field(max_length=500)] | Whole | None = Field(
+    num_images: Number | None = Field(default=None, description="less than 1 is 1")
+    class_name: Name | Number | None = Field(
         default=None, description="name or number of a class; -1: one image of each"
     )
     use_ema: bool | None = None
     latent: bool | None = None
     autoencoder_ckpt: Path | None = None
     # --- Not in the article's service ---
-    sample_steps: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    sample_steps: Count | None = None
+    cfg_scale: Scale | None = None
+    seed: Seed | None = None
 
     def asked(self, weight: Weight) -> Asked:
         size = self.image_size

@@ -1,7 +1,7 @@
 """From what a client asks to what the engine makes: defaults filled in, everything checked."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.networks import check_image_size
 from model.samplers import SAMPLERS
@@ -224,6 +224,9 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
     sampling = Sampling(sampler, asked.sample_steps, cfg_scale=cfg_scale)
     steps = sampling.steps(weight.noise_steps)
     most = min(limits.max_steps, weight.noise_steps)
+    if asked.sample_steps is None and steps > most:
+        sampling = replace(sampling, sample_steps=most)
+        steps = most
     if not 1 <= steps <= most:
         raise invalid(
             f"sample_steps is 1 to {most} with {weight.name}, not {steps}", "sample_steps"

@@ -26,3 +26,8 @@ class Services:
     training: "Trainings | None" = None  # None: no training over this server
     # Makes the keys of addresses that need no token; they end with the server, as its jobs do.
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+
+    def end_streams(self) -> None:
+        """The streams that would go on for ever end: the server is about to."""
+        if self.training is not None:
+            self.training.is_closing.set()

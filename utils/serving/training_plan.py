@@ -7,13 +7,21 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from utils.options.table import ROOT
 from utils.serving.processes import Trainings
-from utils.serving.refusal import INVALID_REQUEST, RATE_LIMIT, SERVER_ERROR, TIMEOUT, Refusal
+from utils.serving.refusal import (
+    INVALID_REQUEST,
+    RATE_LIMIT,
+    SERVER_ERROR,
+    TIMEOUT,
+    UNAVAILABLE,
+    Refusal,
+)
 from utils.serving.run_facts import last_error
 from utils.serving.safe_files import without_paths
 from utils.serving.training_form import JsonValue, check_run_name
@@ -21,6 +29,7 @@ from utils.text import printable
 
 WARNING = "warning:"
 LONGEST_TEXT = 200_000  # bytes
+SECONDS_BETWEEN_LOOKS = 0.2
 USER_ERROR_STATUS = 2  # with which a script ends after a user's mistake
 
 
@@ -33,7 +42,7 @@ class TrainingPlan:
 class Planner:
     """Makes plans, one at a time: each imports torch and reads images. Threads may use it."""
 
-    def __init__(self, trainings: Trainings, seconds: float = 120.0):
+    def __init__(self, trainings: Trainings, seconds: float = 300.0):
         self._trainings = trainings
         self._seconds = seconds
         self._is_busy = threading.Lock()
@@ -82,14 +91,20 @@ class Planner:
             except OSError:
                 raise Refusal(500, "the plan could not be started", SERVER_ERROR) from None
             try:
-                status = process.wait(self._seconds)
-            except subprocess.TimeoutExpired:
-                raise Refusal(
-                    504, f"there was no plan after {self._seconds:g} seconds", TIMEOUT
-                ) from None
+                status = self._wait_for(process)
             finally:
                 _end(process)
             return status, _text(output), _text(errors)
+
+    def _wait_for(self, process: subprocess.Popen) -> int:
+        """Its exit status. Raises Refusal after the time limit, and where the server closes."""
+        until = time.monotonic() + self._seconds
+        while time.monotonic() < until:
+            if self._trainings.is_closing.is_set():
+                raise Refusal(503, "the server is about to end", UNAVAILABLE)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(SECONDS_BETWEEN_LOOKS)
+        raise Refusal(504, f"there was no plan after {self._seconds:g} seconds", TIMEOUT)
 
 
 def _end(process: subprocess.Popen) -> None:

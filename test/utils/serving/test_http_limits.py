@@ -63,7 +63,7 @@ def test_a_large_body_is_refused(client):
 
 def test_the_queue_and_a_clients_share_are_bounded(folder):
     limits = Limits(max_queue=3, max_client_jobs=2)
-    with Served(folder, slow=0.1, limits=limits, tokens=("a", "b")) as server:
+    with Served(folder, slow=0.03, limits=limits, tokens=("a", "b")) as server:
         with server.client("a") as one, server.client("b") as other:
             for _ in range(2):
                 server.post_job(one, weight="tiny", sample_steps=100)
@@ -77,7 +77,7 @@ def test_the_queue_and_a_clients_share_are_bounded(folder):
 
 
 def test_a_late_job_is_given_up(folder):
-    with Served(folder, slow=0.1, limits=Limits(deadline=0.3)) as server:
+    with Served(folder, slow=0.03, limits=Limits(deadline=0.3)) as server:
         with server.client() as client:
             job = server.post_job(client, weight="tiny", sample_steps=100)
             wait_until(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "failed")
@@ -125,7 +125,8 @@ HEAD_OF_A_BODY = (
 def test_who_says_nothing_is_cut_off(server):
     with connected(server.port) as connection:
         start = time.monotonic()
-        assert connection.recv(10) == b""
+        with pytest.raises(ConnectionResetError):
+            connection.recv(10)
         assert time.monotonic() - start < 4 * TIMEOUT
 
 
@@ -144,16 +145,16 @@ def test_who_does_not_read_is_cut_off(server, client):
 def test_a_stream_of_events_outlives_the_deadline_of_requests(folder):
     with Served(folder, slow=0.03, limits=Limits(client_timeout=0.5)) as server:
         with server.client() as client:
-            job = server.post_job(client, weight="tiny", sample_steps=100)
+            job = server.post_job(client, weight="tiny", sample_steps=30)
             with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
                 kinds = [line for line in stream.iter_lines() if line.startswith("event:")]
     assert kinds[-1] == "event: end"
 
 
 def test_a_long_answer_outlives_the_deadline_of_requests(folder):
-    with Served(folder, slow=0.02, limits=Limits(client_timeout=0.5)) as server:
+    with Served(folder, slow=0.03, limits=Limits(client_timeout=0.5)) as server:
         with server.client() as client:
-            question = {"weight_path": "tiny", "sample_steps": 100}
+            question = {"weight_path": "tiny", "sample_steps": 50}
             start = time.monotonic()
             assert client.post("/api/generate/df", json=question).status_code == 200
             assert time.monotonic() - start > 1

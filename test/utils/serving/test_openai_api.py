@@ -260,7 +260,7 @@ def test_a_stream_is_refused_before_it_begins(client):
 
 
 def test_a_stream_whose_job_is_cancelled_ends_with_an_error(folder):
-    with Served(folder, slow=0.1) as server, client_of(server) as client:
+    with Served(folder, slow=0.03) as server, client_of(server) as client:
         stream = generate(client, stream=True, extra_body={"num_inference_steps": 100})
         wait_until(lambda: server.engine.jobs.under_way())
         server.engine.cancel(server.engine.jobs.under_way()[0])
@@ -273,7 +273,7 @@ def test_a_stream_whose_job_is_cancelled_ends_with_an_error(folder):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_takes_its_job_with_it(folder, stream):
-    with Served(folder, slow=0.1) as server:
+    with Served(folder, slow=0.03) as server:
         question = {"model": "tiny", "prompt": "cat", "num_inference_steps": 100, "stream": stream}
         body = json.dumps(question)
 
@@ -309,7 +309,7 @@ def test_a_full_queue_says_when_to_come_back(folder):
 
 @pytest.mark.serve
 def test_a_job_that_was_late_is_not_tried_again(folder):
-    with Served(folder, slow=0.1, limits=Limits(deadline=0.5)) as server:
+    with Served(folder, slow=0.03, limits=Limits(deadline=0.5)) as server:
         with client_of(server, max_retries=3) as client:
             with pytest.raises(openai.InternalServerError) as caught:
                 generate(client, extra_body={"num_inference_steps": 100})
@@ -319,7 +319,7 @@ def test_a_job_that_was_late_is_not_tried_again(folder):
 
 
 def test_a_cancelled_job_is_not_tried_again(folder):
-    with Served(folder, slow=0.1) as server, client_of(server, max_retries=3) as client:
+    with Served(folder, slow=0.03) as server, client_of(server, max_retries=3) as client:
         threading.Thread(target=_cancel_first_job, args=(server,)).start()
         with pytest.raises(openai.ConflictError):
             generate(client, extra_body={"num_inference_steps": 100})

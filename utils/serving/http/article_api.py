@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -70,6 +71,10 @@ class ArticleRoute(APIRoute):
                 return await handler(request)
             except RequestValidationError as error:
                 return _error(refusal_of_malformed(error, 400))
+            except HTTPException as error:
+                if error.status_code != 400:
+                    raise
+                return _error(invalid("the body is no JSON"))
             except Refusal as refusal:
                 return _error(renamed(refusal, NAMES))
 

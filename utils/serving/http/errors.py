@@ -1,12 +1,14 @@
 """How errors are answered: always as {"error": {message, type, param, code}}, without paths."""
 
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refusal
@@ -14,6 +16,8 @@ from utils.serving.refusal import INVALID_REQUEST, NOT_FOUND, SERVER_ERROR, Refu
 # A client that tries again by itself must not do so for a job that may have been carried out. One
 # that was not even taken says when to try again.
 NOT_TO_BE_RETRIED = (409, 503, 504)
+
+OPTIONS = "options"  # the field of a training's request that has fields of its own
 
 logger = logging.getLogger("serve")
 
@@ -52,7 +56,11 @@ ALWAYS = (401, 403, 413, 415)  # may come from any route
 def answers(*statuses: int) -> dict[int | str, dict]:
     """For a route's `responses`: the errors that it may answer with, beside those of all."""
     return {
-        status: {"model": ErrorAnswer, "description": REASONS[status]}
+        status: {
+            "model": ErrorAnswer,
+            "description": REASONS[status],
+            "content": {"application/json": {}},  # also where the route answers something else
+        }
         for status in sorted({*statuses, *ALWAYS})
     }
 
@@ -71,15 +79,26 @@ def error_response(refusal: Refusal) -> JSONResponse:
 def refusal_of_malformed(error: RequestValidationError, status: int = 422) -> Refusal:
     """What the first of its faults says."""
     first = error.errors()[0]
-    field = first["loc"][1] if len(first["loc"]) > 1 else None
-    if not isinstance(field, str):
+    field = _field(first["loc"])
+    if field is None:
         return Refusal(status, f"the body: {first['msg']}", INVALID_REQUEST, None, "invalid_value")
     message = f"{field}: {first['msg']}"
     return Refusal(status, message, INVALID_REQUEST, field, "invalid_value")
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Every kind of error that a route may raise, in the same form."""
+def _field(location: Sequence[str | int]) -> str | None:
+    """The field at ("body", "options", "epochs", ...): "options.epochs". What follows says which of
+    its forms was tried.
+    """
+    names = [part for part in location[1:] if isinstance(part, str)]
+    if not names or names[0] != location[1]:
+        return None
+    has_own_fields = names[0] == OPTIONS and len(names) > 1
+    return f"{OPTIONS}.{names[1]}" if has_own_fields else names[0]
+
+
+def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Every kind of error that one of the routes may raise, in the same form."""
 
     @app.exception_handler(Refusal)
     async def refused(request: Request, error: Refusal) -> JSONResponse:
@@ -95,7 +114,19 @@ def add_error_handlers(app: FastAPI) -> None:
         answer = error_response(Refusal(error.status_code, str(error.detail), kind))
         for name, value in (error.headers or {}).items():
             answer.headers[name] = value
+        if error.status_code == 405:  # the framework names the methods of one route alone
+            answer.headers["Allow"] = ", ".join(allowed_methods(request.scope, routes))
         return answer
+
+
+def allowed_methods(scope: Scope, routes: Sequence[BaseRoute]) -> list[str]:
+    """The methods of all routes to this path."""
+    methods: set[str] = set()
+    for route in routes:
+        match, _ = route.matches(scope)
+        if match != Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 class AnswerFailures:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from utils.pictures import encoded_image, image_grid
 from utils.serving.http.asking import Asking, resolved
 from utils.serving.http.errors import ErrorDetail, answers
+from utils.serving.http.fields import Count, Name, Scale, Seed, Side, Sides
 from utils.serving.http.watching import StreamPlaces, Watch
 from utils.serving.jobs import COMPLETED, Job
 from utils.serving.refusal import Refusal, not_found
@@ -25,7 +26,6 @@ LARGEST_ID = 2**63  # of an event
 EVENT_KINDS = ("status", "progress", "preview", "end")  # in the order of those of one version
 
 Status = Literal["queued", "generating", "completed", "failed", "cancelled"]
-Side = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class JobQuestion(BaseModel):
@@ -33,24 +33,19 @@ class JobQuestion(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    weight: str | None = Field(default=None, max_length=500, description="name of a served weight")
-    class_name: str | None = Field(
+    weight: Name | None = Field(default=None, description="name of a served weight")
+    class_name: Name | None = Field(
         default=None,
-        max_length=500,
         description="name or number of a class; -1: one image of each; none: all in turn",
     )
-    num_images: int | None = Field(default=None, ge=1, le=2**31)
+    num_images: Count | None = None
     sample: Literal["ddpm", "ddim", "plms"] | None = Field(default=None, description="sampler")
-    sample_steps: int | None = Field(default=None, ge=1, le=2**31)
-    cfg_scale: float | None = Field(default=None, ge=0, le=100, description="guidance; 1: none")
-    seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="of the first image")
-    image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = Field(
-        default=None, description="a side, or height and width"
-    )
+    sample_steps: Count | None = None
+    cfg_scale: Scale | None = Field(default=None, description="guidance; 1: none")
+    seed: Seed | None = Field(default=None, description="of the first image")
+    image_size: Side | Sides | None = Field(default=None, description="a side, or height and width")
     image_format: Literal["png", "webp", "jpeg"] | None = None
-    upscale: str | None = Field(
-        default=None, max_length=500, description="name of a served upscaler"
-    )
+    upscale: Name | None = Field(default=None, description="name of a served upscaler")
 
     def asked(self) -> Asked:
         size = self.image_size
@@ -223,13 +218,13 @@ async def job_events(
             version = job.version
             answer = describe_job(job, services)
             if job.has_ended:
-                yield _event("end", version, answer)
+                yield _event("end", version, _as_json(answer))
                 return
             if version > seen or not status:
                 seen = version
                 if answer.status != status:
                     status = answer.status
-                    yield _event("status", version, answer)
+                    yield _event("status", version, _as_json(answer))
                 progress = {"step": job.step, "steps": job.calls, "progress": job.progress}
                 yield _event("progress", version, progress)
             if job.preview_step > previewed:
@@ -237,6 +232,11 @@ async def job_events(
                 picture = await asyncio.to_thread(preview_url, job)
                 yield _event("preview", version, {"step": previewed, "image": picture})
             await watch.wait(QUIET_SECONDS)
+
+
+def _as_json(answer: JobAnswer) -> dict[str, Any]:
+    """The names of its fields as in other answers: an event alone would not use the aliases."""
+    return answer.model_dump(mode="json", by_alias=True)
 
 
 def _event(kind: str, version: int, data: Any) -> ServerSentEvent:

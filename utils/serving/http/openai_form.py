@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from utils.serving.http.fields import Count, Name, Scale, Seed, Whole
 from utils.serving.prompt import LONGEST_PROMPT, class_of_prompt
 from utils.serving.refusal import invalid
 from utils.serving.requests import FILM_FORMAT, Asked
@@ -25,10 +26,7 @@ NAMES = {
     "cfg_scale": "guidance_scale",
 }
 
-Steps = Annotated[int, Field(ge=1, le=2**31)]
-Scale = Annotated[float, Field(ge=0, le=100)]
-Name = Annotated[str, Field(max_length=500)]
-ClassNumber = Annotated[int, Field(ge=-1, le=2**31)]
+ClassNumber = Annotated[Whole, Field(ge=-1, le=2**31)]
 
 
 class ImagesQuestion(BaseModel):
@@ -44,7 +42,7 @@ class ImagesQuestion(BaseModel):
         "'random': all classes in turn",
     )
     model: Name | None = Field(default=None, description="name of a served weight")
-    n: int | None = Field(default=None, ge=1, le=2**31)
+    n: Count | None = None
     size: str | None = Field(
         default=None, pattern=SIZE_PATTERN, description="WIDTHxHEIGHT, or auto: that of training"
     )
@@ -54,20 +52,20 @@ class ImagesQuestion(BaseModel):
     output_format: Literal["png", "webp", "jpeg", "gif"] | None = Field(
         default=None, description="gif: the denoising as an animation; png if not set"
     )
-    frame_count: int | None = Field(default=None, ge=2, le=16, description="of a GIF")
+    frame_count: Whole | None = Field(default=None, ge=2, le=16, description="of a GIF")
     frame_duration_ms: Literal[80] | None = None
     stream: bool | None = None
-    partial_images: int | None = Field(default=None, ge=0, le=MOST_PARTIAL_IMAGES)
+    partial_images: Whole | None = Field(default=None, ge=0, le=MOST_PARTIAL_IMAGES)
     background: Literal["opaque", "auto"] | None = None
     output_compression: Literal[100] | None = None
     # --- Not in the OpenAI API ---
     class_name: Name | ClassNumber | None = Field(
         default=None, description="name or number of a class, instead of the prompt"
     )
-    seed: int | None = Field(default=None, ge=0, le=2**32 - 1, description="of the first image")
+    seed: Seed | None = Field(default=None, description="of the first image")
     sampler: Literal["ddpm", "ddim", "plms"] | None = None
-    num_inference_steps: Steps | None = None
-    sample_steps: Steps | None = Field(default=None, description="the same")
+    num_inference_steps: Count | None = None
+    sample_steps: Count | None = Field(default=None, description="the same")
     guidance_scale: Scale | None = Field(default=None, description="1: none")
     cfg_scale: Scale | None = Field(default=None, description="the same")
     upscale: Name | None = Field(default=None, description="name of a served upscaler")

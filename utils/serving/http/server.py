@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -107,8 +108,11 @@ class GracefulServer(uvicorn.Server):
     have ended, `grace` seconds at most; on a second one it ends at once.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+    def __init__(
+        self, config: uvicorn.Config, engine: Engine, grace: float, on_exit: Callable[[], None]
+    ):
         super().__init__(config)
+        self._on_exit = on_exit
         self._engine = engine
         self._grace = grace
         self._is_ending = False
@@ -120,6 +124,7 @@ class GracefulServer(uvicorn.Server):
             self.force_exit = True
             return
         self._is_ending = True
+        self._on_exit()
         name = signal.Signals(sig).name
         logger.warning("%s: ending as soon as the jobs under way have", name)
         threading.Thread(target=self._end, daemon=True).start()
@@ -136,7 +141,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(
-    app: FastAPI, engine: Engine, client_timeout: float, grace: float
+    app: FastAPI,
+    engine: Engine,
+    client_timeout: float,
+    grace: float,
+    on_exit: Callable[[], None] = lambda: None,  # called at the first signal
 ) -> GracefulServer:
     """uvicorn as it is used here; `run(sockets=[...])` serves until a signal has come and the jobs
     under way have ended.
@@ -150,4 +159,4 @@ def make_server(
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
-    return GracefulServer(config, engine, grace)
+    return GracefulServer(config, engine, grace, on_exit)

@@ -118,7 +118,7 @@ def build_router(services: Services, metrics: Metrics) -> APIRouter:
         """Counts and times, for Prometheus."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @router.post("/login", status_code=204, responses=answers(422))
+    @router.post("/login", status_code=204, responses=answers(400, 422))
     async def login(login: Login) -> Response:
         """Give the page its token, as a cookie that no script can read."""
         tokens = [token.encode() for token in services.tokens]

@@ -102,7 +102,7 @@ def add_form_routes(router: APIRouter, trainings: Trainings) -> None:
             }
         )
 
-    @router.post("/training/plan", responses=answers(400, 404, 422, 429, 500, 504))
+    @router.post("/training/plan", responses=answers(400, 404, 422, 429, 500, 503, 504))
     def plan(question: Question) -> PlanAnswer:  # type: ignore[valid-type]
         """What a training would do, before it is started: some seconds of work."""
         asked = cast(TrainingQuestion, question)

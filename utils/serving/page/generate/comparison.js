@@ -5,6 +5,7 @@ import { counted, duration, measure } from "../lib/format.js";
 import { picture, imageTitle, saveAll } from "./gallery.js";
 import { STATUS_WORDS, jobTitle } from "./job_card.js";
 import { isActive } from "./jobs.js";
+import { LivePicture } from "./live_picture.js";
 
 export class ComparisonCard {
   /** @param actions {cancel(id), use(settings), open(job, place)} */
@@ -102,12 +103,12 @@ class Row {
     this.sampler = element("h4", {});
     this.state = element("p", { class: "muted number" });
     this.images = element("ul", { class: "comparison-images" });
-    this.live = element("div", { class: "job-body" });
+    this.live = new LivePicture();
     this.node = element(
       "section",
       { class: "comparison-row" },
       element("div", { class: "comparison-head" }, this.sampler, this.state),
-      element("div", { class: "comparison-place" }, this.images, this.live),
+      element("div", { class: "comparison-place" }, this.images, this.live.node),
     );
     this.isDone = false;
   }
@@ -116,9 +117,11 @@ class Row {
     this.job = job;
     setText(this.sampler, job.request.sample);
     setText(this.state, stateOf(job));
+    if (job.status !== "generating") {
+      this.live.clear();
+    }
     if (job.result !== null && !this.isDone) {
       this.isDone = true;
-      this.live.replaceChildren();
       this.images.replaceChildren(
         ...job.result.images.map((image, place) => this.tile(image, place)),
       );
@@ -136,16 +139,8 @@ class Row {
   }
 
   preview(address) {
-    if (this.job.status !== "generating") {
-      return;
-    }
-    const shown = this.live.querySelector("img");
-    if (shown === null) {
-      const image = picture(address, "The images so far");
-      image.classList.add("live");
-      this.live.replaceChildren(image);
-    } else {
-      shown.src = address;
+    if (this.job.status === "generating") {
+      this.live.show(address);
     }
   }
 }

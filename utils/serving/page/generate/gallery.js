@@ -24,11 +24,11 @@ export function imageTitle(image) {
   return image.class ? `${image.class}, seed ${image.seed}` : `seed ${image.seed}`;
 }
 
-/** An <img> of the server; small images keep their pixels. */
-export function picture(address, alt, attributes = {}) {
+/** An <img> of the server; one of fewer pixels is not smoothed. */
+export function picture(address, alt, attributes = {}, pixelsUntil = PIXELS_UNTIL) {
   const image = element("img", { alt, decoding: "async", ...attributes });
   image.addEventListener("load", () => {
-    const isSmall = Math.max(image.naturalWidth, image.naturalHeight) < PIXELS_UNTIL;
+    const isSmall = Math.max(image.naturalWidth, image.naturalHeight) < pixelsUntil;
     image.classList.toggle("pixels", isSmall);
   });
   image.addEventListener("error", () => image.classList.add("gone"));

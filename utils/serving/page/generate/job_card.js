@@ -2,8 +2,9 @@
 
 import { button, element, icon, notice, onPress, setText, show } from "../lib/dom.js";
 import { counted, duration, measure, size } from "../lib/format.js";
-import { gallery, picture, saveAll } from "./gallery.js";
+import { gallery, saveAll } from "./gallery.js";
 import { isActive } from "./jobs.js";
+import { LivePicture } from "./live_picture.js";
 
 export const STATUS_WORDS = {
   queued: "waiting",
@@ -48,7 +49,8 @@ export class JobCard {
     this.progressText = element("p", { class: "muted number" });
     this.bar = element("div", { class: "progress-row" }, this.progress, this.progressText);
     this.error = notice();
-    this.body = element("div", { class: "job-body" });
+    this.live = new LivePicture();
+    this.body = element("div", {});
     this.cancelButton = button({}, "Cancel");
     onPress(this.cancelButton, () => this.cancel());
     this.useButton = button(
@@ -70,6 +72,7 @@ export class JobCard {
       this.details,
       this.error.node,
       this.bar,
+      this.live.node,
       this.body,
     );
     this.shownStatus = null;
@@ -109,28 +112,20 @@ export class JobCard {
   showBody() {
     const { job } = this;
     this.error.say(job.error?.message ?? null);
+    if (job.status !== "generating") {
+      this.live.clear();
+    }
     if (job.result !== null) {
       const open = (place) => this.actions.open(this.job, place);
       const onError = (sentence) => this.error.say(sentence);
       this.body.replaceChildren(gallery(job, { open, onError }));
-    } else if (!isActive(job)) {
-      this.body.replaceChildren();
     }
     this.node.classList.toggle("compact", job.result === null && job.status !== "generating");
   }
 
-  /** The estimate of the images so far. */
   preview(address) {
-    if (this.job.status !== "generating") {
-      return;
-    }
-    const shown = this.body.querySelector("img.live");
-    if (shown === null) {
-      const image = picture(address, "The images so far");
-      image.classList.add("live");
-      this.body.replaceChildren(image);
-    } else {
-      shown.src = address;
+    if (this.job.status === "generating") {
+      this.live.show(address);
     }
   }
 

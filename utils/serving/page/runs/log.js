@@ -27,7 +27,11 @@ export class RunLog {
     }
     this.isReading = true;
     try {
-      const { text, end } = await get(`${path`/v1/runs/${this.name}/log`}?after=${this.end}`);
+      const address = `${path`/v1/runs/${this.name}/log`}?after=${this.end}`;
+      const { text, start, end } = await get(address);
+      if (start !== this.end) {
+        this.text.data = ""; // the file began anew, or is so long that this is its end
+      }
       if (text !== "") {
         this.append(text);
       } else if (end === 0) {

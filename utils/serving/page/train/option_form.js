@@ -213,7 +213,13 @@ class OptionField {
   }
 
   check() {
-    return this.field.check();
+    const { low, open_low: isLowLeftOut } = this.option;
+    const isGood = this.field.check();
+    if (isGood && isLowLeftOut && this.field.number === low) {
+      this.field.fault(`The value must be above ${low}.`);
+      return false;
+    }
+    return isGood;
   }
 
   reveal() {

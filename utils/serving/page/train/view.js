@@ -14,9 +14,11 @@ import { TrainingQueue } from "./queue.js";
 const REMEMBERED = "train-form";
 const SECONDS_WHILE_ACTIVE = 2;
 const SECONDS_OTHERWISE = 6;
+const MILLISECONDS_BETWEEN_PLANS = 1500;
 
 export class TrainView {
-  constructor(place) {
+  constructor(place, server) {
+    this.server = server;
     this.runs = [];
     this.error = notice();
     this.name = new Field(
@@ -107,13 +109,16 @@ export class TrainView {
     this.changed();
   }
 
-  /** "flowers", or "flowers-2" where there is such a run; not in place of what was typed. */
+  /**
+   * "flowers", or "flowers-2" where there is a run or a weight of that name, since a run's weight
+   * has its name; not in place of what was typed.
+   */
   suggestName() {
     const folder = this.data.chosen;
     if (this.isNameTyped || folder === undefined || document.activeElement === this.name.control) {
       return;
     }
-    const names = new Set(this.runs.map((run) => run.name));
+    const names = new Set([...this.runs, ...this.server.weights].map(({ name }) => name));
     const base = fileName(folder.name);
     let name = base;
     for (let number = 2; names.has(name); number += 1) {
@@ -157,7 +162,21 @@ export class TrainView {
     if (!this.check()) {
       return null;
     }
-    return this.asked(() => post("/v1/training/plan", this.request(), signal));
+    return this.asked(() => this.planInTurn(signal));
+  }
+
+  /** The server makes one plan at a time; that of settings that were given up may not be done. */
+  async planInTurn(signal) {
+    for (;;) {
+      try {
+        return await post("/v1/training/plan", this.request(), signal);
+      } catch (error) {
+        if (error.code !== "is_planning") {
+          throw error;
+        }
+      }
+      await new Promise((resolve) => setTimeout(resolve, MILLISECONDS_BETWEEN_PLANS));
+    }
   }
 
   async start() {
@@ -184,7 +203,7 @@ export class TrainView {
       if (!(error instanceof ApiError)) {
         throw error;
       }
-      const isName = error.param === "run_name";
+      const isName = error.param === "run_name" || error.code === "run_exists";
       if (isName) {
         this.name.fault(error.message);
         this.name.control.focus();

@@ -1,0 +1,27 @@
+"""The schema that a server gives says just what it does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from http_helpers import ServerProcess, write_weights
+
+OPTIONS = ["--max_steps", 20, "--max_images", 4, "--max_side", 64]  # so that jobs are short
+
+
+@pytest.mark.serve
+@pytest.mark.parametrize("tokens", [[], ["--token", "secret"]])
+def test_schemathesis_finds_nothing(tmp_path: Path, tokens: list[str]) -> None:
+    folder = write_weights(tmp_path / "weights")
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", "--checks", "all"]
+    command += ["--max-examples", "15", "--no-color", "--seed", "1"]
+    with ServerProcess(folder, *OPTIONS, *tokens) as server:
+        if tokens:
+            command += ["--header", f"Authorization: Bearer {tokens[1]}"]
+        config = ["--config-file", str(ROOT / "schemathesis.toml")]
+        command = [command[0], *config, *command[1:], f"{server.url}/openapi.json"]
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout
+        assert server.process.poll() is None

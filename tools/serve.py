@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     services.engine.start()
     if services.training is not None:
         services.training.start()
+    patience = None
     try:
         say_what_is_served(args, services, port)
         if socket_service is not None:
@@ -101,8 +102,10 @@ def main(argv: list[str] | None = None) -> None:
         )
         with listener:
             server.run(sockets=[listener])
+        if server.force_exit:
+            patience = 0.5
     finally:
-        services.engine.stop()
+        services.engine.stop(patience)
         if services.training is not None:
             services.training.close()
 

@@ -18,7 +18,7 @@ from helpers import ROOT
 HAS_RAY = importlib.util.find_spec("ray") and importlib.util.find_spec("aiohttp")
 
 pytestmark = [
-    pytest.mark.serve,
+    pytest.mark.slow,
     pytest.mark.skipif(not HAS_RAY, reason="requirements-ray.txt is not installed"),
 ]
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from page_server import HOSTILE, Server
+from page_server import HOSTILE, Server, end_trainings
 from playwright_or_skip import expect
 
-pytestmark = pytest.mark.serve
+pytestmark = pytest.mark.slow
 
 TINY = {
     "Image size": "8",
@@ -37,6 +37,11 @@ def fill_in(page, folder: str, name: str, epochs: int) -> None:
     page.get_by_label("Find an option").fill("")
     page.get_by_role("button", name="Show the plan").click()
     expect(page.get_by_role("region", name="The plan")).to_contain_text("steps")
+
+
+def begin(page) -> None:
+    page.get_by_role("button", name=re.compile("Start training|Add to the queue")).click()
+    expect(page.get_by_text("Started.")).to_be_visible()
 
 
 def current(page, name: str):
@@ -66,10 +71,17 @@ def process_of(results: Path, name: str) -> int:
     return int(re.findall(r'"pid": (\d+)', (results / name / "process.json").read_text())[0])
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(server: Server):
+    """A test that fails leaves no training to the next one."""
+    yield
+    end_trainings(server.results)
+
+
 def test_train_stop_resume_generate_cancel_download(open_page, server: Server):
     page = open_page("#train")
-    fill_in(page, "shoes", "journey", epochs=400)
-    page.get_by_role("button", name="Start training").click()
+    fill_in(page, "shoes", "journey", epochs=100)
+    begin(page)
 
     # It runs, with a curve; a reload comes back to the same place
     panel = current(page, "journey")
@@ -116,7 +128,7 @@ def test_train_stop_resume_generate_cancel_download(open_page, server: Server):
 def test_a_queue_a_crash_of_the_server_and_of_a_run(open_page, server: Server, watch):
     page = open_page("#train")
     fill_in(page, "shoes", "first", epochs=5000)
-    page.get_by_role("button", name="Start training").click()
+    begin(page)
     panel = current(page, "first")
     wait_for_steps(panel, 5)
     fill_in(page, "shoes", "second", epochs=5000)
@@ -154,7 +166,7 @@ def test_a_hostile_class_name_stays_inert(open_page, server: Server):
     expect(folder).to_contain_text(HOSTILE)
     fill_in(page, "odd", "<b>bold</b>".replace("/", ""), epochs=3)
     expect(page.get_by_role("region", name="The plan")).to_contain_text(HOSTILE)
-    page.get_by_role("button", name="Start training").click()
+    begin(page)
     page.goto(f"{server.url}/#runs/%3Cb%3Ebold%3Cb%3E")
     expect(page.locator(".detail-head .pill")).to_have_text("finished", timeout=MINUTES)
     expect(page.get_by_role("heading", level=1)).to_have_text("<b>bold<b>")
@@ -186,6 +198,15 @@ def test_faulty_settings_are_named_where_they_stand(open_page, watch):
     page.get_by_role("button", name="Show the plan").click()
     expect(size).to_be_focused()
     expect(size).to_have_attribute("aria-invalid", "true")
+    size.fill("30")  # which only the script can refuse
+    page.get_by_role("button", name="Show the plan").click()
+    expect(page.get_by_role("alert").filter(has_text="would work")).to_be_visible()
+    size.fill("28")
+    name = page.get_by_label("Name of the run")
+    name.fill(".hidden")
+    page.get_by_role("button", name="Show the plan").click()
+    expect(name).to_be_focused()
+    expect(name).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_role("button", name="Start training")).to_have_attribute(
         "aria-disabled", "true"
     )
@@ -195,8 +216,7 @@ def test_runs_are_compared_and_deleted_with_confirmation(open_page, server: Serv
     page = open_page("#train")
     for name in ("one", "two"):
         fill_in(page, "shoes", name, epochs=3)
-        page.get_by_role("button", name=re.compile("Start training|Add to the queue")).click()
-        expect(page.get_by_text("Started.")).to_be_visible()
+        begin(page)
     page.goto(f"{server.url}/#runs")
     for name in ("one", "two"):
         row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))

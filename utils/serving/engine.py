@@ -126,13 +126,15 @@ class Engine:
         for job in self.jobs.under_way():
             self._end(job, FAILED, refusal)
 
-    def stop(self) -> None:
-        """End the threads. Jobs that are not finished fail."""
+    def stop(self, patience: float | None = None) -> None:
+        """End the threads. Jobs that are not finished fail. A step that is being made may take so
+        many seconds longer; None: as long as it takes.
+        """
         self.drain(0.0)
         self._is_ending = True
         self._tell()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(patience)
         self._finisher.close()
         self.results.close()
 

@@ -77,6 +77,8 @@ class SocketService:
             await self._serve(Frames(reader, self._services.limits.max_body), writer)
         except (OSError, asyncio.TimeoutError):
             pass  # the client has gone, or does not read
+        except asyncio.CancelledError:
+            pass  # the server ends; asyncio would report a task of its own that is cancelled
         except Exception:
             logger.exception("a connection of the socket service failed")
         finally:

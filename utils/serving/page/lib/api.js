@@ -12,6 +12,7 @@ export class ApiError extends Error {
 
 export const NO_ANSWER = 0;
 const UNAUTHORIZED = 401;
+const MILLISECONDS_UNTIL_REOPENED = 5000;
 
 /** Hears of two things that concern the whole page: a token is needed; the server is (not) there. */
 export const connection = new EventTarget();
@@ -70,16 +71,30 @@ export function path(texts, ...names) {
 
 /**
  * Listens to server-sent events; handlers by the event's name get its data. The browser connects
- * again by itself after an interruption, and continues behind the last event that it had.
+ * again by itself after an interruption, and continues behind the last event that it had. Where it
+ * gives up, since the answer was an error, it is made to try again later.
  *
  * @returns a function that ends it
  */
 export function listen(address, handlers) {
-  const source = new EventSource(address);
-  for (const [name, handler] of Object.entries(handlers)) {
-    source.addEventListener(name, (event) => handler(JSON.parse(event.data)));
-  }
-  return () => source.close();
+  let source = null;
+  let timer = 0;
+  const open = () => {
+    source = new EventSource(address);
+    for (const [name, handler] of Object.entries(handlers)) {
+      source.addEventListener(name, (event) => handler(JSON.parse(event.data)));
+    }
+    source.addEventListener("error", () => {
+      if (source.readyState === EventSource.CLOSED) {
+        timer = setTimeout(open, MILLISECONDS_UNTIL_REOPENED);
+      }
+    });
+  };
+  open();
+  return () => {
+    clearTimeout(timer);
+    source.close();
+  };
 }
 
 /**

@@ -213,13 +213,13 @@ class OptionField {
   }
 
   check() {
-    const { low, open_low: isLowLeftOut } = this.option;
-    const isGood = this.field.check();
-    if (isGood && isLowLeftOut && this.field.number === low) {
-      this.field.fault(`The value must be above ${low}.`);
+    if (!this.field.check()) {
       return false;
     }
-    return isGood;
+    const text = this.control.value.trim();
+    const fault = text === "" ? null : faultOf(text, this.option);
+    this.field.fault(fault);
+    return fault === null;
   }
 
   reveal() {
@@ -234,6 +234,23 @@ class OptionField {
 /** Whether an option is looked for, by its name or by the words for it. */
 function isNamed(name, wanted) {
   return name.toLowerCase().includes(wanted) || words(name).toLowerCase().includes(wanted);
+}
+
+/** What is wrong with a text that the browser's own check lets through; null: nothing. */
+function faultOf(text, { kind, low, high, open_low: isLowLeftOut }) {
+  if (isLowLeftOut && Number(text) === low) {
+    return `The value must be above ${low}.`;
+  }
+  const parts = text.split(",").map((part) => part.trim());
+  const areWhole = parts.every((part) => /^-?\d+$/.test(part));
+  if (kind === "list" && !areWhole) {
+    return "Whole numbers with commas between them, such as 1,2,3.";
+  }
+  const areInside = parts.every((part) => Number(part) >= low && Number(part) <= high);
+  if (kind === "size" && (!areWhole || !areInside || parts.length > 2)) {
+    return `One number, or height and width such as 64,96, each from ${low} to ${high}.`;
+  }
+  return null;
 }
 
 function controlOf(option) {

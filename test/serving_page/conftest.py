@@ -1,12 +1,14 @@
 """The web page in Debian's Chromium, served by tools/serve.py as a user starts it."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, TINY
 from page_server import HOSTILE, Server, copy_images, end_trainings
 
 BROWSERS = ("chromium", "chromium-browser")
@@ -28,6 +30,18 @@ def server(tmp_path_factory) -> Iterator[Server]:
     yield served
     served.end()
     end_trainings(served.results)
+
+
+@pytest.fixture(scope="session")
+def finished_run(server: Server) -> str:
+    """A run with a long name that was trained on the command line: how its name is in addresses."""
+    name = f"long_{'name_' * 20}"
+    command = [sys.executable, str(ROOT / "tools" / "train.py"), "--run_name", name]
+    command += ["--dataset_path", str(server.folder / "data" / "odd"), "--use_gpu", "-1"]
+    command += ["--result_path", str(server.results), "--epochs", "3", "--cache", "none"]
+    command += ["--eval_interval_epochs", "1", "--val_fraction", "0.2", *TINY]
+    subprocess.run(command, check=True, capture_output=True)
+    return name
 
 
 @pytest.fixture(scope="session")

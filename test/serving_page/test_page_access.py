@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 TOKEN = "a-token-of-the-tests"
 NARROW = 360  # pixels
-PLACES = ("#generate", "#train", "#runs")
+PLACES = ("#generate", "#train", "#runs", "#runs?with=RUN", "#runs/RUN")
 SERIOUS = ("serious", "critical")
 
 
@@ -40,6 +40,8 @@ def wait_until_filled(page, place: str) -> None:
         "#generate": page.get_by_role("button", name="Generate", exact=True),
         "#train": page.get_by_role("radio").first,
         "#runs": page.get_by_role("heading", name="Runs"),
+        "#runs?with=RUN": page.locator(".compared .u-legend"),
+        "#runs/RUN": page.locator(".monitor .u-legend"),
     }
     expect(shown[place]).to_be_visible()
     expect(page.get_by_text("Loading …")).to_be_hidden()
@@ -97,20 +99,20 @@ def test_a_training_is_planned_by_keyboard(open_page):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_nothing_is_wider_than_a_phone(open_page, place):
-    page = open_page(place, width=NARROW)
+def test_nothing_is_wider_than_a_phone(open_page, finished_run, place):
+    page = open_page(place.replace("RUN", finished_run), width=NARROW)
     wait_until_filled(page, place)
     assert page.evaluate("document.documentElement.scrollWidth") == NARROW
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("place", PLACES)
-def test_axe_finds_nothing_serious(open_page, place, scheme):
+def test_axe_finds_nothing_serious(open_page, finished_run, place, scheme):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright",
         reason="axe is needed: pip install -r requirements-page-test.txt",
     )
-    page = open_page(place, scheme=scheme)
+    page = open_page(place.replace("RUN", finished_run), scheme=scheme)
     wait_until_filled(page, place)
     if place == "#generate":  # with images and an offer, or there is little to find fault with
         page.get_by_label("Images", exact=True).fill("2")

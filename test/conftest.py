@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,27 @@ torch.set_num_threads(
     1
 )  # tiny networks; and what the tests start inherits it, so processes do not crowd each other
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# Tests that import what requirements-serve-test.txt installs. Without it they are not collected.
+OF_THE_SERVER = ("utils/serving/http", "serving_page", "deploy")
+HAS_SERVER = all(find_spec(name) is not None for name in ("fastapi", "httpx", "openai"))
+collect_ignore = [] if HAS_SERVER else list(OF_THE_SERVER)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the server have the marker `serve`."""
+    folders = [ROOT / "test" / folder for folder in OF_THE_SERVER]
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in folders):
+            item.add_marker("serve")
+
+
+def pytest_report_header() -> str:
+    if HAS_SERVER:
+        return "the server's tests are there: -m serve"
+    return "the server's tests are left out: pip install -r requirements-serve-test.txt"
 
 
 @pytest.fixture(scope="session", autouse=True)

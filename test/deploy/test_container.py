@@ -12,7 +12,7 @@ from container_helpers import Engine, InsideAddress, run, why_not_here
 from deploy_helpers import SHORT, Address, wait_until
 from helpers import DEMO, ROOT
 
-pytestmark = [pytest.mark.serve, pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())]
 
 USER = 10001
 TOKEN = "a-token"

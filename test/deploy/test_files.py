@@ -16,8 +16,6 @@ from helpers import ROOT
 
 from tools.option_tables import load_script
 
-pytestmark = pytest.mark.serve
-
 DEPLOY = ROOT / "deploy"
 SERVED_FOLDERS = {"/app/datasets", "/app/results", "/app/weights"}
 

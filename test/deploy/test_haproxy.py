@@ -13,7 +13,7 @@ from deploy_helpers import LONG, SHORT, Address, free_port, process, server, wai
 from helpers import ROOT
 
 pytestmark = [
-    pytest.mark.serve,
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed"),
 ]
 

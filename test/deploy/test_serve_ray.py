@@ -18,7 +18,7 @@ from helpers import ROOT
 HAS_RAY = importlib.util.find_spec("ray") and importlib.util.find_spec("aiohttp")
 
 pytestmark = [
-    pytest.mark.serve,
+    pytest.mark.slow,
     pytest.mark.skipif(not HAS_RAY, reason="requirements-ray.txt is not installed"),
 ]
 
@@ -69,6 +69,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     command += ["--max_client_jobs", "64"]
     mark = uuid.uuid4().hex
     variables = {MARK: mark, "SERVE_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    # Of Ray itself, which would write one to the user's home otherwise.
+    variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
     front = Address(f"http://127.0.0.1:{port}", {"Authorization": f"Bearer {TOKEN}"})
     with process(command, folder / "ray.log", **variables) as child:
         wait_until(front.is_ready, STARTED)

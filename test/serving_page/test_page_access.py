@@ -8,7 +8,7 @@ from helpers import ROOT
 from page_server import Server
 from playwright_or_skip import expect
 
-pytestmark = pytest.mark.serve
+pytestmark = pytest.mark.slow
 
 TOKEN = "a-token-of-the-tests"
 NARROW = 360  # pixels

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright_or_skip import expect
 
-pytestmark = pytest.mark.serve
+pytestmark = pytest.mark.slow
 
 
 def ask(page, images: int, seed: int, steps: int = 4, class_name: str | None = None) -> None:

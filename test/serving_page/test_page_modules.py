@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-pytestmark = pytest.mark.serve
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from page_server import HOSTILE, Server, end_trainings
 from playwright_or_skip import expect
 
-pytestmark = pytest.mark.serve
+pytestmark = pytest.mark.slow
 
 TINY = {
     "Image size": "8",

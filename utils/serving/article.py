@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from utils.class_names import ONE_OF_EACH
 from utils.errors import name_list
-from utils.serving.http.fields import Count, Name, Scale, Seed, Side, Sides, Whole
+from utils.serving.http.fields import (
+    AnyNumber,
+    ClassNumber,
+    Count,
+    Name,
+    Scale,
+    Seed,
+    Side,
+    Sides,
+)
 from utils.serving.refusal import invalid, not_found
 from utils.serving.requests import UNKNOWN_WEIGHT, Asked, GenerationRequest, resolve
 from utils.serving.services import Services
@@ -25,7 +34,6 @@ URL: Final = "url"
 NAMES = {"weight": "weight_path"}
 
 Path = Annotated[str, Field(max_length=4000)]
-Number = Annotated[Whole, Field(ge=-(2**31), le=2**31)]
 
 
 class ArticleQuestion(BaseModel):
@@ -42,8 +50,8 @@ class ArticleQuestion(BaseModel):
     image_size: Side | Sides | None = Field(
         default=None, description="a side, or height and width; that of training if not set"
     )
-    num_images: Number | None = Field(default=None, description="less than 1 is 1")
-    class_name: Name | Number | None = Field(
+    num_images: AnyNumber | None = Field(default=None, description="less than 1 is 1")
+    class_name: Name | ClassNumber | None = Field(
         default=None, description="name or number of a class; -1: one image of each"
     )
     use_ema: bool | None = None

@@ -185,6 +185,7 @@ def test_after_running_out_of_memory(bench: Bench, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.serve
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ALL_SAMPLERS)
 def test_jobs_of_a_thousand_steps(
     bench: Bench, sampler: str, monkeypatch: pytest.MonkeyPatch

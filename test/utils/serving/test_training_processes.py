@@ -15,7 +15,7 @@ from utils.serving.processes import Trainings
 from utils.serving.refusal import Refusal
 from utils.serving.training_plan import Planner
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 TINY = {
     "channels": 8,

@@ -12,10 +12,15 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=1, le=2**31)]
-Side = Annotated[Whole, Field(ge=1, le=2**16)]  # pixels
+AS_WHOLE = BeforeValidator(_whole)  # behind the bounds: the schema shows what stands before it
+
+Count = Annotated[int, Field(ge=1, le=2**31), AS_WHOLE]
+Frames = Annotated[int, Field(ge=2, le=16), AS_WHOLE]
+PartialImages = Annotated[int, Field(ge=0, le=3), AS_WHOLE]
+ClassNumber = Annotated[int, Field(ge=-1, le=2**31), AS_WHOLE]
+AnyNumber = Annotated[int, Field(ge=-(2**31), le=2**31), AS_WHOLE]
+Side = Annotated[int, Field(ge=1, le=2**16), AS_WHOLE]  # pixels
 Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]  # height and width
-Seed = Annotated[Whole, Field(ge=0, le=2**32 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), AS_WHOLE]
 Scale = Annotated[float, Field(ge=0, le=100)]  # of guidance
 Name = Annotated[str, Field(max_length=500)]

@@ -1,16 +1,23 @@
 """What clients of the OpenAI images API send and get. The words are that API's."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from utils.serving.http.fields import Count, Name, Scale, Seed, Whole
+from utils.serving.http.fields import (
+    ClassNumber,
+    Count,
+    Frames,
+    Name,
+    PartialImages,
+    Scale,
+    Seed,
+)
 from utils.serving.prompt import LONGEST_PROMPT, class_of_prompt
 from utils.serving.refusal import invalid
 from utils.serving.requests import FILM_FORMAT, Asked
 from utils.serving.weights import Weight
 
-MOST_PARTIAL_IMAGES = 3
 DEFAULT_FRAMES = 9  # of a GIF
 AUTO = "auto"
 SIZE_PATTERN = r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$"
@@ -25,8 +32,6 @@ NAMES = {
     "sample_steps": "num_inference_steps",
     "cfg_scale": "guidance_scale",
 }
-
-ClassNumber = Annotated[Whole, Field(ge=-1, le=2**31)]
 
 
 class ImagesQuestion(BaseModel):
@@ -52,10 +57,10 @@ class ImagesQuestion(BaseModel):
     output_format: Literal["png", "webp", "jpeg", "gif"] | None = Field(
         default=None, description="gif: the denoising as an animation; png if not set"
     )
-    frame_count: Whole | None = Field(default=None, ge=2, le=16, description="of a GIF")
+    frame_count: Frames | None = Field(default=None, description="of a GIF")
     frame_duration_ms: Literal[80] | None = None
     stream: bool | None = None
-    partial_images: Whole | None = Field(default=None, ge=0, le=MOST_PARTIAL_IMAGES)
+    partial_images: PartialImages | None = None
     background: Literal["opaque", "auto"] | None = None
     output_compression: Literal[100] | None = None
     # --- Not in the OpenAI API ---

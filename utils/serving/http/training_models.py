@@ -3,25 +3,17 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from utils.image_facts import LARGEST_SIDE, SMALLEST_SIDE
 from utils.options.types import LONGEST_FILE_NAME
+from utils.serving.http.fields import AS_WHOLE
 from utils.serving.run_curves import MOST_POINTS
 from utils.serving.training_form import LONGEST_VALUE, FormOption, TrainingForm
 
 LARGEST_WHOLE_NUMBER = 2**53 - 1
 MOST_NUMBERS = 20  # in a list of whole numbers
 STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-def _whole(value: Any) -> Any:
-    """3.0 is a whole number in JSON, and 3 in Python."""
-    is_whole = isinstance(value, float) and value.is_integer()
-    return int(value) if is_whole else value
-
-
-WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 Kind = Literal["int", "float", "bool", "choice", "text", "size", "list"]
 State = Literal[
@@ -41,7 +33,7 @@ RunName = Annotated[
 DatasetName = Annotated[
     str, Field(min_length=1, max_length=LONGEST_FILE_NAME, description="name of a data folder")
 ]
-Side = Annotated[WholeNumber, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
+Side = Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE), AS_WHOLE]
 SizeText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(,[1-9][0-9]{0,3})?$")]
 NumbersText = Annotated[str, Field(pattern=r"^(-?[0-9]{1,6}(,-?[0-9]{1,6}){0,19})?$")]
 Text = Annotated[str, Field(max_length=LONGEST_VALUE)]
@@ -71,8 +63,8 @@ class ResumeQuestion(BaseModel):
 class EvaluateQuestion(BaseModel):
     model_config = STRICT
 
-    num_images: WholeNumber = Field(default=1000, ge=100, le=100_000)
-    sample_steps: WholeNumber = Field(default=50, ge=1, le=1000)
+    num_images: Annotated[int, Field(ge=100, le=100_000), AS_WHOLE] = 1000
+    sample_steps: Annotated[int, Field(ge=1, le=1000), AS_WHOLE] = 50
 
 
 class PromoteQuestion(BaseModel):
@@ -117,7 +109,7 @@ def _type_of(option: FormOption) -> Any:
     if option.kind == "int":
         high = LARGEST_WHOLE_NUMBER if option.high is None else int(option.high)
         low = -LARGEST_WHOLE_NUMBER if option.low is None else int(option.low)
-        return Annotated[WholeNumber, Field(ge=low, le=high)]
+        return Annotated[int, Field(ge=low, le=high), AS_WHOLE]
     if option.kind == "float":
         if option.open_low:
             return Annotated[float, Field(gt=option.low, le=option.high, allow_inf_nan=False)]
@@ -130,7 +122,7 @@ def _type_of(option: FormOption) -> Any:
         pair = Annotated[list[Side], Field(min_length=2, max_length=2)]
         return Side | pair | SizeText
     if option.kind == "list":
-        number = Annotated[WholeNumber, Field(ge=-999_999, le=999_999)]
+        number = Annotated[int, Field(ge=-999_999, le=999_999), AS_WHOLE]
         return Annotated[list[number], Field(max_length=MOST_NUMBERS)] | NumbersText
     return Text
 

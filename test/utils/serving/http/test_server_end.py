@@ -10,7 +10,7 @@ import httpx
 import pytest
 from http_helpers import ServerProcess, connected, wait_until, write_weights
 
-pytestmark = pytest.mark.serve  # each starts the script
+pytestmark = pytest.mark.slow  # each starts the script
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def overload(url: str, seconds: float, clients: int) -> Counter:
         return sum(pool.map(ask, range(clients)), Counter())
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 def test_ten_times_too_much_is_refused_in_good_order(folder):
     """Four jobs are worked on at a time, and forty clients want one each."""
     with ServerProcess(folder, "--max_queue", 4) as server, server.client() as client:
@@ -194,7 +194,7 @@ def test_ten_times_too_much_is_refused_in_good_order(folder):
         assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 def test_requests_leave_no_memory_behind(folder):
     """After a start that fills what is kept, the memory stays as it is."""
     question = {"model": "plain", "prompt": "", "sample_steps": 1}
@@ -214,7 +214,7 @@ def test_requests_leave_no_memory_behind(folder):
         assert server.memory() - before < 20_000_000
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 def test_a_large_body_in_chunks_costs_no_memory(folder):
     def chunks() -> Iterator[bytes]:
         for _ in range(500):

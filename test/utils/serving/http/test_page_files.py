@@ -15,8 +15,6 @@ from fastapi.testclient import TestClient  # noqa: E402  # after what says that 
 
 from utils.serving.http.page import PAGE_FOLDER, build_router  # noqa: E402
 
-pytestmark = pytest.mark.serve
-
 
 @pytest.fixture
 def client() -> TestClient:

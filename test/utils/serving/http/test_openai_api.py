@@ -293,7 +293,7 @@ def test_a_client_that_goes_takes_its_job_with_it(folder, stream):
         assert not server.engine.jobs.under_way()
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_back(folder):
     with Served(folder, slow=0.02, limits=Limits(max_queue=1)) as server:
         with server.client() as plain:
@@ -307,7 +307,7 @@ def test_a_full_queue_says_when_to_come_back(folder):
         assert job
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 def test_a_job_that_was_late_is_not_tried_again(folder):
     with Served(folder, slow=0.03, limits=Limits(deadline=0.5)) as server:
         with client_of(server, max_retries=3) as client:

@@ -11,7 +11,7 @@ from http_helpers import ServerProcess, write_weights
 OPTIONS = ["--max_steps", 20, "--max_images", 4, "--max_side", 64]  # so that jobs are short
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [[], ["--token", "secret"]])
 def test_schemathesis_finds_nothing(tmp_path: Path, tokens: list[str]) -> None:
     folder = write_weights(tmp_path / "weights")

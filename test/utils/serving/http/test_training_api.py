@@ -12,8 +12,6 @@ from helpers import DEMO, copy_some
 from PIL import Image
 from training_helpers import start_by_hand, trainings_in, wait_for, wait_for_state
 
-pytestmark = pytest.mark.serve
-
 LONG = {"epochs": 100_000}
 SHORT = {"epochs": 3}
 
@@ -60,8 +58,9 @@ def client(services):
     from utils.serving.http.training_api import build_router
 
     app = FastAPI()
-    add_error_handlers(app)
-    app.include_router(build_router(services))
+    router = build_router(services)
+    add_error_handlers(app, router.routes)
+    app.include_router(router)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

@@ -202,7 +202,7 @@ def fuzzed(random: random.Random) -> list[bytes]:
     return [bytes(frame[:cut]), bytes(frame[cut:])]
 
 
-@pytest.mark.serve
+@pytest.mark.slow
 def test_ten_thousand_bad_requests_leave_nothing_behind(server):
     generator = random.Random(0)
     files = len(os.listdir("/proc/self/fd"))

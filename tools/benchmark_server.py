@@ -51,6 +51,7 @@ IMAGES_PER_JOB = 8
 SHARING_JOBS = 8
 STUB_SIDE = 28
 STUB_STEPS = 2
+WARM_UP = 2.0  # seconds in which clients ask without being measured
 PROBE_INTERVAL = 0.01  # seconds from a question to /healthz to the next
 LONGEST_WAIT = 3600.0  # seconds
 
@@ -298,10 +299,10 @@ def ask_by_many(port: int, connections: int, seconds: float, body: dict, every: 
 async def _ask_by_many(port: int, connections: int, seconds: float, body: dict, every: float):
     times: list[float] = []
     statuses: dict[int, int] = {}
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + WARM_UP + seconds
     request = http_request("POST", "/v1/images/generations", port, body)
     clients = [
-        _ask(port, request, end, times, statuses, every, every * number / connections)
+        _ask(port, request, end, seconds, times, statuses, every, every * number / connections)
         for number in range(connections)
     ]
     await asyncio.gather(*clients)
@@ -315,9 +316,9 @@ def probe(port: int, seconds: float):
 async def _probe(port: int, seconds: float):
     times: list[float] = []
     statuses: dict[int, int] = {}
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + WARM_UP + seconds
     request = http_request("GET", "/healthz", port)
-    await _ask(port, request, end, times, statuses, PROBE_INTERVAL, 0.0)
+    await _ask(port, request, end, seconds, times, statuses, PROBE_INTERVAL, 0.0)
     return times, statuses
 
 
@@ -325,6 +326,7 @@ async def _ask(
     port: int,
     request: bytes,
     end: float,
+    seconds: float,  # before the end, that are measured
     times: list[float],
     statuses: dict[int, int],
     every: float,
@@ -343,6 +345,8 @@ async def _ask(
         head = await reader.readuntil(b"\r\n\r\n")
         status = int(head.split(b" ", 2)[1])
         await reader.readexactly(content_length(head))
+        if end - start > seconds:
+            continue  # still warming up
         times.append(time.perf_counter() - start)
         statuses[status] = statuses.get(status, 0) + 1
     writer.close()

@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from utils.serving.engine import Engine
 
 BACKLOG = 2048  # connections that wait to be accepted
 WITHOUT_LINGERING = struct.pack("ii", 1, 0)
+SECONDS_TO_FETCH = 3  # that the images of jobs which ended last can still be fetched
 LAST_ANSWERS = 5  # seconds that answers have to get out when the server ends
 
 logger = logging.getLogger("serve")
@@ -130,7 +132,10 @@ class GracefulServer(uvicorn.Server):
         threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
+        has_jobs = bool(self._engine.jobs.under_way())
         self._engine.drain(self._grace)
+        if has_jobs:
+            time.sleep(SECONDS_TO_FETCH)
         self.should_exit = True
 
 

@@ -4,7 +4,7 @@
     python tools/benchmark_server.py throughput     # images per second, beside generate.py at the same batch
     python tools/benchmark_server.py sharing        # network calls of 8 equal jobs, beside those of one
     python tools/benchmark_server.py fairness       # a job of 10 steps behind eight jobs of 1,000 steps
-    python tools/benchmark_server.py requests       # requests per second with a network that does nothing
+    python tools/benchmark_server.py requests       # 500 requests per second with a network that does nothing; --rate 0: as many as it can
     python tools/benchmark_server.py health         # how fast /healthz answers while all cores compute
 
 Each prints one line per figure. The last two need `pip install -r requirements-serve.txt`.
@@ -36,6 +36,7 @@ OPTIONS: opt.Table = {
         Option("--sample_steps",    20,               opt.positive, "throughput, sharing: sampling steps"),
         Option("--rounds",          5,                opt.positive, "throughput: timed rounds of each side, by turns"),
         Option("--connections",     64,               opt.positive, "requests: clients at a time"),
+        Option("--rate",            500.0,            opt.not_negative, "requests: asked for per second; 0: each client asks again at once"),
         Option("--seconds",         10.0,             opt.seconds,  "requests, health: how long"),
         shared("--amp --fp16",      False),
         shared("--use_gpu",         0),
@@ -50,7 +51,7 @@ IMAGES_PER_JOB = 8
 SHARING_JOBS = 8
 STUB_SIDE = 28
 STUB_STEPS = 2
-PROBE_PAUSE = 0.01  # seconds between two questions to /healthz
+PROBE_INTERVAL = 0.01  # seconds from a question to /healthz to the next
 LONGEST_WAIT = 3600.0  # seconds
 
 
@@ -201,10 +202,11 @@ def measure_fairness(args) -> None:
 
 
 def measure_requests(args) -> None:
-    """Each client asks for an image, waits for it, and asks again."""
+    """Each client asks for an image, waits for it, and asks again when its time has come."""
     server = StubServer(args, load=stub_diffusion)
     body = {"prompt": "", "model": server.bench.name, "num_inference_steps": STUB_STEPS}
-    times, statuses = server.from_outside(ask_by_many, args.connections, args.seconds, body)
+    pause = args.connections / args.rate if args.rate else 0.0
+    times, statuses = server.from_outside(ask_by_many, args.connections, args.seconds, body, pause)
     report("requests", times, args.seconds, statuses)
     server.stop()
 
@@ -289,16 +291,19 @@ def stub_diffusion(weight, use_ema, precision):
 # --- The clients: HTTP/1.1 over plain asyncio, so that they cost less than what they measure ---
 
 
-def ask_by_many(port: int, connections: int, seconds: float, body: dict):
-    return asyncio.run(_ask_by_many(port, connections, seconds, body))
+def ask_by_many(port: int, connections: int, seconds: float, body: dict, every: float):
+    return asyncio.run(_ask_by_many(port, connections, seconds, body, every))
 
 
-async def _ask_by_many(port: int, connections: int, seconds: float, body: dict):
+async def _ask_by_many(port: int, connections: int, seconds: float, body: dict, every: float):
     times: list[float] = []
     statuses: dict[int, int] = {}
     end = time.perf_counter() + seconds
     request = http_request("POST", "/v1/images/generations", port, body)
-    clients = [_ask(port, request, end, times, statuses, 0.0) for _ in range(connections)]
+    clients = [
+        _ask(port, request, end, times, statuses, every, every * number / connections)
+        for number in range(connections)
+    ]
     await asyncio.gather(*clients)
     return times, statuses
 
@@ -312,7 +317,7 @@ async def _probe(port: int, seconds: float):
     statuses: dict[int, int] = {}
     end = time.perf_counter() + seconds
     request = http_request("GET", "/healthz", port)
-    await _ask(port, request, end, times, statuses, PROBE_PAUSE)
+    await _ask(port, request, end, times, statuses, PROBE_INTERVAL, 0.0)
     return times, statuses
 
 
@@ -322,19 +327,24 @@ async def _ask(
     end: float,
     times: list[float],
     statuses: dict[int, int],
-    pause: float,
+    every: float,
+    delay: float,
 ) -> None:
-    """One connection: requests one after the other, until the end."""
+    """One connection: a request every so many seconds, the first one after a delay, until the end.
+    Where an answer takes longer, the next request follows at once.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while time.perf_counter() < end:
+    due = time.perf_counter() + delay
+    while due < end:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
         start = time.perf_counter()
+        due = max(due + every, start)
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         status = int(head.split(b" ", 2)[1])
         await reader.readexactly(content_length(head))
         times.append(time.perf_counter() - start)
         statuses[status] = statuses.get(status, 0) + 1
-        await asyncio.sleep(pause)
     writer.close()
 
 

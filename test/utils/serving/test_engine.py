@@ -16,6 +16,7 @@ from utils.serving import lane as lanes
 from utils.serving.jobs import Client, Job
 from utils.serving.limits import Limits
 from utils.serving.refusal import Refusal
+from utils.serving.requests import Asked, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +255,9 @@ def test_results_are_bounded_on_disk(make_bench) -> None:
 
 
 def test_snapshots_and_previews(bench: Bench) -> None:
-    job = bench.submit(num_images=2, sample_steps=8, cfg_scale=1, snapshots=3)
+    asked = Asked(num_images=2, sample_steps=8, cfg_scale=1, snapshots=3)
+    request = resolve(asked, bench.weights, bench.limits)
+    job = bench.engine.submit(request, ANYONE, is_kept=False)
     job.watchers = 1
     versions: list[int] = []
     job.listeners.append(lambda: versions.append(job.version))
@@ -263,6 +266,15 @@ def test_snapshots_and_previews(bench: Bench) -> None:
     assert job.snapshots[0][0].pixels.shape == (1, 8, 8)
     assert job.preview_step >= 1 and job.preview[1].dtype == torch.uint8
     assert versions == sorted(versions) and len(versions) >= 8
+
+
+def test_a_job_that_is_kept_drops_the_states_on_the_way(bench: Bench) -> None:
+    """They would fill the memory for as long as its images lie on the disk."""
+    job = bench.submit(num_images=2, sample_steps=8, snapshots=3)
+    job.watchers = 1
+    bench.finish()
+    assert job.preview_step >= 1
+    assert job.snapshots == [[], []] and job.preview == [None, None]
 
 
 def test_what_a_png_says(bench: Bench) -> None:

@@ -54,6 +54,8 @@ def test_everything_is_done_by_keyboard(open_page):
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
 
+    tab_to(page, "combobox", "Weight")
+    page.keyboard.type("demo")
     tab_to(page, "combobox", "Class")
     page.keyboard.type("trouser")
     tab_to(page, "spinbutton", "Images")

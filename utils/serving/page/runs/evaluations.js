@@ -27,7 +27,7 @@ export class Evaluations {
     this.state = element("p", { class: "notice", hidden: true });
     this.caption = element("caption", { class: "muted" });
     this.rows = element("tbody", {});
-    const heads = ["Figure", "Samples", "Real images"];
+    const heads = ["Figure", "Samples", "Real against real"];
     this.table = element(
       "table",
       { class: "figures", hidden: true },

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -87,6 +87,8 @@ class WeightStore:
                     weight = self._look_at(file, folder, known.get(file))
                     if weight is None:
                         continue
+                    if weight.name in found:  # such as a run that is called like a shipped weight
+                        weight = replace(weight, name=f"{folder.name}:{weight.name}")
                     if weight.name in found:
                         logger.warning("two weights are named %s; one is left out", weight.name)
                         continue

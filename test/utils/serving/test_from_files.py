@@ -103,6 +103,13 @@ def test_names(images, tmp_path, script):
     (results / "alone.pt").unlink()
     store.scan()
     assert [weight.name for weight in store.all()] == ["late", "run", "run:ckpt_0"]
+    # Two of one name: the second one's folder tells them apart, also at the next look.
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "late.pt").write_bytes(contents)
+    both = WeightStore([results, tmp_path / "more"])
+    both.scan()
+    assert [weight.name for weight in both.all()] == ["late", "more:late", "run", "run:ckpt_0"]
+    assert both.find("late").path.parent == results
 
 
 def test_metadata_is_read_without_the_numbers(images, tmp_path, script, monkeypatch):

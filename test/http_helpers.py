@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
+import httpx
 import torch
 from helpers import ROOT
 from upscaling_helpers import write_upscaler
@@ -27,8 +27,6 @@ from utils.serving.limits import Limits
 from utils.serving.services import Services
 from utils.serving.socket_service import SocketService
 from utils.serving.weights import LoadedDiffusion, WeightStore, load_diffusion
-
-httpx = pytest.importorskip("httpx", reason="needs requirements-serve-test.txt")
 
 CLASSES = ("cat", "dog", "red fox")
 SIDE = 8

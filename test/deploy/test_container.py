@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from container_helpers import Engine, InsideAddress, run, why_not_here
+from container_helpers import Engine, InsideAddress, why_not_here
 from deploy_helpers import SHORT, Address, wait_until
-from helpers import DEMO, ROOT
+from helpers import DEMO
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not_here()), reason=why_not_here())]
 
@@ -113,13 +113,6 @@ def test_another_script_runs_in_it(engine: Engine) -> None:
     image = ["--entrypoint", "python", "iddm", "tools/generate.py", "--num_images", "1"]
     done = engine.start("generates", "--rm", *image, "--sample_steps", "2", "--use_gpu", "-1")
     assert done.returncode == 0, done.stderr
-
-
-def test_the_dockerfile_is_tidy() -> None:
-    hadolint = shutil.which("hadolint")
-    if hadolint is None:
-        pytest.skip("hadolint is not installed")
-    run([hadolint, str(ROOT / "Dockerfile")])
 
 
 # The last one, since it ends the container of all tests.

@@ -19,7 +19,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Tests that import what requirements-serve-test.txt installs. Without it they are not collected.
 OF_THE_SERVER = ("utils/serving/http", "serving_page", "deploy")
-HAS_SERVER = all(find_spec(name) is not None for name in ("fastapi", "httpx", "openai"))
+LIBRARIES = ("fastapi", "httpx", "openai", "yaml", "kubernetes_validate", "kubeflow_trainer_api")
+HAS_SERVER = all(find_spec(name) is not None for name in LIBRARIES)
 collect_ignore = [] if HAS_SERVER else list(OF_THE_SERVER)
 
 

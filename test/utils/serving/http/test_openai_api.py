@@ -344,7 +344,8 @@ def test_a_token_is_the_api_key(folder):
         assert httpx.get(url).status_code == 200
         address, _, key = url.partition("?")
         assert httpx.get(address).status_code == 401
-        assert httpx.get(f"{address}?key=0{key[5:]}").status_code == 401
+        digit = "1" if key[4] == "0" else "0"
+        assert httpx.get(f"{address}?key={digit}{key[5:]}").status_code == 401
         assert httpx.get(f"{address.removesuffix('/images/0')}?{key}").status_code == 401
         with server.client("other") as other:
             assert other.get(address).status_code == 404

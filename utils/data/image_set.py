@@ -172,7 +172,7 @@ def stacked_pixels(images: ImageSet, places: Iterable[int]) -> Tensor:
 def load_image_set(
     root: Path,
     image_size: tuple[int, int],
-    conditional: bool,
+    conditional: bool | None,
     mode: str = "auto",
     cache: str = "auto",
     quiet: bool = False,
@@ -181,9 +181,10 @@ def load_image_set(
     """Index and read every image below `root`; name and leave out the broken ones.
 
     Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise
-    everything below root is one set. `mode` is "auto" (one channel if all images are grey), "L"
-    (colours become luma) or "RGB". `cache` is one of `CACHE_CHOICES`, see `cache.read_set`; its
-    files lie in `cache_folder`, by default this user's. UserError without any readable image.
+    everything below root is one set. None: as `scan_folder` finds it. `mode` is "auto" (one channel
+    if all images are grey), "L" (colours become luma) or "RGB". `cache` is one of `CACHE_CHOICES`,
+    see `cache.read_set`; its files lie in `cache_folder`, by default this user's. UserError without
+    any readable image.
     """
     if mode not in MODES:
         raise UserError(f"--mode {mode} is unknown; choose one of {', '.join(MODES)}")
@@ -193,7 +194,7 @@ def load_image_set(
         raise UserError(_nothing_found(index))
     folder = cache_folder or default_cache_folder()
     found = read_set(CacheRequest(index, image_size, mode, quiet, Path(folder)), cache)
-    return _assemble(index, found, image_size, conditional)
+    return _assemble(index, found, image_size)
 
 
 def _nothing_found(index: FolderIndex) -> str:
@@ -205,9 +206,7 @@ def _nothing_found(index: FolderIndex) -> str:
     return f"{text}: {index.account.seen:,} files were seen, {'; '.join(parts)}"
 
 
-def _assemble(
-    index: FolderIndex, found: ReadSet, image_size: tuple[int, int], conditional: bool
-) -> ImageSet:
+def _assemble(index: FolderIndex, found: ReadSet, image_size: tuple[int, int]) -> ImageSet:
     """The set of the readable images; the others go into the account."""
     facts = found.facts
     left_out = {f"{name}/": "no images in it" for name in _empty_classes(index)}
@@ -223,7 +222,7 @@ def _assemble(
         )
     labels = index.labels[facts.places]
     class_names: list[str] = []
-    if conditional:
+    if index.class_names:
         used = np.unique(labels)  # classes whose images are all broken are none
         class_names = [index.class_names[label] for label in used]
         for name in index.class_names:

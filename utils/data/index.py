@@ -15,7 +15,7 @@ import numpy as np
 from utils.data.account import Account
 from utils.data.flat import FlatNames, readable
 from utils.data.formats import REFUSED_ENDINGS, content_is_image, image_endings
-from utils.data.layout import ClassFolder, layout_remarks
+from utils.data.layout import ClassFolder, layout_remarks, look_like_parts
 from utils.errors import UserError
 from utils.text import composed
 
@@ -32,6 +32,8 @@ NOT_A_FILE = "neither a file nor a folder"
 HIDDEN_FOLDER = "hidden"
 SYSTEM_FOLDER = "of the operating system"
 SECOND_FOLDER = "second path to a folder of the set"
+
+FEWEST_CLASSES = 2  # that can be told apart
 
 # Endings of images that Pillow decodes with a plug-in at best.
 OTHER_IMAGE_ENDINGS = frozenset(
@@ -108,13 +110,17 @@ class FolderIndex:
         return len(self.names)
 
 
-def scan_folder(root: Path, conditional: bool) -> FolderIndex:
+def scan_folder(root: Path, conditional: bool | None) -> FolderIndex:
     """List the images below `root`. Nothing is decoded; files with an unknown ending are sniffed.
 
     Conditional: the folders in root are the classes. Otherwise everything below root is one set.
+    None: conditional where there are classes to learn, which is at least two folders with images
+    that are not called as the parts of a data set are (train, test).
     Links are followed, each place is visited once. UserError where a folder cannot be read, where
     there are no class folders, or where two of them become one name.
     """
+    if conditional is None:
+        return _scan_either_way(root)
     walker = _Walker(os.fsencode(root))
     if conditional:
         folders = _walk_classes(walker, root)
@@ -137,6 +143,17 @@ def scan_folder(root: Path, conditional: bool) -> FolderIndex:
         account=walker.account,
         remarks=layout_remarks(root, folders, conditional),
     )
+
+
+def _scan_either_way(root: Path) -> FolderIndex:
+    """With the classes, where there are some to learn; else as one set."""
+    folders = _Walker(os.fsencode(root)).list_root()
+    names = [readable(raw) for raw in folders]
+    if len(names) >= FEWEST_CLASSES and not look_like_parts(names):
+        index = scan_folder(root, conditional=True)
+        if len(np.unique(index.labels)) >= FEWEST_CLASSES:
+            return index
+    return scan_folder(root, conditional=False)
 
 
 def _walk_classes(walker: "_Walker", root: Path) -> list[ClassFolder]:

@@ -27,13 +27,13 @@ def layout_remarks(root: Path, classes: list[ClassFolder], conditional: bool) ->
         return []
     names = [folder.name for folder in classes]
     nested = [folder for folder in classes if folder.subfolders and not folder.direct_images]
-    if all(_is_split(name) for name in names) and len(nested) < len(classes):
+    if look_like_parts(names) and len(nested) < len(classes):
         return [
             f"the class folders {name_list(names)} look like parts of a data set, not like "
             f"classes: to train on {_first_split(names)} alone, pass --dataset_path "
             f"{root / _first_split(names)} --conditional False"
         ]
-    if all(_is_split(name) for name in names):
+    if look_like_parts(names):
         first = _preferred(nested)
         return [
             f"the class folders {name_list(names)} look like parts of a data set: to learn the "
@@ -55,6 +55,11 @@ def layout_remarks(root: Path, classes: list[ClassFolder], conditional: bool) ->
             f"are the classes, pass --dataset_path {root / names[0]}"
         ]
     return []
+
+
+def look_like_parts(names: list[str]) -> bool:
+    """Whether the folders of these names are the parts of a data set rather than classes."""
+    return all(_is_split(name) for name in names)
 
 
 def _remarks_on_one_set(root: Path, top: ClassFolder) -> list[str]:

@@ -273,3 +273,42 @@ def test_a_format_without_a_signature_needs_no_ending(tmp_path):
     assert list(found.files) == ["a/picture"]
     assert found[0][0][:, 0, 0].tolist() == [200, 50, 50]
     assert found.account.seen == 22 == found.account.used + found.account.left_out
+
+
+# --- Whether there are classes to learn ---
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        (["a/0.png", "b/0.png"], ["a", "b"]),
+        (["a/x/0.png", "b/0.png"], ["a", "b"]),
+        (["images/0.png", "images/1.png"], []),
+        (["0.png", "1.png"], []),
+        (["0.png", "a/1.png", "b/2.png"], ["a", "b"]),
+        (["0.png", "a/1.png"], []),
+        (["train/0.png", "test/1.png"], []),
+        (["Train/a/0.png", "val/a/1.png"], []),
+        (["train/0.png", "cat/1.png"], ["cat", "train"]),
+        (["images/0.png", ".git/1.png"], []),
+        (["images/0.png", "masks/notes.txt"], []),
+        (["images/0.png", "empty/"], []),
+    ],
+)
+def test_classes_are_learned_where_there_are_at_least_two(tmp_path, files, classes):
+    for i, name in enumerate(files):
+        path = tmp_path / "set" / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+        elif name.endswith(".txt"):
+            path.parent.mkdir(parents=True)
+            path.write_text("x")
+        else:
+            picture(path, i)
+    index = scan_folder(tmp_path / "set", None)
+    assert index.class_names == classes
+    assert load_image_set(tmp_path / "set", SIZE, None).class_names == classes
+    pictures = sum(name.endswith(".png") and not name.startswith(".") for name in files)
+    beside = sum("/" not in name for name in files) if classes else 0
+    assert len(index) == pictures - beside
+    assert index.account.seen == files_below(tmp_path / "set")

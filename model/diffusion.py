@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.guidance import null_label
 from model.noise_schedule import betas
-from model.randomness import Generators, draw_normal, draw_uniform
+from model.randomness import Generators, draw_normal, draw_stratified, draw_uniform
 
 PREDICTIONS = ("eps", "x0", "v")
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -24,6 +24,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.huber_loss,
     "smooth_l1": F.smooth_l1_loss,
 }
+LOSS_WEIGHTS = ("uniform", "min_snr")
+MIN_SNR_GAMMA = 5.0
 MOST_NOISE_STEPS = 1_000_000
 
 # eps says nothing about x0 where alpha_t = 0; the bound keeps the estimate finite there.
@@ -140,8 +142,10 @@ class GaussianDiffusion:
     # --- What the network learns ---
 
     def sample_time_steps(self, n: int, generator: Generators = None) -> Tensor:
-        """(n,) long, uniform over 0..T-1."""
-        uniform = draw_uniform(n, generator).double()
+        """(n,) long, uniform over 0..T-1; in a training step spread evenly over them, so that the
+        mean loss of a step varies less.
+        """
+        uniform = draw_stratified(n, generator)
         return (uniform * self.noise_steps).long().clamp(max=self.noise_steps - 1)
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -174,11 +178,12 @@ class GaussianDiffusion:
         labels: Tensor | None,
         draws: dict[str, Tensor],
         kind: str = "mse",
+        weight: str = "uniform",
     ) -> Tensor:
         """x0 (B,C,H,W), labels (B,) or None, and what `draw` gave, all on one device -> (B,).
 
-        A dropped label becomes the null label (classifier-free guidance, Ho & Salimans
-        2207.12598), image by image.
+        Each image's loss is multiplied by `loss_weight` of its time step. A dropped label becomes
+        the null label (classifier-free guidance, Ho & Salimans 2207.12598), image by image.
         """
         if labels is not None:
             if labels.shape != (len(x0),):
@@ -189,7 +194,29 @@ class GaussianDiffusion:
         x_t, noise = self.noise_images(x0, t, noise)
         prediction = network(x_t, t, labels)
         target = self.target(x0, noise, t)
-        return LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1)
+        losses = LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1)
+        if weight == "uniform":
+            return losses
+        return losses * self.loss_weight(t, weight).to(losses)
+
+    def loss_weight(self, t: Tensor, weight: str) -> Tensor:
+        """The weight of the loss at time steps t (B,) -> (B,): "uniform", or "min_snr" (Hang et al.
+        2303.09556), which is min(SNR, 5) times the squared error of the image x0.
+
+        That error is the one of v divided by SNR + 1, and the one of eps divided by SNR.
+        """
+        if weight == "uniform":
+            return torch.ones(len(t), device=t.device)
+        if weight != "min_snr":
+            known = ", ".join(LOSS_WEIGHTS)
+            raise ValueError(f"loss weight {weight!r} is unknown; known are {known}")
+        snr = self.levels.log_snr(t).flatten().exp()
+        clipped = snr.clamp(max=MIN_SNR_GAMMA)
+        if self.prediction == "v":
+            return clipped / (snr + 1)
+        if self.prediction == "eps":
+            return (MIN_SNR_GAMMA / snr).clamp(max=1)
+        return clipped
 
     def losses(
         self,

@@ -5,12 +5,24 @@ that it is in. Everything is drawn on the generator's device, the CPU by default
 means the same everywhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class BatchGenerators(list[torch.Generator]):
+    """One generator per image of a training step, and the images' places in its global batch."""
+
+    def __init__(
+        self, generators: Iterable[torch.Generator], places: Sequence[int], global_batch: int
+    ):
+        super().__init__(generators)
+        self.places = places
+        self.global_batch = global_batch
+
 
 LARGEST_SEED = 2**32 - 1  # torch's CPU generator takes no more: s and s + 2^32 draw the same
 
@@ -37,6 +49,20 @@ def draw_normal(n: int, shape: Sequence[int], generator: Generators) -> Tensor:
 def draw_uniform(n: int, generator: Generators) -> Tensor:
     """(n,) numbers, uniform in [0, 1)."""
     return _draw(torch.rand, n, (), generator)
+
+
+def draw_stratified(n: int, generator: Generators) -> Tensor:
+    """(n,) float64 numbers, uniform in [0, 1), spread evenly over a training step.
+
+    Where the generators know their places, [0, 1) is cut into as many parts as the global batch has
+    images, and the image at place i draws from part i; otherwise each number is drawn from all of
+    it. Either way each image's number is a function of its own generator and place.
+    """
+    uniform = draw_uniform(n, generator).double()
+    if not isinstance(generator, BatchGenerators):
+        return uniform
+    places = torch.tensor(generator.places, dtype=torch.float64)
+    return (places + uniform) / generator.global_batch
 
 
 def image_generator(seed: int) -> torch.Generator:

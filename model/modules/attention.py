@@ -8,6 +8,20 @@ from torch import Tensor, nn
 
 from model.modules.layers import zero_init
 
+# On a CPU, up to so many positions, attention written out is faster than torch's fused kernel.
+FEW_POSITIONS = 256
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d), with memory that grows as L where there
+    are many positions.
+    """
+    length, d = q.shape[-2:]
+    if q.device.type != "cpu" or length > FEW_POSITIONS:
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = (q * d**-0.5) @ k.mT  # (B, heads, L, L)
+    return weights.softmax(-1).to(v.dtype) @ v
+
 
 class AttentionBlock(nn.Module):
     """(B,C,H,W) -> (B,C,H,W): GroupNorm, multi-head attention over H*W positions, residual.
@@ -34,6 +48,6 @@ class AttentionBlock(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         qkv = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, HW, C/heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         mixed = mixed.transpose(1, 2).reshape(b, h * w, c)
         return x + self.out(mixed).transpose(1, 2).reshape(b, c, h, w)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from model.modules.layers import activation, zero_init
@@ -48,7 +49,7 @@ class ResBlock(nn.Module):
         emb = self.emb(self.act(emb))[:, :, None, None]  # (B, C_out or 2 C_out, 1, 1)
         if self.scale_shift:
             scale, shift = emb.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
             h = self.norm2(h + emb)
         return self.skip(x) + self.conv2(self.dropout(self.act(h)))

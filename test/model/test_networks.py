@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.ema import EMA
+from model.modules.attention import attend
 from model.networks import DENOISERS, UNet, build_network
 
 SMALL = {
@@ -257,3 +258,67 @@ def test_ema_follows_the_closed_form():
         expected = decay * expected + (1 - decay) * network.weight.detach().double()
     assert (ema.network.weight - expected).abs().max() < 1e-5
     assert not ema.network.weight.requires_grad
+
+
+@pytest.mark.parametrize("positions", [1, 49, 256, 257, 400])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_attention_is_softmax_of_products(positions, dtype):
+    """However it is computed: written out for few positions, torch's kernel for many."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 3, positions, 8, generator=generator, dtype=torch.float64).to(dtype)
+        for _ in range(3)
+    )
+    q64, k64, v64 = (value.double() for value in (q, k, v))
+    expected = (q64 @ k64.mT / 8**0.5).softmax(-1) @ v64
+    found = attend(q, k, v)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    assert found.dtype == dtype
+    assert (found.double() - expected).abs().max() < tolerance
+
+
+def test_attention_over_many_positions_keeps_no_square_matrix():
+    length, kept = 1024, []
+
+    def keep(value):
+        kept.append(value.numel())
+        return value
+
+    q = torch.randn(1, 1, length, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        attend(q, q, q)
+    assert max(kept) < length * length
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("levels", [[0], [-1], [0, 1, 2]])
+def test_recomputed_activations_give_the_same_gradients(name, levels):
+    """To the bit, with dropout too; and less is kept for the backward pass."""
+    config = {**SMALL, "name": name, "channel_mult": [1, 2, 2], "dropout": 0.3, "in_channels": 2}
+    torch.manual_seed(0)
+    network = build_network(config).train()
+    for parameter in network.parameters():  # what starts at zero would hide the inside of a block
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 2, 16, 16), torch.tensor([3, 500])
+
+    def gradients():
+        kept = []
+
+        def keep(value):
+            kept.append(value.numel())
+            return value
+
+        network.zero_grad()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            out = network(x, t)
+        out.square().mean().backward()
+        return [parameter.grad.clone() for parameter in network.parameters()], sum(kept)
+
+    plain, all_kept = gradients()
+    network.checkpoint_activations(levels)
+    recomputed, some_kept = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    assert some_kept < (0.8 if 0 in levels else 0.99) * all_kept
+    with pytest.raises(ValueError, match="level 3 does not exist"):
+        network.checkpoint_activations([3])

@@ -24,7 +24,7 @@ TINY = [
     "--batch_size",
     "4",
 ]
-TINY += ["--num_vis", "1", "--sample_steps", "3"]
+TINY += ["--num_vis", "1", "--sample_steps", "3", "--amp", "False"]
 
 
 def copy_some(folder: Path) -> Path:

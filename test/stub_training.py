@@ -48,7 +48,8 @@ def train(run: Path, options: dict[str, str], stopped: list[int]) -> int:
         done += 1
         with open(run / "metrics.csv", "a") as file:
             file.write(f"{done},{done},{1 / done},100\n")
-        (run / "ckpt_last.pt").write_text(str(done))
+        (run / "ckpt_last.pt.tmp").write_text(str(done))
+        (run / "ckpt_last.pt.tmp").replace(run / "ckpt_last.pt")  # it may be killed at any time
         (run / "ema_last.pt").write_text(str(done))
     write_status(run, "stopped" if stopped else "finished", done, total)
     return 128 + stopped[0] if stopped else 0

@@ -398,3 +398,71 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(images, tmp_pat
         r"warning: \S*ckpt_last.pt is damaged.*the run resumes from \S*ckpt_prev.pt", out
     )
     assert read_checkpoint(last)["state"]["step"] == 12
+
+
+def test_a_run_of_some_minutes_is_resumed_with_the_steps_that_it_began_with(
+    images, tmp_path, monkeypatch
+):
+    """They were measured once; a resumed run measures nothing, and equals an uninterrupted one."""
+    options = ["--num_workers", 0, "--minutes", 8, "--save_model_interval"]
+    options += ["--save_model_interval_epochs", 1, "--dropout", 0.2]
+    monkeypatch.setattr(run, "steps_within", lambda *_: 7)  # epochs have 4
+    out = train(images, tmp_path, "a", *options)
+    assert "7 = 1.75 epochs of 4" in out
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["config"]["length"]["minutes"] == 8
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / ".owner").unlink()
+
+    def measure(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(run, "steps_within", measure)
+    for name, more in (("b", ["--minutes", 8]), ("c", [])):
+        if name == "c":
+            shutil.copytree(tmp_path / "b", tmp_path / "c")
+        train(images, tmp_path, name, *options[:2], "--dropout", 0.2, *more, "--resume")
+        out = train(
+            images,
+            tmp_path,
+            name,
+            *options[:2],
+            *options[4:],
+            *more,
+            "--resume",
+            "--start_epoch",
+            1,
+        )
+        assert "7 = 1.75 epochs of 4, 4 done" in out
+        assert_equal_states(tmp_path / "a/ckpt_last.pt", tmp_path / name / "ckpt_last.pt")
+        assert rows(tmp_path / "a") == rows(tmp_path / name)
+
+
+def test_more_minutes_lengthen_a_run_and_epochs_stay_epochs(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "steps_within", lambda *_: 6)
+    train(images, tmp_path, "a", "--num_workers", 0, "--minutes", 2)
+    out = train(images, tmp_path, "a", "--num_workers", 0, "--minutes", 3, "--resume")
+    assert "9 = 2.25 epochs of 4, 6 done" in out and "previously 6" in out
+    train(images, tmp_path, "b", "--num_workers", 0, "--epochs", 2)
+    with pytest.raises(train_script.opt.UserError, match="--epochs may raise"):
+        train(images, tmp_path, "b", "--num_workers", 0, "--minutes", 3, "--resume")
+
+
+def test_what_is_left_open_is_as_before_in_a_resumed_run(images, tmp_path):
+    """Also where the preset would decide otherwise by now."""
+    given = ["--num_workers", 0, "--lr", 0.003, "--optim", "adamw", "--loss_weight", "uniform"]
+    given += ["--norm_groups", 4, "--time_embedding", "additive", "--ema_length", 0.2]
+    train(images, tmp_path, "a", *given, "--epochs", 3)
+    train(
+        images,
+        tmp_path,
+        "b",
+        *given,
+        "--epochs",
+        3,
+        "--save_model_interval",
+        "--save_model_interval_epochs",
+        1,
+    )
+    train(images, tmp_path, "b", "--num_workers", 0, "--epochs", 3, "--resume", "--start_epoch", 1)
+    assert_equal_states(tmp_path / "a/ckpt_last.pt", tmp_path / "b/ckpt_last.pt")
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")

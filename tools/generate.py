@@ -60,6 +60,7 @@ OPTIONS: opt.Table = {
         Option("--network",        None,        opt.NETWORKS,        "network architecture; not set: unet"),
         Option("--act",            None,        opt.ACTIVATIONS,     "activation function; not set: silu"),
         Option("--head_channels",  None,        opt.positive,        "channels per attention head; not set: 32"),
+        Option("--norm_groups",    None,        opt.positive,        "groups of each normalisation; not set: 32"),
         Option("--noise_schedule", None,        opt.NOISE_SCHEDULES, "noise schedule of training; not set: linear"),
         Option("--prediction",     None,        opt.PREDICTIONS,     "what the network predicts; not set: eps"),
     ],
@@ -176,6 +177,7 @@ def open_checkpoint(args):
             network=args.network,
             act=args.act,
             head_channels=args.head_channels,
+            norm_groups=args.norm_groups,
             noise_schedule=args.noise_schedule,
             prediction=args.prediction,
         )
@@ -190,6 +192,7 @@ def open_checkpoint(args):
         "network": network.get("name"),
         "act": network.get("act"),
         "head_channels": network.get("head_channels"),
+        "norm_groups": network.get("norm_groups"),
         "noise_schedule": diffusion["noise_schedule"],
         "prediction": diffusion["prediction"],
     }

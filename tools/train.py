@@ -2,7 +2,7 @@
 """Train a diffusion model on a folder of images.
 
     python tools/train.py                                             # the demo set, on a laptop
-    python tools/train.py --run_name mine --dataset_path my_images --image_size 64 --conditional False
+    python tools/train.py --run_name mine --dataset_path my_images --image_size 64 --minutes 30
     python tools/train.py --run_name cifar --dataset_path datasets/cifar10 --image_size 32 --epochs 300
     python tools/train.py --run_name cifar --dataset_path datasets/cifar10 --image_size 32 --epochs 300 --resume
     python tools/train.py --run_name big --dataset_path datasets/big --distributed --world_size 4
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.training.diffusion_task import DiffusionTask
     from utils.training.evaluation import EvaluateFunction, EvaluationPlan
     from utils.training.previews import PreviewGrid
+    from utils.training.recipe_choice import RecipeChoice
     from utils.training.run import RunLength, TrainingRun
     from utils.training.state import TrainState
 
@@ -47,7 +48,7 @@ OPTIONS: opt.Table = {
         Option("--result_path",       "results",       opt.path,            "folder that holds the runs"),
         Option("--image_size",        "28",            opt.image_size,      "64, or height,width such as 64,96"),
         Option("--mode",              "auto",          opt.IMAGE_MODES,     "colour channels; auto: L (grey) if all images are grey, else RGB"),
-        Option("--conditional",       True,            opt.switch,          "learn the classes; False: ignore the folders", decides=True),
+        Option("--conditional",       "auto",          opt.switch_or_auto,  "learn the classes; False: ignore the folders; auto: learn them where there are at least two", decides=True),
         Option("--num_classes",       None,            opt.positive,        "expected number of class folders; only checked"),
         Option("--val_fraction",      None,            opt.half,            "share of the images that is held out to measure on; 0: none; not set: 5%, at least 20 and at most 256, none below 200 images"),
         Option("--flip",              False,           opt.switch,          "mirror half of the images left to right", decides=True),
@@ -61,36 +62,41 @@ OPTIONS: opt.Table = {
         Option("--seed",              0,               opt.seed,            "random seed"),
         Option("--plan",              False,           opt.switch,          "print what the run would do, and stop"),
     ],
-    "network": [
+    "network": [  # what is not set here is as in the preset
+        Option("--preset",            "auto",          opt.PRESETS,         "network and optimisation; auto: the largest network that gets enough steps"),
         Option("--network",           "unet",          opt.NETWORKS,        "network architecture"),
-        Option("--channels",          32,              opt.positive,        "width of the first level"),
-        Option("--channel_mult",      "1,2,3",         opt.whole_numbers,   "width of each level, in multiples of --channels"),
-        Option("--blocks_per_level",  1,               opt.positive,        "residual blocks per level"),
-        Option("--attention_levels",  "-1",            opt.whole_numbers,   "levels with attention; 0: full resolution, -1: the lowest"),
-        Option("--head_channels",     32,              opt.positive,        "channels per attention head"),
-        Option("--time_embedding",    "additive",      opt.TIME_EMBEDDINGS, "how the time step and the class condition a block"),
+        Option("--channels",          None,            opt.positive,        "width of the first level"),
+        Option("--channel_mult",      None,            opt.whole_numbers,   "width of each level, in multiples of --channels"),
+        Option("--blocks_per_level",  None,            opt.positive,        "residual blocks per level"),
+        Option("--attention_levels",  None,            opt.whole_numbers,   "levels with attention; 0: full resolution, -1: the lowest"),
+        Option("--head_channels",     None,            opt.positive,        "channels per attention head"),
+        Option("--norm_groups",       None,            opt.positive,        "groups of each normalisation; where they do not divide the channels, as many as do"),
+        Option("--time_embedding",    None,            opt.TIME_EMBEDDINGS, "how the time step and the class condition a block"),
         Option("--act",               "silu",          opt.ACTIVATIONS,     "activation function"),
-        Option("--dropout",           0.0,             opt.below_one,       "dropout probability in the residual blocks"),
+        Option("--dropout",           None,            opt.below_one,       "dropout probability in the residual blocks"),
     ],
     "diffusion": [
         Option("--noise_schedule",    "cosine",        opt.NOISE_SCHEDULES, "noise schedule"),
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
+        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise", decides=True),
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [
         Option("--epochs",            25,              opt.positive,        "passes over the images"),
-        Option("--batch_size",        32,              opt.positive,        "images per process and forward pass"),
+        Option("--minutes",           None,            opt.minutes,         "instead of --epochs: as many steps as fit into so many minutes, all in all"),
+        Option("--batch_size",        None,            opt.positive,        "images per process and forward pass"),
         Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
-        Option("--optim",             "adamw",         opt.OPTIMIZERS,      "optimizer", decides=True),
-        Option("--lr",                1.5e-3,          opt.rate,            "peak learning rate", decides=True),
+        Option("--optim",             None,            opt.OPTIMIZERS,      "optimizer; muon: for matrices, and adamw for the rest", decides=True),
+        Option("--lr",                None,            opt.rate,            "peak learning rate", decides=True),
         Option("--lr_func",           "warmup_cosine", opt.LR_SCHEDULES,    "learning rate schedule", decides=True),
-        Option("--warmup_steps",      100,             opt.natural,         "steps of warm-up, at most a tenth of the run", decides=True),
+        Option("--warmup_steps",      None,            opt.natural,         "steps of warm-up, at most a tenth of the run; not set: a twentieth of it, at most 5000", decides=True),
         Option("--weight_decay",      0.01,            opt.probability,     "weight decay of adamw and sgd", decides=True),
         Option("--grad_clip",         1.0,             opt.not_negative,    "maximum gradient norm; 0: no clipping", decides=True),
-        Option("--ema_decay",         0.996,           opt.below_one,       "the EMA averages about the last 1/(1-decay) steps", decides=True),
-        Option("--amp --fp16",        False,           opt.switch,          "mixed precision (bf16 or fp16) where the hardware benefits", decides=True),
+        Option("--ema_length",        None,            opt.ema_length,      "width of the EMA, as a share of the steps so far", decides=True),
+        Option("--ema_decay",         None,            opt.below_one,       "instead, a fixed width: the EMA averages about the last 1/(1-decay) steps", decides=True),
+        Option("--amp --fp16",        "auto",          opt.switch_or_auto,  "mixed precision (bf16 or fp16) where the hardware benefits; auto: where it has bf16", decides=True),
     ],
     "saving, evaluation and previews": [
         Option("--save_model_interval", False,         opt.switch,          "also keep numbered checkpoints: ckpt_<epoch>.pt"),
@@ -99,7 +105,7 @@ OPTIONS: opt.Table = {
         Option("--save_every_steps",  0,               opt.natural,         "also save every N steps; 0: only at the end of each epoch"),
         Option("--keep",              0,               opt.natural,         "keep only the newest numbered checkpoints; 0: all"),
         Option("--vis",               True,            opt.switch,          "draw previews: grids of samples"),
-        Option("--vis_interval_epochs", 10,            opt.positive,        "epochs between previews; one is also drawn at the end"),
+        Option("--vis_interval_epochs", None,          opt.positive,        "epochs between previews; one is also drawn at the end; not set: at most 10 in a run, in at most 5% of its time"),
         Option("--num_vis",           8,               opt.positive,        "images per preview; with classes, per class"),
         Option("--image_format",      "png",           opt.IMAGE_FORMATS,   "file format of previews"),
         Option("--sample",            "ddim",          opt.SAMPLERS,        "sampler of previews, and by default of generate.py"),
@@ -114,6 +120,7 @@ OPTIONS: opt.Table = {
         Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or no GPU: the CPU"),
         Option("--num_workers",       -1,              opt.minus_one_up,    "data-loading workers (-1: automatic)"),
         Option("--cache",             "auto",          opt.CACHES,          "where decoded images (and latents) are cached; none: decode (and encode) at every use"),
+        Option("--checkpoint_activations", "",         opt.whole_numbers,   "levels whose activations are computed twice instead of kept: less memory, more time; 0: full resolution"),
         Option("--compile",           False,           opt.switch,          "torch.compile: a slow start, then faster steps"),
         Option("--distributed",       False,           opt.switch,          "one process per GPU, or several on the CPU"),
         Option("--world_size",        2,               opt.positive,        "number of processes with --distributed"),
@@ -126,6 +133,7 @@ OPTIONS: opt.Table = {
 # Groups and options that only a diffusion has: the other training scripts leave them out.
 OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
 OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
+OF_DIFFUSION += ("checkpoint_activations",)
 
 FEWEST_FOR_KID = 3  # images
 
@@ -149,13 +157,19 @@ def check(args: Namespace) -> None:
         from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
 
         need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    if args.conditional is True:
+        check_guidance(args)
+    if args.num_classes and not args.conditional:
+        raise opt.UserError("--num_classes belongs to --conditional True")
+
+
+def check_guidance(args: Namespace) -> None:
+    """Raise UserError where classes are learned, and images are to be guided with what is not."""
     draws = args.vis or args.eval_images > 0
-    if args.conditional and args.label_drop == 0 and draws and args.cfg_scale != 1:
+    if args.label_drop == 0 and draws and args.cfg_scale != 1:
         raise opt.UserError(
             "with --label_drop 0 nothing unconditional is learned to guide with: add --cfg_scale 1"
         )
-    if args.num_classes and not args.conditional:
-        raise opt.UserError("--num_classes belongs to --conditional True")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -177,7 +191,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     images = load_image_set(
         args.dataset_path,
         args.image_size,
-        args.conditional,
+        asked_conditional(args, run),
         mode=image_mode(args, autoencoder),
         cache=args.cache,
         quiet=not ranks.is_main,
@@ -185,18 +199,24 @@ def train(args: Namespace, ranks: Ranks) -> None:
     split = run.split(images)
     dataset = images.subset(split.training(len(images)))
 
+    # What is not given follows the images, the device and the time
+    args.conditional = bool(images.class_names)
+    if args.conditional:
+        check_guidance(args)
+    choice = settle(args, run, dataset, autoencoder)
+
     # What is trained: network, EMA, optimizer
     diffusion = build_diffusion(args)
-    length = run.length(len(dataset))
     data = held_out_data(images, dataset, split)
-    state = run.build_state(build_config(args, dataset, data, diffusion, autoencoder), length)
+    state = run.build_state(build_config(args, dataset, data, diffusion, autoencoder))
     check_size(state, images, autoencoder)
+    checkpoint_activations(args, state)
     if autoencoder is not None:
         state.codec = autoencoder.weights
         state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
 
     # Resume or pretrain, before any long work
-    run.restore(state, length)
+    run.restore(state, len(dataset))
 
     # What the diffusion sees of the images
     codec = build_codec(args, run, autoencoder, dataset)
@@ -204,12 +224,15 @@ def train(args: Namespace, ranks: Ranks) -> None:
     inputs, latent_lines = build_inputs(args, run, dataset, codec)
     task = build_task(args, diffusion, codec)
 
-    # What is measured and drawn now and then
+    # How long it takes
+    previews = build_previews(args, state, task, dataset, run.precision)
+    length = run.length(state, task, inputs, previews)
+
+    # What is measured now and then
     evaluations = plan_evaluations(args, task, dataset, split, length)
     evaluate = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
         evaluate = build_evaluation(args, run, images, dataset, split, evaluations, state, task)
-    previews = build_previews(args, state, task, dataset, run.precision)
 
     # Plan, fit
     run.train(
@@ -223,10 +246,63 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluations=evaluations,
             evaluate=evaluate,
             previews=previews,
-            plan_lines=latent_lines,
+            plan_lines=[
+                *class_lines(args),
+                *preset_lines(run, choice, state, task, inputs, length),
+                *latent_lines,
+            ],
             remarks=plan_remarks(args, previews, autoencoder),
         )
     )
+
+
+# --- The recipe ---
+
+
+def asked_conditional(args: Namespace, run: TrainingRun) -> bool | None:
+    """Whether the classes are to be learned; None: where there are some."""
+    if args.conditional != opt.AUTO:
+        return args.conditional
+    return run.before.get("conditional")
+
+
+def settle(
+    args: Namespace, run: TrainingRun, dataset: ImageSet, autoencoder: StoredAutoencoder | None
+) -> RecipeChoice | None:
+    """Fill in the options that were left open: as before where the run is resumed (None), else as
+    in a preset.
+    """
+    from utils.training import recipe
+    from utils.training.recipe_choice import RecipeChoice
+
+    args.amp = run.options.amp
+    given = {name: getattr(args, name) for name in recipe.OPEN_OPTIONS}
+    choice = None
+    if run.resumed is not None and args.preset == opt.AUTO:
+        processes = run.ranks.world_size * args.grad_accum
+        values = recipe.settled(given, recipe.options_before(run.resumed.config, processes))
+    else:
+        channels, size = diffused_shape(args, dataset, autoencoder)
+
+        def network_of(values: dict) -> dict:
+            return network_config(Namespace(**{**vars(args), **values}), channels, dataset)
+
+        choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of)
+        args.preset, values = choice.preset, choice.values
+    vars(args).update(values)
+    run.options = opt.run_options(args, OPTIONS)
+    return choice
+
+
+def diffused_shape(
+    args: Namespace, dataset: ImageSet, autoencoder: StoredAutoencoder | None
+) -> tuple[int, tuple[int, int]]:
+    """Channels, and height and width, of what the diffusion sees."""
+    if autoencoder is None:
+        return dataset.channels, args.image_size
+    factor = autoencoder.downsample_factor
+    height, width = args.image_size
+    return autoencoder.network["latent_channels"], (height // factor, width // factor)
 
 
 # --- What is trained ---
@@ -312,7 +388,9 @@ def build_task(args: Namespace, diffusion: GaussianDiffusion, codec: Codec) -> D
     from utils.training.diffusion_task import DiffusionTask, LatentDiffusionTask
 
     kind = LatentDiffusionTask if isinstance(codec, LatentCodec) else DiffusionTask
-    return kind(diffusion, codec, args.conditional, args.flip, args.loss, args.label_drop)
+    return kind(
+        diffusion, codec, args.conditional, args.flip, args.loss, args.label_drop, args.loss_weight
+    )
 
 
 def build_config(
@@ -323,32 +401,37 @@ def build_config(
     autoencoder: StoredAutoencoder | None,
 ) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
-    classes = len(dataset.class_names) or None
+    classes = len(dataset.class_names)
     if args.num_classes not in (None, classes):
         raise opt.UserError(
             f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
         )
-    channels, codec = dataset.channels, {"name": "pixels"}
-    if autoencoder is not None:
-        channels, codec = autoencoder.network["latent_channels"], autoencoder.config()
+    channels, _ = diffused_shape(args, dataset, autoencoder)
+    codec = {"name": "pixels"} if autoencoder is None else autoencoder.config()
     return {
-        "network": {
-            "name": args.network,
-            "in_channels": channels,
-            "num_classes": classes,
-            "channels": args.channels,
-            "channel_mult": args.channel_mult,
-            "blocks_per_level": args.blocks_per_level,
-            "attention_levels": args.attention_levels,
-            "head_channels": args.head_channels,
-            "time_embedding": args.time_embedding,
-            "act": args.act,
-            "dropout": args.dropout,
-        },
+        "network": network_config(args, channels, dataset),
         "diffusion": diffusion.config,
         "codec": codec,
         "data": data,
         "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
+    }
+
+
+def network_config(args: Namespace, channels: int, dataset: ImageSet) -> dict:
+    """The network as the options describe it."""
+    return {
+        "name": args.network,
+        "in_channels": channels,
+        "num_classes": len(dataset.class_names) or None,
+        "channels": args.channels,
+        "channel_mult": args.channel_mult,
+        "blocks_per_level": args.blocks_per_level,
+        "attention_levels": args.attention_levels,
+        "head_channels": args.head_channels,
+        "norm_groups": args.norm_groups,
+        "time_embedding": args.time_embedding,
+        "act": args.act,
+        "dropout": args.dropout,
     }
 
 
@@ -368,6 +451,16 @@ def check_size(state: TrainState, images: ImageSet, autoencoder: StoredAutoencod
         check_image_size(*images.image_size, factor)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
+
+
+def checkpoint_activations(args: Namespace, state: TrainState) -> None:
+    """Let the network keep less for the backward pass. Raises UserError for a level that it does
+    not have.
+    """
+    try:
+        state.network.checkpoint_activations(args.checkpoint_activations)  # type: ignore[operator]
+    except ValueError as error:
+        raise opt.UserError(f"--checkpoint_activations: {error}") from None
 
 
 # --- What is measured and drawn ---
@@ -473,6 +566,25 @@ def sampling_of(args: Namespace) -> Sampling:
     from utils.generation import Sampling
 
     return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
+
+
+def class_lines(args: Namespace) -> list[str]:
+    """A line of the plan where no classes are learned; where some are, it names them."""
+    return [] if args.conditional else ["classes     none are learned: the images are one set"]
+
+
+def preset_lines(
+    run: TrainingRun,
+    choice: RecipeChoice | None,
+    state: TrainState,
+    task: DiffusionTask,
+    inputs: TrainingSet,
+    length: RunLength,
+) -> list[str]:
+    """Lines of the plan on the preset and those beside it."""
+    if choice is None:
+        return []
+    return choice.lines(run.seconds_of_step(state, task, inputs), length)
 
 
 def plan_remarks(

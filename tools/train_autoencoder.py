@@ -55,6 +55,10 @@ DEFAULTS = {
     "lr": 5e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
+    "optim": "adamw",
+    "warmup_steps": 100,
+    "vis_interval_epochs": 10,
+    "amp": False,
 }
 INSTEAD = ("num_vis",)  # of these options of train.py it has its own, or none
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
@@ -110,24 +114,27 @@ def train(args: Namespace, ranks: Ranks) -> None:
     dataset = images.subset(split.training(len(images)))
 
     # What is trained: network, EMA, optimizer, task
-    length = run.length(len(dataset))
     network = {"name": "autoencoder", "in_channels": images.channels}
     network |= {name: getattr(args, name) for name in OF_THE_NETWORK}
     config = {"network": network, "data": held_out_data(images, dataset, split)}
-    state = run.build_state(config, length)
+    state = run.build_state(config)
     task = build_task(args, state, run.precision)
 
     # Resume or pretrain, before any long work
-    run.restore(state, length)
+    run.restore(state, len(dataset))
 
-    # What is measured and drawn now and then, and at the end
-    convention = Convention(mode=images.mode)
-    evaluations = plan_restoration(length, split, 1, args.eval_interval_epochs)
-    evaluate = previews = None
-    if evaluations is not None and not args.plan:
-        evaluate = build_score(images, split, evaluations, convention, run.precision, ranks)
+    # How long it takes
+    previews = None
     if args.vis:
         previews = build_previews(images, split, args.num_vis, state.ema.network, run.precision)
+    length = run.length(state, task, dataset, previews)
+
+    # What is measured now and then, and at the end
+    convention = Convention(mode=images.mode)
+    evaluations = plan_restoration(length, split, 1, args.eval_interval_epochs)
+    evaluate = None
+    if evaluations is not None and not args.plan:
+        evaluate = build_score(images, split, evaluations, convention, run.precision, ranks)
 
     # Plan, fit
     run.train(

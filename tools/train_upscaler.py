@@ -54,6 +54,10 @@ DEFAULTS = {
     "lr": 4e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
+    "optim": "adamw",
+    "warmup_steps": 100,
+    "vis_interval_epochs": 10,
+    "amp": False,
 }
 INSTEAD = ("flip", "num_vis")  # of these options of train.py it has its own, or none
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
@@ -92,16 +96,24 @@ def train(args: Namespace, ranks: Ranks) -> None:
 
     # What is trained: task, network, EMA, optimizer
     task = UpscalingTask(scale, args.crop_size, args.degrade)
-    length = run.length(len(dataset))
     data = held_out_data(pairs.large, trained.large, split) | {"image_size": list(size)}
     config = {"network": network_config(args, pairs.small.channels), "data": data}
-    state = run.build_state(config, length)
+    state = run.build_state(config)
 
     # Resume or pretrain, before any long work
-    run.restore(state, length)
+    run.restore(state, len(dataset))
 
-    # What is measured and drawn now and then
+    # How long it takes
     passes = task.passes(size)
+    previews = None
+    if args.vis:
+        network = state.ema.network
+        previews = build_previews(
+            pairs, split, args.num_vis, scale, network, run.precision, passes, args.degrade
+        )
+    length = run.length(state, task, dataset, previews)
+
+    # What is measured now and then
     mode = pairs.large.mode
     convention = Convention(scale, args.luma and mode == "RGB", mode, args.degrade)
     evaluations = plan_restoration(length, split, passes, args.eval_interval_epochs)
@@ -109,16 +121,11 @@ def train(args: Namespace, ranks: Ranks) -> None:
         f"pairs       {size[0]},{size[1]} -> {scale * size[0]},{scale * size[1]}; "
         f"an epoch shows {dataset.per_image:,} crops of each"
     ]
-    evaluate = previews = None
+    evaluate = None
     if evaluations is not None:
         evaluate = build_score(pairs, split, evaluations, scale, convention, run.precision, ranks)
         baseline = baseline_in_words(evaluate.baseline)
         lines.append(f"baseline    {baseline} on held-out images ({convention})")
-    if args.vis:
-        network = state.ema.network
-        previews = build_previews(
-            pairs, split, args.num_vis, scale, network, run.precision, passes, args.degrade
-        )
 
     # Plan, fit
     run.train(

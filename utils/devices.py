@@ -1,6 +1,7 @@
 """Which device, and which number format and memory layout suit it."""
 
 import contextlib
+import math
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from utils.ranks import Ranks
 
 # From this compute capability on (Ampere), CUDA devices compute in bf16.
 BF16_CAPABILITY = (8, 0)
+AUTO = "auto"
+WIDE_GROUP = 16  # channels of a group norm, from which on torch vectorises over them
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
 
 
@@ -56,35 +59,61 @@ class Precision:
         """Scales the loss where fp16 would lose small gradients; else passes everything through."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def memory_format(self) -> torch.memory_format:
-        """Channels last where convolutions gain from it: fp32 on a CPU (bf16 there loses), and 16
-        bits on a GPU, whose tensor cores want it.
+    def memory_format(self, network: nn.Module) -> torch.memory_format:
+        """Channels last where the network gains from it: on a CPU, where convolutions do, and with
+        16 bits on a GPU, whose tensor cores want it.
+
+        With 16 bits on a CPU, torch's group norm takes ten times as long in that layout where a
+        group has few channels, which is more than convolutions gain.
         """
         full = self.dtype == torch.float32
-        if (self.device.type == "cpu" and full) or (self.device.type == "cuda" and not full):
+        if self.device.type == "cpu" and (full or smallest_group(network) >= WIDE_GROUP):
+            return torch.channels_last
+        if self.device.type == "cuda" and not full:
             return torch.channels_last
         return torch.preserve_format
 
     def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, in its memory layout."""
-        return network.to(self.device).to(memory_format=self.memory_format())
+        return network.to(self.device).to(memory_format=self.memory_format(network))
 
 
-def choose_precision(amp: bool, device: torch.device) -> tuple[Precision, str]:
+def smallest_group(network: nn.Module) -> float:
+    """The fewest channels that a group of the network's group norms has; infinite without any."""
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.GroupNorm)]
+    return min((norm.num_channels // norm.num_groups for norm in norms), default=math.inf)
+
+
+def usual_amp(device: torch.device) -> bool:
+    """Whether a smaller number format pays: where the hardware computes in bf16, it was faster
+    wherever it was measured.
+    """
+    return computes_in_bf16(device)
+
+
+def choose_precision(amp: bool | str, device: torch.device) -> tuple[Precision, str]:
     """The format that --amp gives on this device, and a remark where it is not the expected one.
 
-    bf16 where the hardware computes in it, fp16 on older GPUs, and fp32 where a smaller format
-    would only slow things down.
+    "auto": as `usual_amp` says. True: bf16 where the hardware computes in it, fp16 on older GPUs,
+    and fp32 where a smaller format would only slow things down.
     """
+    if amp == AUTO:
+        amp = usual_amp(device)
     if not amp:
         return Precision(torch.float32, device), ""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
-        return Precision(torch.bfloat16 if native else torch.float16, device), ""
-    if device.type == "cpu" and cpu_computes_in_bf16():
+    if computes_in_bf16(device):
         return Precision(torch.bfloat16, device), ""
+    if device.type == "cuda":
+        return Precision(torch.float16, device), ""
     remark = f"--amp has no effect: this {device.type.upper()} has no fast bf16"
     return Precision(torch.float32, device), remark
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bf16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
+    return device.type == "cpu" and cpu_computes_in_bf16()
 
 
 def cpu_computes_in_bf16() -> bool:

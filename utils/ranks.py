@@ -114,6 +114,12 @@ class Ranks:
             dist.all_gather_object(everyones, mine)
         return everyones
 
+    def concatenate(self, mine: Tensor) -> Tensor:
+        """Everyone's tensors, of one shape (n, ...), one behind the other in rank order."""
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine.contiguous())
+        return torch.cat(parts)
+
     def check_equal(self, parameters: Sequence[Tensor]) -> None:
         """Raise RuntimeError unless all processes hold the same weights, to the bit."""
         if self.world_size == 1:

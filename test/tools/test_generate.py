@@ -219,6 +219,7 @@ def test_bare_weights_need_the_article_s_options(script, weights, tmp_path):
     script("generate", *options, "--weight_path", weights, "--generate_name", "full")
     described = ["--conditional", "--num_classes", 3, "--network", "unet", "--act", "silu"]
     described += ["--noise_schedule", "cosine", "--prediction", "v", "--head_channels", 8]
+    described += ["--norm_groups", 2]
     script(
         "generate",
         *options,

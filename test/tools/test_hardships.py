@@ -110,7 +110,7 @@ def test_grey_pictures_with_three_channels(script, images, tmp_path):
 
 def test_legal_options_that_cannot_give_a_good_result(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--run_name", "a", "--epochs", 4]
-    options += ["--timestep_spacing", "leading", "--sample_steps", 600]
+    options += ["--timestep_spacing", "leading", "--sample_steps", 600, "--warmup_steps", 100]
     out = script("train", *options, "--plan").stdout
     assert "the sampler begins at time step 599" in out
     assert "16 steps are few" in out

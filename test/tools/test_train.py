@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -339,7 +340,7 @@ def test_plan_stops_before_anything_is_written(script, images, tmp_path):
     out = script(
         "train", "--dataset_path", images, *TINY, "--plan", "--epochs", 1000, "--grad_accum", 2
     ).stdout
-    assert "2,000 = 1000 epochs x 2" in out and "8 images per step on 1 process" in out
+    assert "2,000 = 1,000 epochs x 2" in out and "8 images per step on 1 process" in out
     assert not (tmp_path / "results").exists()
 
 
@@ -435,3 +436,44 @@ def test_twenty_starts_of_one_run_have_one_winner(images, tmp_path):
                 and said.count("\n") == 1
                 and "being written by another process" in said
             )
+
+
+def test_a_few_seconds_choose_the_smallest_network_and_as_many_steps_as_fit(
+    script, images, tmp_path
+):
+    options = ["--dataset_path", images, "--image_size", 8, "--run_name", "a", "--num_vis", 1]
+    options += ["--minutes", 0.1, "--sample_steps", 2, "--use_gpu", -1]
+    out = script("train", *options, "--plan").stdout
+    assert "preset      tiny (chosen for the time there is)" in out
+    assert "small " in out and "steps in 0.1 minutes" in out and "GB of memory" in out
+    assert "3: bag, boot, trouser" in out
+    script("train", *options)
+    config = json.loads((tmp_path / "results" / "a" / "config.json").read_text())["config"]
+    steps = config["length"]["total_steps"]
+    assert config["length"]["minutes"] == 0.1 and steps >= 10
+    assert metrics(tmp_path / "results" / "a")[-1]["step"] == str(steps)
+    assert config["network"]["channels"] == 32 and config["training"]["optim"] == "muon"
+
+
+def test_one_folder_of_images_is_learned_without_classes(script, images, tmp_path):
+    """The article's unconditional command: images/*.jpg, and no flag for it."""
+    options = ["--dataset_path", images / "boot", *TINY, "--run_name", "a", "--epochs", 1]
+    out = script("train", *options).stdout
+    assert "classes     none are learned" in out
+    config = read_checkpoint(tmp_path / "results/a/ckpt_last.pt")["config"]
+    assert config["network"]["num_classes"] is None and not config["training"]["conditional"]
+    out = script("train", *options, "--resume", "--epochs", 2).stdout
+    assert "classes     none are learned" in out
+    nested = tmp_path / "nested"
+    shutil.copytree(images / "boot", nested / "images")
+    out = script("train", "--dataset_path", nested, *options[2:-4], "--plan").stdout
+    assert "4 at 8,8" in out and "classes     none are learned" in out
+
+
+def test_levels_that_are_computed_twice_change_nothing(script, images, tmp_path):
+    options = ["--dataset_path", images, *TINY, "--epochs", 1, "--dropout", 0.3, "--vis", False]
+    script("train", *options, "--run_name", "a")
+    script("train", *options, "--run_name", "b", "--checkpoint_activations", "0,1")
+    assert_equal_states(tmp_path / "results/a/ckpt_last.pt", tmp_path / "results/b/ckpt_last.pt")
+    refused = script("train", *options, "--run_name", "c", "--checkpoint_activations", 2, status=2)
+    assert "level 2 does not exist" in refused.stderr

@@ -68,10 +68,15 @@ def test_bf16_without_torch_s_private_function(monkeypatch, tmp_path, machine, l
 def test_memory_layout():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     last, kept = torch.channels_last, torch.preserve_format
-    assert Precision(torch.float32, cpu).memory_format() == last
-    assert Precision(torch.bfloat16, cpu).memory_format() == kept
-    assert Precision(torch.float32, gpu).memory_format() == kept
-    assert Precision(torch.bfloat16, gpu).memory_format() == last
+    wide, narrow = torch.nn.GroupNorm(2, 32), torch.nn.GroupNorm(8, 32)
+    both = torch.nn.Sequential(wide, torch.nn.Conv2d(32, 32, 1), narrow)
+    without = torch.nn.Conv2d(3, 8, 1)
+    for network in (wide, narrow, both, without):
+        assert Precision(torch.float32, cpu).memory_format(network) == last
+        assert Precision(torch.float32, gpu).memory_format(network) == kept
+        assert Precision(torch.bfloat16, gpu).memory_format(network) == last
+    for network, expected in ((wide, last), (narrow, kept), (both, kept), (without, last)):
+        assert Precision(torch.bfloat16, cpu).memory_format(network) == expected
 
 
 def test_only_fp16_scales_the_loss():

@@ -34,7 +34,10 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
     "--image_format": (t.IMAGE_FORMATS, "file format of images"),
     # The machine
     "--use_gpu": (t.minus_one_up, "GPU number; -1, or no GPU: the CPU"),
-    "--amp --fp16": (t.switch, "mixed precision (bf16 or fp16) where the hardware benefits"),
+    "--amp --fp16": (
+        t.switch_or_auto,
+        "mixed precision (bf16 or fp16) where the hardware benefits; auto: where it has bf16",
+    ),
     "--distributed": (t.switch, "run several processes"),
     "--world_size": (t.positive, "number of processes with --distributed"),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import UserError
-from utils.options.types import Choice, OptionType, PathType, Switch
+from utils.options.types import Choice, OptionType, PathType, Switch, SwitchOrAuto
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -81,6 +81,8 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
         settings["nargs"] = "+"
     if isinstance(option.type, Switch):
         settings |= {"nargs": "?", "const": True, "metavar": "True|False"}
+    if isinstance(option.type, SwitchOrAuto):
+        settings["metavar"] = "True|False|auto"
     shown = option.help
     if not option.is_argument:
         shown = f"{option.help} [{default_text(option)}]"

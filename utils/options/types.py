@@ -16,6 +16,8 @@ from utils.image_facts import CHANNELS, LARGEST_SIDE, SMALLEST_SIDE
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255, and endings come behind it
 
+AUTO = "auto"
+
 OptionType = Callable[[str], Any]
 
 
@@ -90,6 +92,17 @@ class Switch:
         if text.lower() not in self.words:
             raise _refuse(str(self), text)
         return self.words[text.lower()]
+
+
+@dataclass(frozen=True)
+class SwitchOrAuto(Switch):
+    """True, False, or "auto": what suits the case."""
+
+    def __str__(self) -> str:
+        return "True, False or auto"
+
+    def __call__(self, text: str) -> bool | str:  # type: ignore[override]
+        return AUTO if text.lower() == AUTO else super().__call__(text)
 
 
 @dataclass(frozen=True)
@@ -187,14 +200,17 @@ class Text:
 # --- The types by the names that the tables use ---
 
 switch = Switch()
+switch_or_auto = SwitchOrAuto()
 positive = Number(int, 1)
 natural = Number(int, 0)
 minus_one_up = Number(int, -1)
 seed = Number(int, 0, 2**32 - 1)  # torch's CPU generator takes no more
+minutes = Number(float, 0, 1e6, open_low=True)
 seconds = Number(float, 0, 1e7, open_low=True)
 noise_steps = Number(int, 1, 1_000_000)
 probability = Number(float, 0, 1)
 half = Number(float, 0, 0.5)
+ema_length = Number(float, 0, 0.28, open_low=True)  # a plain mean has 0.289
 below_one = Number(float, 0, 0.999999)
 not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)
@@ -214,8 +230,10 @@ ACTIVATIONS = Choice(("gelu", "silu", "relu", "relu6", "lrelu"))
 NOISE_SCHEDULES = Choice(("linear", "cosine", "sqrt_linear", "sqrt"))
 TIMESTEP_SPACINGS = Choice(("leading", "linspace", "trailing"))
 PREDICTIONS = Choice(("eps", "x0", "v"))
+LOSS_WEIGHTS = Choice(("uniform", "min_snr"))
 LOSSES = Choice(("mse", "l1", "huber", "smooth_l1"))
-OPTIMIZERS = Choice(("adam", "adamw", "sgd"))
+OPTIMIZERS = Choice(("muon", "adamw", "adam", "sgd"))
+PRESETS = Choice(("auto", "tiny", "small", "medium", "base", "large", "adm"))
 LR_SCHEDULES = Choice(("linear", "cosine", "warmup_cosine", "constant"))
 TIME_EMBEDDINGS = Choice(("additive", "scale_shift"))
 IMAGE_FORMATS = Choice(("png", "jpg", "jpeg", "webp"))

@@ -20,6 +20,7 @@ class Told:
     network: str | None = None
     act: str | None = None
     head_channels: int | None = None
+    norm_groups: int | None = None
     noise_schedule: str | None = None
     prediction: str | None = None
 
@@ -45,6 +46,7 @@ def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoin
             "num_classes": classes,
             "act": told.act or "silu",
             "head_channels": told.head_channels or 32,
+            "norm_groups": told.norm_groups or 32,
         },
         source,
     )
@@ -91,9 +93,20 @@ def guess_network(name: str, weights: dict, options: dict, source: Path | str = 
         "channels": channels,
         "channel_mult": [width // channels for width in widths],
         "blocks_per_level": _count(_BLOCKS[name] + r"(\d+)", weights),
+        "time_embedding": _time_embedding(weights),
         "attention_levels": sorted(_numbers(r"down\.level(\d+)_block0\.attention\.", weights)),
         **options,
     }
+
+
+def _time_embedding(weights: dict) -> str:
+    """Whether the blocks' projections of the condition give a number for each channel, or two."""
+    for name, weight in weights.items():
+        block, _, layer = name.rpartition("emb.weight")
+        if layer == "" and f"{block}norm2.weight" in weights:
+            doubled = len(weight) == 2 * len(weights[f"{block}norm2.weight"])
+            return "scale_shift" if doubled else "additive"
+    return "additive"
 
 
 def _count(pattern: str, weights: dict) -> int:

@@ -18,6 +18,7 @@ from utils.options.types import (
     Number,
     PathType,
     Switch,
+    SwitchOrAuto,
     WholeNumbers,
     file_name,
 )
@@ -188,6 +189,8 @@ def _kind_and_bounds(
         return "size", kind.low, kind.high, None
     if isinstance(kind, Choice):
         return "choice", None, None, kind.values
+    if isinstance(kind, SwitchOrAuto):
+        return "choice", None, None, ("auto", "True", "False")
     if isinstance(kind, Switch):
         return "bool", None, None, None
     if isinstance(kind, WholeNumbers):

@@ -24,6 +24,7 @@ class DiffusionTask:
     flip: bool = False
     loss_kind: str = "mse"
     label_drop: float = 0.1
+    loss_weight: str = "uniform"
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
         """Each image draws whether it is mirrored, then what the loss needs (on the CPU)."""
@@ -40,7 +41,7 @@ class DiffusionTask:
         """
         labels = batch[1] if self.conditional else None
         losses = self.diffusion.losses_of(
-            network, self.x0(batch, draws), labels, draws, self.loss_kind
+            network, self.x0(batch, draws), labels, draws, self.loss_kind, self.loss_weight
         )
         return {"loss": losses.mean(), **self.by_quarter(losses.detach(), draws["t"])}
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from utils.runs.evaluations import Evaluation
 from utils.training.held_out import HeldOutLoss
+from utils.training.length import FORWARD_SHARE
 from utils.training.sample_score import SampleScore
 
 USUAL_COUNT = 20  # evaluations in a run
 FEWEST = 4  # evaluations, which a verdict needs, as long as FEWEST_IMAGES fit
 LARGEST_SHARE = 0.02  # of the run's time
-FORWARD_SHARE = 1 / 3  # of a training step: a forward and a backward pass
 ENOUGH_IMAGES = 24  # of each kind; where fewer fit, the evaluations become rarer
 FEWEST_IMAGES = 8
 MANY_EPOCHS = 5  # between two evaluations: from here on they coincide with ends of epochs

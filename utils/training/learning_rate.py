@@ -3,6 +3,8 @@
 import math
 
 LONGEST_WARMUP = 0.1  # of the run
+USUAL_WARMUP = 0.05  # of the run
+LONGEST_USUAL_WARMUP = 5000  # steps: DDPM's
 
 
 def learning_rate(
@@ -24,6 +26,10 @@ def learning_rate(
     return warmup * lr * (1 + math.cos(math.pi * step / total_steps)) / 2
 
 
-def allowed_warmup(warmup_steps: int, total_steps: int) -> int:
-    """At most a tenth of the run: a longer warm-up would leave its highest rate unused."""
+def allowed_warmup(warmup_steps: int | None, total_steps: int) -> int:
+    """The steps of the warm-up: at most a tenth of the run, since a longer one would leave its
+    highest rate unused. None: the usual share of the run.
+    """
+    if warmup_steps is None:
+        return min(LONGEST_USUAL_WARMUP, round(USUAL_WARMUP * total_steps))
     return min(warmup_steps, int(total_steps * LONGEST_WARMUP))

@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from utils.ranks import Ranks
+from utils.training.muon import FUSES_ADAMW, Muon
+
 BETAS = (0.9, 0.99)  # beta2 = 0.99 suits short runs
 MOMENTUM = 0.9
 
@@ -10,22 +13,24 @@ MOMENTUM = 0.9
 STATE_NAMES: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
+    Muon: {"momentum_buffer", "step", "exp_avg", "exp_avg_sq"},
 }
 
 
 def build_optimizer(
-    name: str, network: nn.Module, lr: float, weight_decay: float
+    name: str, network: nn.Module, lr: float, weight_decay: float, ranks: Ranks | None = None
 ) -> torch.optim.Optimizer:
-    """adamw, adam (AdamW without weight decay is Adam) or sgd with momentum 0.9.
-
-    On CUDA the whole AdamW step is one kernel.
+    """muon (with adamw for what is no matrix), adamw, adam (AdamW without weight decay is Adam) or
+    sgd with momentum 0.9.
     """
     parameters = list(network.parameters())
-    if name not in ("adam", "adamw", "sgd"):
-        raise ValueError(f"optimizer {name!r} is unknown; known are adam, adamw, sgd")
+    if name not in ("adam", "adamw", "muon", "sgd"):
+        raise ValueError(f"optimizer {name!r} is unknown; known are adam, adamw, muon, sgd")
+    if name == "muon":
+        return Muon(network, lr, BETAS, weight_decay, ranks)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=MOMENTUM, weight_decay=weight_decay)
-    fused = True if parameters[0].device.type == "cuda" else None
+    fused = True if parameters[0].device.type in FUSES_ADAMW else None
     return torch.optim.AdamW(
         parameters,
         lr,
@@ -43,7 +48,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> bool:
     fit. Raises ValueError where the saved parameters are not those of the network.
     """
     remembered = {name for entry in saved["state"].values() for name in entry}
-    if not remembered <= STATE_NAMES[type(optimizer)]:
+    was_muon = any("is_muon" in group for group in saved["param_groups"])
+    if was_muon != isinstance(optimizer, Muon) or not remembered <= STATE_NAMES[type(optimizer)]:
         return False
     # Before loading: where torch puts the state depends on the settings (`fused`). The learning
     # rate is set at each step; as saved, a finished run stays as it was to the bit.

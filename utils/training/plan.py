@@ -17,51 +17,14 @@ from utils.errors import ReadError
 from utils.evaluation.verdict import FEWEST_EVALUATIONS
 from utils.ranks import Ranks
 from utils.training.evaluation import EvaluationPlan
-from utils.training.fit import LossFunction
+from utils.training.length import FORWARD_SHARE, RunLength
 from utils.training.optimizer import STATE_NAMES
-from utils.training.prefetch import Batch, DrawFunction, draw_batch
+from utils.training.prefetch import Batch
 from utils.training.state import TrainState
 
-WARM_UP_STEPS = 2  # that are not counted when a step is timed
-TIMED_STEPS = 3
-LONGEST_TIMING = 20.0  # seconds: where steps are slow, fewer are timed
-FORWARD_SHARE = 1 / 3  # of a training step
 FEW_STEPS = 300
 BYTES_PER_WEIGHT = 4
 MEGABYTE = 1e6
-
-
-def time_step(
-    network: nn.Module,
-    loss_fn: LossFunction,
-    draw_fn: DrawFunction,
-    batch: Batch,
-    precision: Precision,
-    ranks: Ranks,
-) -> float:
-    """Seconds of one forward and backward pass on a batch: the median after a warm-up, or where
-    they are slow, the shortest of those that were taken.
-
-    Leaves no gradients behind, and buffers (a BatchNorm's statistics) as they were.
-    """
-    seconds = []
-    buffers = [buffer.clone() for buffer in network.buffers()]
-    for i in range(WARM_UP_STEPS + TIMED_STEPS):
-        prepared = draw_batch(batch, draw_fn, 0, i, 0, ranks).on(precision.device)
-        start = time.perf_counter()
-        with precision.autocast():
-            loss = loss_fn(network, prepared.batch, prepared.draws)["loss"]
-        loss.backward()
-        loss.item()  # waits for the device
-        seconds.append(time.perf_counter() - start)
-        if sum(seconds) > LONGEST_TIMING and ranks.world_size == 1:  # several take equally many
-            break
-    network.zero_grad(set_to_none=True)
-    for buffer, before in zip(network.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    if len(seconds) < WARM_UP_STEPS + TIMED_STEPS:
-        return min(seconds)
-    return sorted(seconds[WARM_UP_STEPS:])[TIMED_STEPS // 2]
 
 
 class Previews(Protocol):
@@ -131,13 +94,10 @@ def plan_lines(
     precision: Precision,
     ranks: Ranks,
     cost: Cost,
-    epochs: int,
-    steps_per_epoch: int,
-    global_batch: int,
+    length: RunLength,
     results: object,
 ) -> list[str]:
     """Network, steps, time and disk, in lines for people."""
-    total = epochs * steps_per_epoch
     millions = count_weights(state.network) / 1e6
     plural = "es" if ranks.world_size > 1 else ""
     finish = time.strftime("%a %H:%M", time.localtime(time.time() + cost.seconds_left))
@@ -145,8 +105,8 @@ def plan_lines(
     disk = size_of_checkpoints(state, cost.checkpoints_kept, cost.has_best) / MEGABYTE
     return [
         f"network     {state.config['network']['name']}, {millions:.2f} M parameters, {precision}",
-        f"steps       {total:,} = {epochs} epochs x {steps_per_epoch}, {state.step:,} done; "
-        f"{global_batch} images per step on {ranks.world_size} process{plural}",
+        f"steps       {length.total_steps:,} = {length.in_words()}, {state.step:,} done; "
+        f"{length.global_batch} images per step on {ranks.world_size} process{plural}",
         f"time        {cost.seconds_per_step:.3f} s per step, about {left} left: until {finish}",
         f"disk        {disk:,.0f} MB of checkpoints below {results}",
     ]

@@ -43,10 +43,19 @@ class Prepared:
 
 
 def draw_batch(
-    batch: Batch, draw_fn: DrawFunction, seed: int, step: int, first: int, ranks: Ranks
+    batch: Batch,
+    draw_fn: DrawFunction,
+    seed: int,
+    step: int,
+    first: int,
+    ranks: Ranks,
+    accumulate: int = 1,
 ) -> Prepared:
-    """The batch with what is drawn for it; `first` counts the images of the step before it."""
-    generators = image_generators(seed, step, first, len(batch[0]), ranks)
+    """The batch with what is drawn for it; `first` counts the images of the step before it, in
+    which there are `accumulate` such batches.
+    """
+    global_batch = len(batch[0]) * accumulate * ranks.world_size
+    generators = image_generators(seed, step, first, len(batch[0]), ranks, global_batch)
     return Prepared(batch, draw_fn(batch, generators))
 
 
@@ -89,7 +98,7 @@ class PreparedBatches:
     ) -> Iterator[Prepared]:
         step, micro, first = first_step, 0, 0
         for batch in batches:
-            prepared = draw_batch(batch, draw_fn, seed, step, first, ranks)
+            prepared = draw_batch(batch, draw_fn, seed, step, first, ranks, accumulate)
             yield prepared.pinned() if self._device.type == "cuda" else prepared
             micro += 1
             first += len(prepared)

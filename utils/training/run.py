@@ -4,9 +4,9 @@ A script of tools/ says what is trained, in the order of execution:
 
     run = TrainingRun(options, kind, ranks)      device, the folder that this run alone may write
     split = run.split(images)                    which images are held out
-    length = run.length(len(dataset))            steps
-    state = run.build_state(config, length)      network, EMA, optimizer
-    run.restore(state, length)                   resume or pretrain: refused before any long work
+    state = run.build_state(config)              network, EMA, optimizer
+    run.restore(state, len(dataset))             resume or pretrain: refused before any long work
+    length = run.length(state, task, dataset)    steps
     run.train(Work(...))                         plan, fit
 """
 
@@ -31,7 +31,13 @@ from utils.data import (
 )
 from utils.data.near_copies import near_copy_finder
 from utils.data.split import Split, recorded_split, split_set
-from utils.devices import choose_device, choose_precision, prepare_for_training, wrap_network
+from utils.devices import (
+    choose_device,
+    choose_precision,
+    prepare_for_training,
+    usual_amp,
+    wrap_network,
+)
 from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.runs.checkpoint import Checkpoint
@@ -39,6 +45,13 @@ from utils.runs.folder import RunFolder
 from utils.training.evaluation import EvaluateFunction, EvaluationPlan
 from utils.training.fit import CompleteFunction, Update, fit
 from utils.training.learning_rate import allowed_warmup, learning_rate
+from utils.training.length import (
+    Pace,
+    RunLength,
+    kept_steps,
+    steps_within,
+    usual_preview_epochs,
+)
 from utils.training.optimizer import build_optimizer
 from utils.training.plan import (
     Cost,
@@ -49,14 +62,14 @@ from utils.training.plan import (
     plan_lines,
     remark_lines,
     sample_batch,
-    time_step,
 )
 from utils.training.prefetch import Batch, Draws, PreparedBatches
 from utils.training.recorder import Recorder, RunRecorder, SilentRecorder
 from utils.training.resume import learning_rate_remark, open_resumed, pretrain, resume
-from utils.training.run_options import RunOptions
+from utils.training.run_options import AUTO, RunOptions
 from utils.training.schedule import Schedule
 from utils.training.state import TrainState
+from utils.training.timing import seconds_of_step
 
 
 class Task(Protocol):
@@ -67,19 +80,6 @@ class Task(Protocol):
 
     def loss(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """{"loss": scalar, name: (sum, count), ...}"""
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is."""
-
-    epochs: int
-    steps_per_epoch: int
-    global_batch: int  # images that an optimizer step sees, on all processes
-
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
 
 
 @dataclass
@@ -107,20 +107,32 @@ class TrainingRun:
     """
 
     def __init__(self, options: RunOptions, kind: str, ranks: Ranks):
-        self.options = options
         self.kind = kind  # of checkpoint
         self.ranks = ranks
-        device = choose_device(options.use_gpu, ranks)
-        self.precision, self.precision_remark = choose_precision(options.amp, device)
-        prepare_for_training(device)
         self.folder = None
         if ranks.is_main and not options.plan:
             self.folder = RunFolder(options.folder, options.resume)
         self._restored: list[str] = []  # remarks
         self._source: Path | None = None  # what the run resumes from
+        self._seconds: tuple[TrainState, float] | None = None  # a state, and what its step takes
+        self._wrapped: tuple[nn.Module, nn.Module] | None = None  # a network, and what calls it
         self.resumed: Checkpoint | None = None
+        self._length_before: dict | None = None  # of the run that is resumed
         if options.resume:
             self.resumed = open_resumed(kind, options.folder, options.start_epoch)
+            self._length_before = self.resumed.config.get("length", {})
+        device = choose_device(options.use_gpu, ranks)
+        amp = bool(options.amp)
+        if options.amp == AUTO:
+            amp = usual_amp(device) if self.resumed is None else bool(self.before["amp"])
+        self.options = options.with_settled(amp=amp)
+        self.precision, self.precision_remark = choose_precision(amp, device)
+        prepare_for_training(device)
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """What decided the result of the run that is resumed, by the options' names."""
+        return {} if self.resumed is None else self.resumed.config["training"]
 
     # --- Data ---
 
@@ -146,14 +158,14 @@ class TrainingRun:
         is_asked_for = self.options.val_fraction is not None
         return split_set(images.checksums, images.labels.array, share, finder, is_asked_for)
 
-    def length(self, images: int) -> RunLength:
-        """How long a run on so many training images is."""
-        global_batch = self.options.images_per_process * self.ranks.world_size
-        return RunLength(self.options.epochs, steps_per_epoch(images, global_batch), global_batch)
-
     # --- What is trained ---
 
-    def build_state(self, config: dict, length: RunLength) -> TrainState:
+    @property
+    def global_batch(self) -> int:
+        """Images that an optimizer step sees, on all processes."""
+        return self.options.images_per_process * self.ranks.world_size
+
+    def build_state(self, config: dict) -> TrainState:
         """The network of config["network"], its EMA and optimizer, untrained.
 
         `config` is the checkpoint's, but for "training" and "length". Raises UserError for a
@@ -168,18 +180,19 @@ class TrainingRun:
         network = self.precision.place(network)
         return TrainState(
             network=network,
-            ema=EMA(network, options.ema_decay),
-            optimizer=build_optimizer(options.optim, network, options.lr, options.weight_decay),
+            ema=EMA(network, options.ema_decay, options.ema_length),
+            optimizer=build_optimizer(
+                options.optim, network, options.lr, options.weight_decay, self.ranks
+            ),
             scaler=self.precision.scaler(),
             seed=options.seed,
             kind=self.kind,
             config={
                 **config,
                 "network": network.config,
-                "training": {**options.decisions, "global_batch": length.global_batch},
-                "length": {"epochs": length.epochs, "total_steps": length.total_steps},
+                "training": {**options.decisions, "global_batch": self.global_batch},
             },
-            args={**options.record, "global_batch": length.global_batch},
+            args={**options.record, "global_batch": self.global_batch},
             versions={
                 "torch": str(torch.__version__),
                 "threads": torch.get_num_threads(),
@@ -190,10 +203,81 @@ class TrainingRun:
             },
         )
 
+    # --- How long it takes ---
+
+    def seconds_of_step(self, state: TrainState, task: Task, dataset: TrainingSet) -> float:
+        """Seconds of a step, measured once on some images; the state stays as it is. All processes
+        call it together.
+        """
+        options = self.options
+        if self._seconds is None or self._seconds[0] is not state:
+            seconds = seconds_of_step(
+                self.wrapped(state),
+                task.loss,
+                task.draw,
+                state,
+                sample_batch(dataset, options.batch_size),
+                Update(self.precision, self.ranks, options.grad_accum, options.grad_clip),
+            )
+            self._seconds = (state, seconds)
+        return self._seconds[1]
+
+    def length(
+        self, state: TrainState, task: Task, dataset: TrainingSet, previews: Previews | None = None
+    ) -> RunLength:
+        """How long the run on these images is; it goes into the state's config.
+
+        With --minutes, as many steps as fit, measured by the main process; a resumed run keeps its
+        length.
+        """
+        length = self._known_length(len(dataset)) or self._fitted_length(
+            state, task, dataset, previews
+        )
+        state.config["length"] = length.record()
+        return length
+
+    def _known_length(self, images: int) -> RunLength | None:
+        """The length of a run on so many images, or None where it is yet to be measured. Raises
+        UserError where a run of epochs is resumed with minutes.
+        """
+        options = self.options
+        per_epoch = steps_per_epoch(images, self.global_batch)
+        if self._length_before is not None:
+            steps, minutes = kept_steps(self._length_before, options.minutes)
+            if steps is not None:
+                return RunLength(steps, per_epoch, self.global_batch, minutes)
+        if options.minutes is not None:
+            return None
+        return RunLength(options.epochs * per_epoch, per_epoch, self.global_batch)
+
+    def _fitted_length(
+        self, state: TrainState, task: Task, dataset: TrainingSet, previews: Previews | None
+    ) -> RunLength:
+        options = self.options
+        assert options.minutes is not None
+        per_epoch = steps_per_epoch(len(dataset), self.global_batch)
+        pace = Pace(
+            self.seconds_of_step(state, task, dataset),
+            options.images_per_process,
+            0.0 if previews is None else previews.network_rows,
+        )
+        mine = steps_within(options.minutes, pace, options.vis_interval_epochs, per_epoch)
+        steps = self.ranks.gather(mine)[self.ranks.main_rank]
+        return RunLength(steps, per_epoch, self.global_batch, options.minutes)
+
+    def wrapped(self, state: TrainState) -> nn.Module:
+        """What the loss calls: the state's network, compiled on demand, with its gradients averaged
+        over the processes.
+        """
+        if self._wrapped is None or self._wrapped[0] is not state.network:
+            network = wrap_network(state.network, self.ranks, self.options.compile)
+            self._wrapped = (state.network, network)
+        return self._wrapped[1]
+
     # --- Resume or pretrain ---
 
-    def restore(self, state: TrainState, length: RunLength) -> None:
-        """Bring the state to where the run resumes or starts.
+    def restore(self, state: TrainState, images: int) -> None:
+        """Bring the state to where the run on so many images resumes or starts.
 
         Raises UserError where that does not fit, or where another machine was given other options,
         images or weights.
@@ -202,7 +286,7 @@ class TrainingRun:
         if options.pretrain and options.pretrain_path is not None:
             self._restored = pretrain(state, options.pretrain_path)
         elif self.resumed is not None:
-            self._restored = self._resume(state, self.resumed, length)
+            self._restored = self._resume(state, self.resumed, images)
             self._source = Path(self.resumed.source)
             self.resumed = None  # it takes as much memory as the state
         self._check_agreement(state)
@@ -216,11 +300,10 @@ class TrainingRun:
         """
         options, state = self.options, work.state
         schedule = self._schedule(work)
-        network = wrap_network(state.network, self.ranks, options.compile)
 
         remarks = [self.precision_remark, *work.remarks, *self._length_remarks(schedule)]
         remarks += self._restored
-        lines = self._plan(work, schedule, network) + remark_lines(remarks)
+        lines = self._plan(work, schedule) + remark_lines(remarks)
         if options.plan:
             say("\n".join(lines))
             return
@@ -228,7 +311,7 @@ class TrainingRun:
             record = {"kind": state.kind, "args": state.args, "config": state.config}
             self.folder.start(record, state.step, self._source)
             self.folder.log("\n".join(lines))
-        self._fit(work, schedule, network, self._recorder(work, schedule))
+        self._fit(work, schedule, self._recorder(work, schedule))
 
     def _schedule(self, work: Work) -> Schedule:
         """The length of the run, its learning rate, and what is due when."""
@@ -239,12 +322,22 @@ class TrainingRun:
             learning_rate=partial(self._rate_at, total_steps),
             log_interval=options.log_interval,
             save_steps=options.save_every_steps,
-            preview_epochs=options.vis_interval_epochs,
+            preview_epochs=self._preview_epochs(work),
             numbered_epochs=options.save_model_interval_epochs
             if options.save_model_interval
             else 0,
             first_numbered_epoch=options.start_model_interval,
             evaluation_steps=work.evaluations.interval if work.evaluations else 0,
+        )
+
+    def _preview_epochs(self, work: Work) -> int:
+        """Epochs between previews."""
+        if self.options.vis_interval_epochs is not None:
+            return self.options.vis_interval_epochs
+        length, rows = work.length, 0.0 if work.previews is None else work.previews.network_rows
+        pace = Pace(0.0, self.options.images_per_process, rows)
+        return usual_preview_epochs(
+            length.total_steps, length.steps_per_epoch, pace.steps_per_preview
         )
 
     def _rate_at(self, total_steps: int, step: int) -> float:
@@ -253,14 +346,19 @@ class TrainingRun:
         warmup = allowed_warmup(options.warmup_steps, total_steps)
         return learning_rate(step, total_steps, options.lr, options.lr_func, warmup)
 
-    def _resume(self, state: TrainState, resumed: Checkpoint, length: RunLength) -> list[str]:
+    def _resume(self, state: TrainState, resumed: Checkpoint, images: int) -> list[str]:
         """Continue from a checkpoint of this run; remarks for the plan."""
         options = self.options
         remarks = resume(state, resumed, options.allow_changes)
+        length = self._known_length(images)
+        assert length is not None  # a resumed run's is kept, or given in epochs
         if state.step > length.total_steps:
+            asked = f"--epochs {options.epochs}"
+            if length.minutes is not None:
+                asked = f"--minutes {length.minutes:g}"
             raise UserError(
-                f"{resumed.source} has done {state.step} steps; "
-                f"--epochs {options.epochs} is only {length.total_steps}"
+                f"{resumed.source} has done {state.step} steps; {asked} is only "
+                f"{length.total_steps}"
             )
         earlier = resumed.config.get("length", {})
         before = earlier.get("total_steps")
@@ -290,21 +388,19 @@ class TrainingRun:
                 "nothing to measure, since no images are held out (--val_fraction)"
             )
         asked = options.warmup_steps if options.lr_func == "warmup_cosine" else 0
+        asked = asked or 0
         used = allowed_warmup(asked, schedule.total_steps)
         return remarks + length_remarks(schedule.total_steps, asked, used)
 
-    def _plan(self, work: Work, schedule: Schedule, network: nn.Module) -> list[str]:
+    def _plan(self, work: Work, schedule: Schedule) -> list[str]:
         """What the run will do, in lines. The seconds per step are measured."""
         options, state, evaluations = self.options, work.state, work.evaluations
-        batch = sample_batch(work.dataset, options.batch_size)
-        seconds = time_step(
-            network, work.task.loss, work.task.draw, batch, self.precision, self.ranks
-        )
+        seconds = self.seconds_of_step(state, work.task, work.dataset)
         kept = schedule.numbered_checkpoints()
         if options.keep:
             kept = min(kept, options.keep)
         cost = Cost(
-            seconds_per_step=seconds * options.grad_accum,
+            seconds_per_step=seconds,
             images_per_step=options.images_per_process,
             steps_left=schedule.total_steps - state.step,
             previews=PreviewCost.of(work.previews, schedule.previews_left(state.step)),
@@ -322,9 +418,7 @@ class TrainingRun:
             self.precision,
             self.ranks,
             cost,
-            options.epochs,
-            schedule.steps_per_epoch,
-            work.length.global_batch,
+            work.length,
             options.result_path,
         )
 
@@ -340,12 +434,12 @@ class TrainingRun:
             work.state.step,
             self.options.keep,
             self.options.image_format,
-            self.options.epochs,
+            work.length.whole_epochs,
             holds_out=bool(work.state.config["data"]["held_out"]["images"]),
             kind=self.kind,
         )
 
-    def _fit(self, work: Work, schedule: Schedule, network: nn.Module, recorder: Recorder) -> None:
+    def _fit(self, work: Work, schedule: Schedule, recorder: Recorder) -> None:
         """Train from the state's step to the end of the schedule."""
         options, state, dataset = self.options, work.state, work.dataset
         order = partial(StepSampler, dataset, work.length.global_batch, state.seed)
@@ -369,7 +463,7 @@ class TrainingRun:
 
         try:
             fit(
-                network,
+                self.wrapped(state),
                 prepared,
                 work.task.loss,
                 state,

@@ -1,8 +1,10 @@
 """What every training script lets people choose, as plain values. Standard library only."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -23,23 +25,25 @@ class RunOptions:
     plan: bool
     # Optimisation
     epochs: int
+    minutes: float | None  # instead of epochs
     batch_size: int
     grad_accum: int
     optim: str
     lr: float
     lr_func: str
-    warmup_steps: int
+    warmup_steps: int | None  # None: a share of the run
     weight_decay: float
     grad_clip: float
-    ema_decay: float
-    amp: bool
+    ema_length: float
+    ema_decay: float | None
+    amp: bool | str  # or AUTO
     # Saving, evaluation and previews
     save_model_interval: bool
     save_model_interval_epochs: int
     start_model_interval: int
     save_every_steps: int
     keep: int
-    vis_interval_epochs: int
+    vis_interval_epochs: int | None
     image_format: str
     eval_interval_epochs: int | None
     log_interval: int
@@ -52,6 +56,16 @@ class RunOptions:
     record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint
     of_a_machine: tuple[str, ...] = ()  # the names of those that may differ between machines
     decisions: dict[str, Any] = field(default_factory=dict)  # those that decide the result
+
+    def with_settled(self, **values: Any) -> "RunOptions":
+        """These options with others' values, in the record and the decisions too."""
+        decided = {name: value for name, value in values.items() if name in self.decisions}
+        return replace(
+            self,
+            **values,
+            record={**self.record, **values},
+            decisions={**self.decisions, **decided},
+        )
 
     @property
     def folder(self) -> Path:

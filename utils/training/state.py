@@ -1,5 +1,6 @@
 """All that changes during training, and goes into a checkpoint."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,18 @@ class TrainState:
         ]
         self.step = checkpoint.state["step"]
         return [remark for remark in remarks if remark]
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of all that a step changes, for `put_back`."""
+        objects = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in OBJECTS}
+        return {**objects, "step": self.step}
+
+    def put_back(self, snapshot: dict[str, Any]) -> None:
+        """Undo the steps since a snapshot, to the bit."""
+        for name in OBJECTS:
+            holder = self.ema.network if name == "ema" else getattr(self, name)
+            holder.load_state_dict(snapshot[name])
+        self.step = snapshot["step"]
 
     def weights_are_finite(self) -> bool:
         """Whether all weights and buffers, raw and averaged, are finite. Waits for the device."""

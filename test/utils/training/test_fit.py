@@ -353,20 +353,6 @@ def test_a_mean_becomes_a_sum_and_a_count():
     assert mean_as_pair(torch.tensor(0.5), 8).tolist() == [4.0, 8.0]
 
 
-def test_timing_a_step_leaves_the_network_as_it_was():
-    """Also a BatchNorm's statistics, which a forward pass changes."""
-    from utils.training.plan import time_step
-
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    precision = Precision(torch.float32, torch.device("cpu"))
-    batch = (torch.randn(4, 3),)
-    assert time_step(network, squares, lambda batch, generators: {}, batch, precision, Ranks()) > 0
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
 @pytest.mark.parametrize("now", ["adamw", "sgd"])
 def test_an_optimizer_takes_over_its_own_kind_of_state(now):
     """The settings are this run's; another kind of optimizer starts afresh, and says so."""

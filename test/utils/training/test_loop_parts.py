@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from model.randomness import mix
-from utils.devices import Precision
 from utils.ranks import Ranks
-from utils.training import plan
 from utils.training.fit import non_finite
 from utils.training.learning_rate import learning_rate
 from utils.training.meter import Meter
@@ -54,7 +52,9 @@ def test_an_image_s_generator_depends_on_its_global_place_alone():
         found = {}
         for rank in range(world_size):
             for micro in range(accumulate):
-                generators = image_generators(7, 3, micro * batch, batch, Ranks(rank, world_size))
+                generators = image_generators(
+                    7, 3, micro * batch, batch, Ranks(rank, world_size), 24
+                )
                 found |= {
                     (micro * batch + i) * world_size + rank: g.initial_seed()
                     for i, g in enumerate(generators)
@@ -92,24 +92,3 @@ def test_what_is_no_number_stops_the_run():
         fp16.load_state_dict({**fp16.state_dict(), "scale": 0.5})  # after many skipped in a row
         assert non_finite([bad, bad], fp16, lambda step: []) is not None
         fp16.load_state_dict({**fp16.state_dict(), "scale": 1024.0})
-
-
-def test_slow_steps_are_timed_once(monkeypatch):
-    network = torch.nn.Linear(2, 1)
-    calls = []
-
-    def loss_fn(network, batch, draws):
-        calls.append(1)
-        return {"loss": network(batch[0]).sum()}
-
-    def timed():
-        calls.clear()
-        batch = (torch.ones(3, 2),)
-        precision = Precision(torch.float32, torch.device("cpu"))
-        seconds = plan.time_step(network, loss_fn, lambda *_: {}, batch, precision, Ranks())
-        assert seconds > 0 and network.weight.grad is None
-        return len(calls)
-
-    assert timed() == plan.WARM_UP_STEPS + plan.TIMED_STEPS
-    monkeypatch.setattr(plan, "LONGEST_TIMING", 0.0)
-    assert timed() == 1

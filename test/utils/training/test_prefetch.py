@@ -31,7 +31,7 @@ def test_draws_depend_on_step_and_place(ahead, accumulate):
     assert len(found) == 6
     for micro, item in enumerate(found):
         step, turn = divmod(micro, accumulate)
-        generators = image_generators(7, 4 + step, 2 * turn, 2, Ranks())
+        generators = image_generators(7, 4 + step, 2 * turn, 2, Ranks(), 4)
         expected = draw(item.batch, generators)["noise"]
         assert torch.equal(item.draws["noise"], expected)
         assert item.batch[0][0, 0] == micro and len(item) == 2

@@ -1,0 +1,68 @@
+"""How many steps fit into some minutes, and how often previews are drawn."""
+
+import pytest
+
+from utils.errors import UserError
+from utils.training import length
+from utils.training.length import Pace, RunLength, kept_steps, steps_within, usual_preview_epochs
+
+PER_EPOCH = 50
+
+
+@pytest.fixture(autouse=True)
+def started_ten_seconds_ago(monkeypatch):
+    monkeypatch.setattr(length, "seconds_since_start", lambda: 10.0)
+
+
+def seconds_of(steps, pace, preview_epochs):
+    """All that a run does, added up."""
+    previews = -(-steps // (preview_epochs * PER_EPOCH))
+    drawing = previews * pace.rows_per_preview / pace.images_per_step / 3 * pace.seconds_per_step
+    return 10.0 + length.SECONDS_AT_THE_END + steps * pace.seconds_per_step * 1.02 + drawing
+
+
+@pytest.mark.parametrize("minutes", [1, 8, 120.5])
+@pytest.mark.parametrize("pace", [Pace(0.1, 32, 4000), Pace(2.5, 16, 4000), Pace(0.1, 8, 0)])
+@pytest.mark.parametrize("preview_epochs", [None, 1, 7])
+def test_the_steps_fill_the_minutes(minutes, pace, preview_epochs):
+    steps = steps_within(minutes, pace, preview_epochs, PER_EPOCH)
+    if preview_epochs is None:
+        preview_epochs = usual_preview_epochs(steps, PER_EPOCH, pace.steps_per_preview)
+    used = seconds_of(steps, pace, preview_epochs) / 60
+    if steps > length.FEWEST_STEPS:
+        assert used <= minutes + 1e-9
+        one_preview = pace.rows_per_preview / pace.images_per_step / 3 * pace.seconds_per_step
+        assert used > minutes - (2 * pace.seconds_per_step + 2 * one_preview) / 60
+
+
+def test_a_run_has_a_few_steps_even_where_the_time_is_over():
+    assert steps_within(0.1, Pace(0.1, 32, 0), None, PER_EPOCH) == length.FEWEST_STEPS
+    assert steps_within(0.5, Pace(100.0, 32, 0), None, PER_EPOCH) == length.FEWEST_STEPS
+
+
+def test_previews_take_a_twentieth_of_the_run_at_most():
+    assert usual_preview_epochs(1000, 10, steps_per_preview=0.0) == 10  # ten of them
+    assert usual_preview_epochs(1000, 10, steps_per_preview=1.0) == 10
+    assert usual_preview_epochs(1000, 10, steps_per_preview=25.0) == 34  # two and the last one
+    assert usual_preview_epochs(1000, 10, steps_per_preview=60.0) == 100  # the last one alone
+    assert usual_preview_epochs(90, 100, steps_per_preview=0.1) == 1  # not a whole epoch
+
+
+def test_a_length_in_words_and_in_the_checkpoint():
+    whole = RunLength(1475, 59, 32)
+    assert whole.in_words() == "25 epochs x 59"
+    assert whole.record() == {"epochs": 25, "total_steps": 1475}
+    part = RunLength(3307, 1869, 32, minutes=8.0)
+    assert part.in_words() == "1.77 epochs of 1,869"
+    assert part.record() == {"epochs": 2, "total_steps": 3307, "minutes": 8.0}
+
+
+def test_a_resumed_run_keeps_its_length():
+    epochs, minutes = {"epochs": 25, "total_steps": 1475}, {"total_steps": 3300, "minutes": 8.0}
+    assert kept_steps(epochs, None) == (None, None)
+    assert kept_steps({}, None) == (None, None)
+    assert kept_steps(minutes, None) == (3300, 8.0)
+    assert kept_steps(minutes, 8.0) == (3300, 8.0)
+    assert kept_steps(minutes, 16.0) == (6600, 16.0)
+    with pytest.raises(UserError, match="25 epochs"):
+        kept_steps(epochs, 8.0)

@@ -1,0 +1,175 @@
+"""Muon: nearly orthogonal updates for matrices, AdamW for the rest, the same in any layout."""
+
+import copy
+
+import pytest
+import torch
+
+from model.networks import build_network
+from utils.training.muon import (
+    UPDATE_RMS,
+    Muon,
+    lying,
+    matrices_of,
+    orthogonal,
+    orthogonal_of_all,
+)
+from utils.training.optimizer import build_optimizer, restore_optimizer
+
+BETAS = (0.9, 0.99)
+
+
+def small_network():
+    torch.manual_seed(0)
+    config = {"name": "unet", "in_channels": 3, "num_classes": 4, "channels": 16}
+    return build_network({**config, "channel_mult": [1, 2], "blocks_per_level": 1})
+
+
+def with_gradients(network, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.empty_like(parameter)
+        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 144), (5, 48, 49)])
+def test_singular_values_become_nearly_equal(shape):
+    """And the singular vectors stay: the product with the polar factor is near the identity."""
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(stack).double()
+    values = torch.linalg.svdvals(found)
+    assert values.max() < 1.3
+    if shape[2] > 2 * shape[1]:  # a square one has singular values near 0, which stay lower
+        assert values.min() > 0.6
+    u, _, vh = torch.linalg.svd(stack.double(), full_matrices=False)
+    closeness = (found * (u @ vh)).sum((1, 2)) / shape[1]  # the mean singular value
+    assert (closeness > 0.75).all()
+
+
+def test_a_zero_matrix_stays_zero():
+    assert orthogonal(torch.zeros(2, 16, 20)).abs().max() == 0
+
+
+def test_which_weights_are_matrices():
+    network = small_network()
+    chosen = {id(weight) for weight in matrices_of(network)}
+    names = [name for name, weight in network.named_parameters() if id(weight) in chosen]
+    assert "down.level0_block0.block.conv1.weight" in names
+    assert "condition.time_mlp.0.weight" in names
+    assert "conv_in.weight" in names  # 16 x 27
+    assert "conv_out.weight" not in names  # 3 x 144
+    assert "condition.label.weight" not in names  # a table
+    assert not any(name.endswith("bias") or "norm" in name for name in names)
+
+
+def test_the_step_of_a_matrix_is_as_large_as_said():
+    network = with_gradients(small_network())
+    before = copy.deepcopy(network)
+    Muon(network, 0.01, BETAS, weight_decay=0.0).step()
+    for new, old in zip(matrices_of(network), matrices_of(before), strict=True):
+        rms = (new - old).square().mean().sqrt()
+        assert rms.item() / (0.01 * UPDATE_RMS) == pytest.approx(1, abs=0.35), new.shape
+
+
+def test_the_rest_moves_as_with_adamw():
+    ours, theirs = small_network(), small_network()
+    muon = Muon(ours, 0.01, BETAS, weight_decay=0.1)
+    adamw = torch.optim.AdamW(theirs.parameters(), 0.01, BETAS, weight_decay=0.1)
+    for seed in range(3):
+        with_gradients(ours, seed)
+        with_gradients(theirs, seed)
+        muon.step()
+        adamw.step()
+    chosen = {id(weight) for weight in matrices_of(ours)}
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    rest = [(a, b) for a, b in pairs if id(a) not in chosen]
+    assert len(rest) > 20
+    assert all((a - b).abs().max() < 1e-6 for a, b in rest)
+
+
+def test_weight_decay_shrinks_matrices():
+    network = small_network()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = copy.deepcopy(network)
+    Muon(network, 0.1, BETAS, weight_decay=0.5).step()
+    for new, old in zip(matrices_of(network), matrices_of(before), strict=True):
+        assert (new - 0.95 * old).abs().max() < 1e-6
+
+
+def test_channels_last_makes_the_same_steps(monkeypatch):
+    """Up to rounding: the columns of the matrices stand in another order."""
+    monkeypatch.setattr("utils.training.muon._dtype_of_products", lambda device: torch.float64)
+    plain, last = small_network().double(), small_network().double()
+    last = last.to(memory_format=torch.channels_last)
+    for network in (plain, last):
+        optimizer = Muon(network, 0.01, BETAS, weight_decay=0.1)
+        for seed in range(3):
+            with_gradients(network, seed)
+            optimizer.step()
+    pairs = zip(plain.parameters(), last.parameters(), strict=True)
+    assert max((a - b).abs().max() for a, b in pairs) < 1e-10
+
+
+def test_standing_matrices_are_laid_down():
+    assert lying(torch.zeros(20, 16)).shape == (16, 20)
+    assert lying(torch.zeros(16, 20)).shape == (16, 20)
+
+
+def test_processes_share_the_matrices():
+    """Each computes its part, and padding fills up the last one."""
+    stack = torch.randn(5, 16, 24, generator=torch.Generator().manual_seed(1))
+    parts = {}
+
+    class Fake:
+        def __init__(self, rank, world_size):
+            self.rank, self.world_size = rank, world_size
+
+        def concatenate(self, mine):
+            parts[self.rank] = mine
+            return mine
+
+    for rank in range(3):
+        orthogonal_of_all(stack, Fake(rank, 3))
+    together = torch.cat([parts[rank] for rank in range(3)])
+    assert len(together) == 6 and together[5].abs().max() == 0
+    assert (together[:5] - orthogonal(stack)).abs().max() < 1e-2
+
+
+def test_state_comes_back():
+    network = with_gradients(small_network())
+    saved = build_optimizer("muon", network, 0.01, 0.1)
+    saved.step()
+    again = build_optimizer("muon", network, 0.02, 0.2)
+    assert restore_optimizer(again, saved.state_dict())
+    assert again.param_groups[0]["weight_decay"] == 0.2
+    for weight in matrices_of(network):
+        assert torch.equal(
+            again.state[weight]["momentum_buffer"], saved.state[weight]["momentum_buffer"]
+        )
+
+
+@pytest.mark.parametrize(("before", "now"), [("muon", "adamw"), ("adamw", "muon"), ("sgd", "muon")])
+def test_another_optimizer_s_state_is_left(before, now):
+    network = with_gradients(small_network())
+    saved = build_optimizer(before, network, 0.01, 0.1)
+    saved.step()
+    optimizer = build_optimizer(now, network, 0.01, 0.1)
+    assert not restore_optimizer(optimizer, saved.state_dict())
+    assert not optimizer.state
+
+
+def test_a_quadratic_is_minimised():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(24, 20)
+    target = torch.randn(20, 24)
+    optimizer = build_optimizer("muon", network, 0.05, 0.0)
+    for step in range(200):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - step / 200)
+        optimizer.zero_grad()
+        (network.weight - target).square().sum().backward()
+        network.bias.grad = torch.zeros(20)
+        optimizer.step()
+    assert (network.weight - target).abs().max() < 0.05

@@ -1,0 +1,115 @@
+"""How long a run is: in epochs, or in minutes that its steps are fitted into."""
+
+import math
+from dataclasses import dataclass
+
+from utils.errors import UserError
+from utils.start import seconds_since_start
+
+FORWARD_SHARE = 1 / 3  # of a training step: one row of a network call without gradients
+EVALUATION_SHARE = 0.02  # of the steps' time, at most
+PREVIEW_SHARE = 0.05  # of the steps' time, for all previews but the last one
+MOST_PREVIEWS = 10  # in a run, where nobody says how often
+SECONDS_AT_THE_END = 1.5  # for the last checkpoint, and for the process to end
+FEWEST_STEPS = 10
+SECONDS_PER_MINUTE = 60
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is."""
+
+    total_steps: int
+    steps_per_epoch: int
+    global_batch: int  # images that an optimizer step sees, on all processes
+    minutes: float | None = None  # that the steps were fitted into; None: whole epochs
+
+    @property
+    def epochs(self) -> float:
+        return self.total_steps / self.steps_per_epoch
+
+    @property
+    def whole_epochs(self) -> int:
+        """Epochs that the run begins."""
+        return math.ceil(self.epochs)
+
+    def record(self) -> dict:
+        """For the checkpoint."""
+        record = {"epochs": self.whole_epochs, "total_steps": self.total_steps}
+        return record if self.minutes is None else {**record, "minutes": self.minutes}
+
+    def in_words(self) -> str:
+        if self.total_steps % self.steps_per_epoch == 0:
+            return f"{self.whole_epochs:,} epochs x {self.steps_per_epoch:,}"
+        return f"{self.epochs:,.2f} epochs of {self.steps_per_epoch:,}"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a run's parts take."""
+
+    seconds_per_step: float
+    images_per_step: int  # of this process
+    rows_per_preview: float  # of network calls
+
+    @property
+    def steps_per_preview(self) -> float:
+        """The training steps that take as long as a preview."""
+        return self.rows_per_preview * FORWARD_SHARE / self.images_per_step
+
+
+def usual_preview_epochs(total_steps: int, steps_per_epoch: int, steps_per_preview: float) -> int:
+    """Epochs between previews where nobody says how many: at most 10 previews, and besides the last
+    one at most 5% of the run's time.
+
+    A function of the options alone, not of measured times.
+    """
+    affordable = MOST_PREVIEWS
+    if steps_per_preview > 0:
+        affordable = int(PREVIEW_SHARE * total_steps / steps_per_preview)
+    count = max(1, min(MOST_PREVIEWS, affordable + 1))
+    return max(1, math.ceil(total_steps / (count * steps_per_epoch)))
+
+
+def kept_steps(record: dict, minutes: float | None) -> tuple[int | None, float | None]:
+    """The steps of a run that is resumed, and its minutes, where it was to last some minutes; none
+    where it was to last some epochs. `record` is its length in the checkpoint. Other minutes than
+    before lengthen or shorten it in proportion.
+
+    Raises UserError where minutes are asked for, and the run was to last some epochs.
+    """
+    before = record.get("minutes")
+    if before is None:
+        if minutes is not None:
+            raise UserError(
+                f"--minutes {minutes:g} sets the length of a new run, and this one is "
+                f"{record.get('epochs')} epochs long; --epochs may raise that"
+            )
+        return None, None
+    if minutes is None or minutes == before:
+        return record["total_steps"], before
+    return round(record["total_steps"] * minutes / before), minutes
+
+
+def steps_within(minutes: float, pace: Pace, preview_epochs: int | None, per_epoch: int) -> int:
+    """The most steps with which a run, with what it has done so far, its evaluations, previews and
+    saves, ends within `minutes` from its process's start; at least 10.
+    """
+    budget = minutes * SECONDS_PER_MINUTE - seconds_since_start() - SECONDS_AT_THE_END
+    fewest, too_many = FEWEST_STEPS, FEWEST_STEPS + int(budget / pace.seconds_per_step) + 1
+    while too_many - fewest > 1:
+        middle = (fewest + too_many) // 2
+        if _seconds_of(middle, pace, preview_epochs, per_epoch) <= budget:
+            fewest = middle
+        else:
+            too_many = middle
+    return fewest
+
+
+def _seconds_of(steps: int, pace: Pace, preview_epochs: int | None, per_epoch: int) -> float:
+    """Seconds of so many steps with all that comes with them."""
+    if preview_epochs is None:
+        preview_epochs = usual_preview_epochs(steps, per_epoch, pace.steps_per_preview)
+    previews = math.ceil(steps / (preview_epochs * per_epoch))
+    in_steps = steps * (1 + EVALUATION_SHARE) + previews * pace.steps_per_preview
+    return in_steps * pace.seconds_per_step

@@ -1,0 +1,180 @@
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), with AdamW for the rest.
+
+A matrix is moved along its momentum with all singular values made nearly equal, so that directions
+which the gradient seldom takes are learned as fast as the others.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from utils.devices import computes_in_bf16
+from utils.ranks import Ranks
+
+MOMENTUM = 0.95
+SMALLEST_SIDE = 16  # of a matrix: in thinner ones there are few singular values to make equal
+
+# The root mean square of a matrix's update, in learning rates; AdamW's is about as large.
+UPDATE_RMS = 0.5
+
+# Newton-Schulz: x -> a x + b x^3 + c x^5, which brings singular values in 0..1 near 1.
+ROUNDS = 5
+A, B, C = 3.4445, -4.7750, 2.0315
+SMALLEST_NORM = 1e-7
+
+EPS = 1e-8  # of AdamW
+FUSES_ADAMW = ("cuda", "cpu")  # kinds of device on which its whole step is one kernel
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices of a network, AdamW for everything else.
+
+    The weights of convolutions and linear layers count as matrices (outputs, all inputs), where
+    both sides are at least 16. Both kinds take the same learning rate, and a weight decay apart
+    from the gradient (Loshchilov & Hutter 1711.05101). The processes of a run share the matrices,
+    so that all of them make the same step to the bit, whatever computes it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float,
+        betas: tuple[float, float],  # of AdamW
+        weight_decay: float,
+        ranks: Ranks | None = None,
+    ):
+        matrices = matrices_of(network)
+        chosen = {id(matrix) for matrix in matrices}
+        others = [p for p in network.parameters() if id(p) not in chosen]
+        fused = matrices[0].device.type in FUSES_ADAMW if matrices else False
+        groups = [
+            {"params": matrices, "is_muon": True, "fused": False},
+            {"params": others, "is_muon": False, "fused": fused},
+        ]
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self._ranks = ranks or Ranks()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step with the gradients that are there."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if group["is_muon"]:
+                self._step_of_muon(weights, group["lr"], group["weight_decay"])
+            else:
+                self._step_of_adamw(weights, group)
+        return loss
+
+    def _step_of_muon(self, weights: list[Tensor], lr: float, weight_decay: float) -> None:
+        if not weights:
+            return
+        gradients = gradients_of(weights)
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's momentum
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        matrices = [as_matrix(value, weight) for value, weight in zip(ahead, weights, strict=True)]
+        moved = [as_matrix(weight.detach(), weight) for weight in weights]  # views
+        for places in places_by_shape(matrices):
+            stack = torch.stack([lying(matrices[place]) for place in places])
+            updates = orthogonal_of_all(stack, self._ranks)
+            # The mean square of an orthogonal matrix is one over its longer side.
+            updates = updates * (-lr * UPDATE_RMS * stack.shape[2] ** 0.5)
+            chosen = [lying(moved[place]) for place in places]
+            torch._foreach_add_(chosen, list(updates[: len(chosen)]))
+
+    def _step_of_adamw(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                state["step"] = torch.zeros((), device=weight.device if group["fused"] else "cpu")
+                state["exp_avg"] = torch.zeros_like(weight)
+                state["exp_avg_sq"] = torch.zeros_like(weight)
+        if not weights:
+            return
+        states = [self.state[weight] for weight in weights]
+        beta1, beta2 = group["betas"]
+        adamw(
+            weights,
+            gradients_of(weights),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=EPS,
+            maximize=False,
+            fused=group["fused"],
+        )
+
+
+def gradients_of(weights: list[Tensor]) -> list[Tensor]:
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def matrices_of(network: nn.Module) -> list[Tensor]:
+    """The weights that Muon moves."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    weights = [layer.weight for layer in layers]
+    return [weight for weight in weights if min(weight.flatten(1).shape) >= SMALLEST_SIDE]
+
+
+def as_matrix(value: Tensor, weight: Tensor) -> Tensor:
+    """A value of the shape of a layer's weight as (outputs, all inputs), the inputs in the order in
+    which the weight lies in memory, so that the weight's own matrix is a view.
+    """
+    if weight.dim() == 4 and not weight.is_contiguous():  # channels last
+        value = value.permute(0, 2, 3, 1)
+    return value.flatten(1)
+
+
+def places_by_shape(matrices: list[Tensor]) -> list[list[int]]:
+    """The places of the matrices that have one shape when they lie on their longer side."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        groups.setdefault(tuple(sorted(matrix.shape)), []).append(place)
+    return list(groups.values())
+
+
+def lying(matrix: Tensor) -> Tensor:
+    """The matrix, or its transpose, with at least as many columns as rows."""
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
+def orthogonal_of_all(stack: Tensor, ranks: Ranks) -> Tensor:
+    """`orthogonal` of a stack (n,r,c), each process doing its part -> (n or a few more, r, c)."""
+    if ranks.world_size == 1:
+        return orthogonal(stack)
+    share = -(-len(stack) // ranks.world_size)
+    mine = stack[share * ranks.rank : share * (ranks.rank + 1)]
+    padding = stack.new_zeros(share - len(mine), *stack.shape[1:])
+    return ranks.concatenate(orthogonal(torch.cat([mine, padding])))
+
+
+def orthogonal(stack: Tensor) -> Tensor:
+    """Matrices (n,r,c), r <= c -> U V^T of their singular value decompositions U S V^T, about: the
+    singular values come out between 0.7 and 1.2, which serves as well and takes products alone.
+    """
+    x = stack.to(_dtype_of_products(stack.device))
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
+    for _ in range(ROUNDS):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+        x = torch.baddbmm(x, polynomial, x, beta=A)
+    return x.to(stack.dtype)
+
+
+def _dtype_of_products(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware computes in it: the singular values need no more."""
+    return torch.bfloat16 if computes_in_bf16(device) else torch.float32

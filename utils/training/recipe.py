@@ -1,0 +1,291 @@
+"""The recipe of a diffusion: what train.py's options are where nobody sets them.
+
+A preset is a network with its optimisation. `auto` takes the largest one that gets enough steps in
+the time there is: a small network that is trained long enough draws better than a large one that is
+not. Everything here is plain values; tools/train.py asks, and measures.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+AUTO = "auto"
+
+# Half a level's side may fall so far below `lowest_side`: 7 pixels will do where 8 are asked for.
+SMALLEST_SHARE = 0.75
+
+LOSS_WEIGHT = "min_snr"
+EMA_LENGTH = 0.1  # share of the run
+
+# The options of train.py that may be left open.
+OPEN_OPTIONS = (
+    "channels",
+    "channel_mult",
+    "blocks_per_level",
+    "attention_levels",
+    "head_channels",
+    "norm_groups",
+    "time_embedding",
+    "batch_size",
+    "optim",
+    "lr",
+    "dropout",
+    "loss_weight",
+    "ema_length",
+)
+
+# What runs of earlier versions did where their checkpoints do not say.
+EARLIER = {"loss_weight": "uniform", "ema_length": EMA_LENGTH}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network, and how it is trained. The levels follow the size of the image."""
+
+    about: str
+    # The network
+    channels: int
+    channel_mult: tuple[int, ...]  # of as many levels as there are; beyond, the last one
+    blocks_per_level: int
+    lowest_side: int  # pixels: levels are added while the next one has at least as many, about
+    attention_sides: tuple[int, ...]  # pixels: the levels that come nearest have attention
+    head_channels: int | None
+    norm_groups: int
+    time_embedding: str
+    # Optimisation
+    batch_size: int
+    lr: float
+    optim: str
+    dropout: float  # where each image is seen often, see `usual_dropout`
+    # For `auto`
+    fewest_steps: int  # with fewer, the preset before draws better
+    # For people, and a test
+    parameters: float  # in millions, RGB without classes at `reference_side`
+    reference_side: int
+
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        about="for minutes on a CPU: the demo's network",
+        channels=32,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=1,
+        lowest_side=8,
+        attention_sides=(8,),
+        head_channels=32,
+        norm_groups=2,
+        time_embedding="scale_shift",
+        batch_size=32,
+        lr=0.0015,
+        optim="muon",
+        dropout=0.0,
+        fewest_steps=0,
+        parameters=1.9,
+        reference_side=32,
+    ),
+    "small": Preset(
+        about="for half an hour and more on a CPU",
+        channels=64,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=1,
+        lowest_side=8,
+        attention_sides=(8,),
+        head_channels=32,
+        norm_groups=4,
+        time_embedding="scale_shift",
+        batch_size=32,
+        lr=0.001,
+        optim="muon",
+        dropout=0.0,
+        fewest_steps=4_000,
+        parameters=7.6,
+        reference_side=32,
+    ),
+    "medium": Preset(
+        about="for hours on a CPU, minutes on a GPU",
+        channels=96,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=2,
+        lowest_side=8,
+        attention_sides=(8,),
+        head_channels=32,
+        norm_groups=6,
+        time_embedding="scale_shift",
+        batch_size=64,
+        lr=0.0008,
+        optim="muon",
+        dropout=0.1,
+        fewest_steps=8_000,
+        parameters=24.7,
+        reference_side=32,
+    ),
+    "base": Preset(
+        about="the network and rate of DDPM on CIFAR-10 (google/ddpm-cifar10-32)",
+        channels=128,
+        channel_mult=(1, 2, 2, 2),
+        blocks_per_level=2,
+        lowest_side=4,
+        attention_sides=(16,),
+        head_channels=None,
+        norm_groups=32,
+        time_embedding="additive",
+        batch_size=128,
+        lr=0.0002,
+        optim="adamw",
+        dropout=0.1,
+        fewest_steps=50_000,
+        parameters=35.7,
+        reference_side=32,
+    ),
+    "large": Preset(
+        about="the network and rate of DDPM on 256x256 (google/ddpm-celebahq-256)",
+        channels=128,
+        channel_mult=(1, 1, 2, 2, 4, 4),
+        blocks_per_level=2,
+        lowest_side=8,
+        attention_sides=(16,),
+        head_channels=None,
+        norm_groups=32,
+        time_embedding="additive",
+        batch_size=64,
+        lr=2e-05,
+        optim="adamw",
+        dropout=0.0,
+        fewest_steps=200_000,
+        parameters=113.7,
+        reference_side=256,
+    ),
+    "adm": Preset(
+        about="the widths of ADM on 64x64 (guided-diffusion), without its residual resampling",
+        channels=192,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=3,
+        lowest_side=8,
+        attention_sides=(32, 16, 8),
+        head_channels=64,
+        norm_groups=32,
+        time_embedding="scale_shift",
+        batch_size=64,
+        lr=0.0001,
+        optim="adamw",
+        dropout=0.1,
+        fewest_steps=200_000,
+        parameters=276.4,
+        reference_side=64,
+    ),
+}
+
+
+# --- A preset's options ---
+
+
+def levels_of(preset: Preset, size: tuple[int, int]) -> int:
+    """How many levels the network has for images of that height and width."""
+    sides, levels = list(size), 1
+    while all(side % 2 == 0 for side in sides):
+        sides = [side // 2 for side in sides]
+        if min(sides) < SMALLEST_SHARE * preset.lowest_side:
+            break
+        levels += 1
+    return levels
+
+
+def network_options(
+    preset: Preset,
+    size: tuple[int, int],
+    levels: int | None = None,
+    channels: int | None = None,
+) -> dict[str, Any]:
+    """The options of the network, by their names in train.py; with so many levels and channels
+    where these are given.
+    """
+    levels = levels or levels_of(preset, size)
+    channels = channels or preset.channels
+    heads = preset.head_channels
+    last = preset.channel_mult[-1]
+    more = (last,) * (levels - len(preset.channel_mult))
+    sides = [min(size) / 2**level for level in range(levels)]
+    attends = {_nearest(sides, side) for side in preset.attention_sides}
+    return {
+        "channels": channels,
+        "channel_mult": (*preset.channel_mult[:levels], *more),
+        "blocks_per_level": preset.blocks_per_level,
+        "attention_levels": tuple(sorted(attends)),
+        "head_channels": None if heads is None else math.gcd(heads, channels),
+        "norm_groups": preset.norm_groups,
+        "time_embedding": preset.time_embedding,
+    }
+
+
+def _nearest(sides: list[float], wanted: int) -> int:
+    """The level whose side is nearest to the wanted one, as a ratio."""
+    return min(range(len(sides)), key=lambda level: abs(math.log(sides[level] / wanted)))
+
+
+def training_options(preset: Preset) -> dict[str, Any]:
+    """The options of optimisation, but for those that depend on the length of the run."""
+    return {
+        "batch_size": preset.batch_size,
+        "optim": preset.optim,
+        "lr": preset.lr,
+        "dropout": preset.dropout,
+        "loss_weight": LOSS_WEIGHT,
+        "ema_length": EMA_LENGTH,
+    }
+
+
+def options_of(
+    name: str, size: tuple[int, int], given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All open options, for images (or latents) of that height and width: as they were given, and
+    where they were not (None), as the preset decides.
+    """
+    given = given or dict.fromkeys(OPEN_OPTIONS)
+    levels = len(given["channel_mult"]) if given["channel_mult"] else None
+    preset = PRESETS[name]
+    usual = {
+        **network_options(preset, size, levels, given["channels"]),
+        **training_options(preset),
+    }
+    return settled(given, usual)
+
+
+def options_before(config: dict, parts: int) -> dict[str, Any]:
+    """The same of the run that a checkpoint is of; its global batch is split into so many parts."""
+    training, network = config["training"], config["network"]
+    known = {**EARLIER, **network, **training}
+    known["batch_size"] = max(1, training["global_batch"] // parts)
+    return {name: known[name] for name in OPEN_OPTIONS}
+
+
+def settled(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Each option as it was given, and where it was not (None), as usual."""
+    return {name: usual[name] if given[name] is None else given[name] for name in usual}
+
+
+# --- Which preset ---
+
+
+def nearest_preset(channels: int) -> str:
+    """The preset whose network is as wide, or the next narrower one."""
+    narrower = [name for name, preset in PRESETS.items() if preset.channels <= channels]
+    return narrower[-1] if narrower else next(iter(PRESETS))
+
+
+def largest_affordable(steps_of: Callable[[str], float]) -> str:
+    """The largest preset that gets enough steps; `steps_of` says how many it would get."""
+    names = list(PRESETS)
+    chosen = names[0]
+    for name in names[1:]:
+        if steps_of(name) < PRESETS[name].fewest_steps:
+            break
+        chosen = name
+    return chosen
+
+
+def neighbours(name: str) -> list[str]:
+    """The preset before, itself and the one behind, as far as there are such."""
+    names = list(PRESETS)
+    place = names.index(name)
+    return names[max(0, place - 1) : place + 2]

@@ -1,0 +1,190 @@
+"""Which preset suits a run, found by measuring steps; and what its neighbours would cost."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from model.codecs import PixelCodec
+from model.diffusion import GaussianDiffusion
+from utils.data import steps_per_epoch
+from utils.start import seconds_since_start
+from utils.training.diffusion_task import DiffusionTask
+from utils.training.estimates import NetworkCost, cost_of
+from utils.training.length import SECONDS_PER_MINUTE, RunLength
+from utils.training.recipe import (
+    AUTO,
+    PRESETS,
+    largest_affordable,
+    nearest_preset,
+    neighbours,
+    options_of,
+)
+from utils.training.run import TrainingRun
+from utils.training.run_options import RunOptions
+
+# Where --epochs sets the length, no network is chosen that would take longer.
+LONGEST_RUN = 24 * 3600.0  # seconds
+
+# How many times faster than the smallest network's a larger one's operations may be: small ones do
+# not fill a GPU.
+MOST_SPEED_UP = {"cpu": 1.5}
+MOST_SPEED_UP_OF_GPU = 40.0
+
+INDENT = " " * 12
+GIGABYTE = 1e9
+COPIES_OF_WEIGHTS = 5  # weights, gradients, EMA, two moments
+OF_A_RUN = {field.name for field in fields(RunOptions)}
+
+
+class BlankImages:
+    """A training set to time steps with."""
+
+    is_decoded = True
+
+    def __init__(self, shape: tuple[int, ...], conditional: bool):
+        self.image = torch.zeros(shape, dtype=torch.uint8)
+        self.label = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
+        return self.image, self.label, i
+
+    def name(self, i: int) -> str:
+        return "a blank image"
+
+
+class RecipeChoice:
+    """The preset of a run, and the options that it gives where none are given.
+
+    `preset` may be "auto": the one as wide as the given `channels`, or the largest one that gets
+    enough steps in the run's time. All processes of the run make the choice together.
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        preset: str,
+        given: dict[str, Any],  # options by name; None: left open
+        size: tuple[int, int],  # of what the diffusion sees
+        images: int,
+        network_of: Callable[[dict[str, Any]], dict[str, Any]],  # a network's config
+    ):
+        self.run = run
+        self.given = given
+        self.size = size
+        self.images = images
+        self.network_of = network_of
+        self._seconds: dict[str, float] = {}  # of a step, by preset
+        self._costs: dict[str, NetworkCost] = {}
+        self.is_chosen = preset == AUTO and given["channels"] is None
+        if self.is_chosen:
+            preset = largest_affordable(self._steps_of)
+        elif preset == AUTO:
+            preset = nearest_preset(given["channels"])
+        self.preset = preset
+        self.values = self.values_of(preset)
+
+    def values_of(self, preset: str) -> dict[str, Any]:
+        """The options with that preset."""
+        return options_of(preset, self.size, self.given)
+
+    def cost_of(self, preset: str) -> NetworkCost:
+        if preset not in self._costs:
+            network = self.network_of(self.values_of(preset))
+            self._costs[preset] = cost_of(network, self.size)
+        return self._costs[preset]
+
+    # --- Choosing ---
+
+    def _steps_of(self, preset: str) -> float:
+        """The steps that a preset would get."""
+        options = self.run.options
+        if options.minutes is not None:
+            left = options.minutes * SECONDS_PER_MINUTE - seconds_since_start()
+            return left / self._seconds_of(preset, left / PRESETS[preset].fewest_steps)
+        values = self.values_of(preset)
+        processes = self.run.ranks.world_size * options.grad_accum
+        per_epoch = steps_per_epoch(self.images, values["batch_size"] * processes)
+        steps = options.epochs * per_epoch
+        if steps < PRESETS[preset].fewest_steps:
+            return steps
+        affordable = LONGEST_RUN / steps
+        return steps if self._seconds_of(preset, affordable) <= affordable else 0
+
+    def _seconds_of(self, preset: str, affordable: float) -> float:
+        """Seconds of a step; where they are surely more than what is affordable, at least that."""
+        smallest = next(iter(PRESETS))
+        if preset != smallest:
+            kind = self.run.precision.device.type
+            speed_up = MOST_SPEED_UP.get(kind, MOST_SPEED_UP_OF_GPU)
+            ratio = self._operations(preset) / self._operations(smallest)
+            at_least = self._measured(smallest) * ratio / speed_up
+            if at_least > affordable:
+                return at_least
+        return self._measured(preset)
+
+    def _operations(self, preset: str) -> float:
+        """Of a step."""
+        return self.cost_of(preset).operations * self.values_of(preset)["batch_size"]
+
+    def _measured(self, preset: str) -> float:
+        """Seconds of a step with that preset, on blank images; the main process's word counts."""
+        if preset not in self._seconds:
+            self._seconds[preset] = self._measure(preset)
+        return self._seconds[preset]
+
+    def _measure(self, preset: str) -> float:
+        run, options = self.run, self.run.options
+        values = self.values_of(preset)
+        network = self.network_of(values)
+        conditional = network["num_classes"] is not None
+        run.options = options.with_settled(
+            **{name: value for name, value in values.items() if name in OF_A_RUN}
+        )
+        try:
+            state = run.build_state({"network": network})
+            task = DiffusionTask(GaussianDiffusion(prediction="v"), PixelCodec(), conditional)
+            blank = BlankImages((network["in_channels"], *self.size), conditional)
+            mine = run.seconds_of_step(state, task, blank)
+        finally:
+            run.options = options
+        return run.ranks.gather(mine)[run.ranks.main_rank]
+
+    # --- The plan ---
+
+    def lines(self, seconds: float, length: RunLength) -> list[str]:
+        """Lines of the plan: this preset and those beside it, with parameters, time and memory.
+
+        `seconds` is what a step of this run takes; the others' is reckoned from it.
+        """
+        if self.given["channels"] is not None:  # the others would be as wide
+            return [f"preset      {self.preset}, but for what is given"]
+        why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
+        lines = [f"preset      {self.preset} ({why})"]
+        own = self._operations(self.preset)
+        for name in neighbours(self.preset):
+            ratio = self._operations(name) / own
+            lines.append(f"{INDENT}{self._in_words(name, seconds * ratio, length)}")
+        return lines
+
+    def _in_words(self, name: str, seconds: float, length: RunLength) -> str:
+        cost, values = self.cost_of(name), self.values_of(name)
+        memory = cost.memory(values["batch_size"], COPIES_OF_WEIGHTS) / GIGABYTE
+        about = "" if name == self.preset else "about "
+        if length.minutes is None:
+            processes = self.run.ranks.world_size * self.run.options.grad_accum
+            per_epoch = steps_per_epoch(self.images, values["batch_size"] * processes)
+            whole = timedelta(seconds=round(length.epochs * per_epoch * seconds))
+            time = f"{about}{whole}"
+        else:
+            steps = length.minutes * SECONDS_PER_MINUTE / seconds
+            time = f"{about}{steps:,.0f} steps in {length.minutes:g} minutes"
+        return (
+            f"{name:7} {cost.parameters / 1e6:6.1f} M parameters, {time}, "
+            f"about {memory:.1f} GB of memory"
+        )

@@ -1,0 +1,77 @@
+"""How long a training step takes, found out by taking some."""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from torch import nn
+
+from utils.training.fit import LossFunction, TrainingLoop, Update
+from utils.training.prefetch import Batch, DrawFunction, PreparedBatches
+from utils.training.recorder import SilentRecorder
+from utils.training.schedule import Schedule
+from utils.training.state import TrainState
+
+WARM_UP_STEPS = 2  # that are not counted
+FEWEST_STEPS, MOST_STEPS = 3, 12  # that are counted
+ENOUGH_TIME = 2.0  # seconds: beyond, no more than the fewest steps are counted
+LONGEST_TIME = 20.0  # seconds: where steps are slow, fewer are taken
+
+
+def seconds_of_step(
+    network: nn.Module,
+    loss_fn: LossFunction,
+    draw_fn: DrawFunction,
+    state: TrainState,
+    batch: Batch,
+    update: Update,
+) -> float:
+    """Seconds of a whole step (draws, loss, backward, optimizer, EMA) on micro-batches like this:
+    the median after a warm-up; where steps are slow, the shortest of those that were taken.
+
+    The steps are those of the training loop. The state is put back as it was, to the bit. The
+    processes of a run call it together.
+    """
+    before = state.snapshot()
+    ranks = update.ranks
+    loader = PreparedBatches(
+        _forever(batch), draw_fn, update.precision.device, 0, 0, update.accumulate, ranks
+    )
+    loop = TrainingLoop(
+        network,
+        loader,
+        loss_fn,
+        state,
+        Schedule(total_steps=1, steps_per_epoch=1, learning_rate=lambda step: 0.0),
+        SilentRecorder(ranks, has_previews=False),
+        update,
+        names_of=lambda step: [],
+    )
+    seconds: list[float] = []
+    try:
+        while not _are_enough(seconds, several=ranks.world_size > 1):
+            start = time.perf_counter()
+            loop.take_step()
+            loop.meter.flush(1)  # waits for the device
+            seconds.append(time.perf_counter() - start)
+    finally:
+        loader.close()
+        state.put_back(before)
+    counted = seconds[WARM_UP_STEPS:]
+    return statistics.median(counted) if len(counted) >= FEWEST_STEPS else min(seconds)
+
+
+def _are_enough(seconds: list[float], several: bool) -> bool:
+    """Whether enough steps were taken; several processes take equally many, whatever their time."""
+    counted = len(seconds) - WARM_UP_STEPS
+    if several:
+        return counted >= FEWEST_STEPS
+    total = sum(seconds)
+    if total > LONGEST_TIME or counted >= MOST_STEPS:
+        return True
+    return counted >= FEWEST_STEPS and total > ENOUGH_TIME
+
+
+def _forever(batch: Batch) -> Iterator[Batch]:
+    while True:
+        yield batch

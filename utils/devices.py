@@ -109,6 +109,13 @@ def choose_precision(amp: bool | str, device: torch.device) -> tuple[Precision, 
     return Precision(torch.float32, device), remark
 
 
+def formats_of(device: torch.device) -> list[Precision]:
+    """fp32 and, where the hardware benefits from one, the smaller format that --amp gives."""
+    full, _ = choose_precision(False, device)
+    small, _ = choose_precision(True, device)
+    return [full] if small == full else [full, small]
+
+
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether a device has instructions for bf16."""
     if device.type == "cuda":

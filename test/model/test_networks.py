@@ -9,6 +9,7 @@ import torch
 from model.ema import EMA
 from model.modules.attention import attend
 from model.networks import DENOISERS, UNet, build_network
+from utils.benchmarks.diffusers_names import diffusers_state
 
 SMALL = {
     "channels": 8,
@@ -17,56 +18,6 @@ SMALL = {
     "head_channels": 8,
     "norm_groups": 4,
 }
-
-
-def diffusers_names(network):
-    """Our parameter name -> theirs; the joint projection of q, k and v maps to three."""
-    levels = len(network.config["channel_mult"])
-    layers = {
-        "block.": "",
-        "norm1": "norm1",
-        "conv1": "conv1",
-        "emb": "time_emb_proj",
-        "norm2": "norm2",
-    }
-    layers |= {"conv2": "conv2", "skip": "conv_shortcut"}
-    for name in network.state_dict():
-        parts = name.split(".")
-        if parts[0] in ("down", "up"):
-            level, what = parts[1].removeprefix("level").split("_")
-            place = int(level) if parts[0] == "down" else levels - 1 - int(level)
-            prefix = f"{parts[0]}_blocks.{place}."
-            if what.endswith("sample"):
-                yield name, [f"{prefix}{what}rs.0.{'.'.join(parts[2:])}"]
-                continue
-            number, rest = what.removeprefix("block"), parts[2:]
-        elif parts[0] in ("middle_in", "middle_out"):
-            prefix, number, rest = "mid_block.", "0" if parts[0] == "middle_in" else "1", parts[1:]
-        else:
-            top = {
-                "condition.time_mlp.0": "time_embedding.linear_1",
-                "condition.time_mlp.2": "time_embedding.linear_2",
-            }
-            top |= {"condition.label": "class_embedding", "norm_out": "conv_norm_out"}
-            stem, leaf = name.rsplit(".", 1)
-            yield name, [f"{top.get(stem, stem)}.{leaf}"]
-            continue
-        if rest[0] == "block":
-            yield name, [f"{prefix}resnets.{number}.{layers[rest[1]]}.{rest[2]}"]
-        else:
-            attention = f"{prefix}attentions.{number}."
-            inner = {"norm": ["group_norm"], "qkv": ["to_q", "to_k", "to_v"], "out": ["to_out.0"]}[
-                rest[1]
-            ]
-            yield name, [f"{attention}{layer}.{rest[2]}" for layer in inner]
-
-
-def copy_to_diffusers(network, theirs):
-    state = {}
-    for ours, names in diffusers_names(network):
-        for name, part in zip(names, network.state_dict()[ours].chunk(len(names)), strict=True):
-            state[name] = part
-    theirs.load_state_dict(state)  # strict: every weight of theirs is covered
 
 
 CIFAR = (  # the network of google/ddpm-cifar10-32
@@ -149,7 +100,7 @@ def test_unet_equals_diffusers(ours, theirs):
             parameter, std=parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
         )
     reference = diffusers.UNet2DModel(sample_size=32, **theirs).eval()
-    copy_to_diffusers(network, reference)
+    reference.load_state_dict(diffusers_state(network))  # strict: every weight of theirs is covered
     x, t = torch.randn(2, network.config["in_channels"], 16, 24), torch.tensor([3, 700])
     labels = None if network.num_classes is None else torch.tensor([0, 9])
     with torch.no_grad():

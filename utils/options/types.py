@@ -142,6 +142,29 @@ class ImageSize:
 
 
 @dataclass(frozen=True)
+class ImageShapes:
+    """ "28x1,64x3" -> ((28, 1), (64, 3)): the sides and channels of square images."""
+
+    sides: Number = Number(int, SMALLEST_SIDE, LARGEST_SIDE)
+
+    def __str__(self) -> str:
+        return f"side x channels such as 28x1,64x3 (sides {self.sides.low} to {self.sides.high})"
+
+    def __call__(self, text: str) -> tuple[tuple[int, int], ...]:
+        return tuple(self._shape(part, text) for part in text.split(","))
+
+    def _shape(self, part: str, text: str) -> tuple[int, int]:
+        side, x, channels = part.partition("x")
+        allowed = [str(count) for count in CHANNELS.values()]
+        if not x or channels not in allowed:
+            raise _refuse(f"{self}, with {' or '.join(allowed)} channels", text)
+        try:
+            return int(self.sides(side)), int(channels)
+        except argparse.ArgumentTypeError:
+            raise _refuse(str(self), text) from None
+
+
+@dataclass(frozen=True)
 class PathType:
     """A path; ~ is the home folder."""
 
@@ -216,6 +239,7 @@ not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)
 whole_numbers = WholeNumbers()
 image_size = ImageSize()
+image_shapes = ImageShapes()
 path = PathType()
 file_name = FileName()
 replica_name = ReplicaName()

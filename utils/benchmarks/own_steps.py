@@ -1,0 +1,100 @@
+"""Steps of our training loop, outside a run: nothing is saved, logged or drawn."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from model.diffusion import GaussianDiffusion
+from model.ema import EMA
+from utils.benchmarks.turns import Variant
+from utils.devices import Precision
+from utils.ranks import Ranks
+from utils.training.diffusion_task import DiffusionTask
+from utils.training.fit import TrainingLoop, Update
+from utils.training.optimizer import build_optimizer
+from utils.training.prefetch import Batch, Prepared, PreparedBatches
+from utils.training.recorder import SilentRecorder
+from utils.training.schedule import Schedule
+from utils.training.state import TrainState
+
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 0.01
+GRAD_CLIP = 1.0
+NO_END = 10**9  # steps
+
+
+def process() -> GaussianDiffusion:
+    """The diffusion that train.py trains unless told otherwise."""
+    return GaussianDiffusion(noise_schedule="cosine", prediction="v")
+
+
+def build_loop(
+    task: DiffusionTask,
+    loader: Iterator[Prepared],
+    network: nn.Module,  # on its device
+    precision: Precision,
+    optimizer: str = "adamw",
+) -> TrainingLoop:
+    """The loop in utils/training/fit.py, of which single steps are taken."""
+    state = TrainState(
+        network=network,
+        ema=EMA(network),
+        optimizer=build_optimizer(optimizer, network, LEARNING_RATE, WEIGHT_DECAY),
+        scaler=precision.scaler(),
+        seed=0,
+        kind="diffusion",
+        config={},
+        args={},
+        versions={},
+    )
+    ranks = Ranks()
+    return TrainingLoop(
+        network,
+        loader,
+        task.loss,
+        state,
+        Schedule(NO_END, NO_END, learning_rate=lambda step: LEARNING_RATE),
+        SilentRecorder(ranks, has_previews=False),
+        Update(precision, ranks, grad_clip=GRAD_CLIP),
+        names_of=lambda step: [],
+    )
+
+
+def take_step(loop: TrainingLoop) -> None:
+    """One step, until its loss is known."""
+    loop.take_step()
+    loop.meter.flush(1)
+
+
+def step_of(
+    task: DiffusionTask,
+    inputs: Tensor,
+    network: nn.Module,
+    precision: Precision,
+    optimizer: str = "adamw",
+    classes: int = 1,
+) -> Variant:
+    """A step on a fixed batch of these inputs (B, ...), with labels that go through the classes:
+    draws, loss, backward, optimizer, EMA.
+    """
+    numbers = torch.arange(len(inputs))
+    batch = (inputs, numbers % classes, numbers)
+    loader = PreparedBatches(_forever(batch), task.draw, precision.device, 0, 0)
+    loop = build_loop(task, loader, network, precision, optimizer)
+
+    def step() -> None:
+        take_step(loop)
+
+    return step
+
+
+def random_pixels(shape: tuple[int, ...]) -> Tensor:
+    """The same ones at each call, uint8."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def _forever(batch: Batch) -> Iterator[Batch]:
+    while True:
+        yield batch

@@ -84,6 +84,10 @@ def check(args: Namespace) -> None:
             raise opt.UserError(f"{option.flag} belongs to {group}: it does nothing to {args.what}")
     if args.compile and args.what != "train":
         raise opt.UserError(f"--compile belongs to train: it does nothing to {args.what}")
+    if args.sample_steps is not None and args.what not in (PEERS, "sample"):
+        raise opt.UserError(
+            f"--sample_steps belongs to peers and sample: it does nothing to {args.what}"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

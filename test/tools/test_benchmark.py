@@ -101,6 +101,7 @@ def test_peers_prints_what_it_writes(compared, folder):
         (["peers", "--image_size", 16], "--image_size belongs to train, sample, save and latent"),
         (["train", "--quick"], "--quick belongs to peers"),
         (["sample", "--compile"], "--compile belongs to train"),
+        (["save", "--sample_steps", 5], "--sample_steps belongs to peers and sample"),
         (["peers", "--sample_steps", 2000], "--sample_steps 2000"),
         (["peers", "--cases", "28"], "side x channels"),
         (["peers", "--cases", "28x2"], "1 or 3 channels"),

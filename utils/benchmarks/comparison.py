@@ -35,6 +35,7 @@ from utils.benchmarks.turns import take_turns
 from utils.console import say
 from utils.devices import Precision, formats_of
 
+SHORTEST_TURN = 0.1  # seconds
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
 
 Place = tuple[str, str]  # a contender's key and a number format
@@ -114,7 +115,7 @@ def compare_case(
 
     def turns(what: str, actions: dict[Place, Callable[[], Any]]) -> dict[Place, list[float]]:
         say(f"{case.name}: {what} ...", error=True)
-        return take_turns(actions, plan.rounds, device)
+        return take_turns(actions, plan.rounds, device, shortest_turn=SHORTEST_TURN)
 
     training = turns("training steps", {place: each.train for place, each in contenders.items()})
     calls = turns("network calls", {place: each.call for place, each in drawing.items()})

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from utils.benchmarks.case import Case
 from utils.benchmarks.convolution import name_of
@@ -15,7 +18,6 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHILD = "utils.benchmarks.fresh_process"
-LONGEST = 600.0  # seconds
 ENOUGH_OF_IT = 500  # characters of an error
 
 
@@ -33,28 +35,33 @@ def measure_fresh(key: str, case: Case, precision: Precision, threads: int) -> F
         "contender": key,
         "case": asdict(case),
         "number_format": name_of(precision),
-        "device": str(precision.device),
+        "use_gpu": use_gpu_of(precision.device),
         "threads": threads,
     }
     command = [sys.executable, "-m", CHILD, json.dumps(request)]
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()  # comes after the first step
-        start_up = time.perf_counter() - start
-        try:
-            rest, errors = process.communicate(timeout=LONGEST)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise UserError(f"{key}: its own process took more than {LONGEST:g} s") from None
-    if process.returncode != 0:
-        raise UserError(
-            f"{key}: its own process ended with status {process.returncode}: "
-            f"{errors.strip()[-ENOUGH_OF_IT:]}"
-        )
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads could fill up
+        start = time.perf_counter()
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()  # comes after the first step
+            start_up = time.perf_counter() - start
+            rest = process.stdout.read()
+        if process.returncode != 0:
+            errors.seek(0)
+            raise UserError(
+                f"{key}: its own process ended with status {process.returncode}: "
+                f"{errors.read().strip()[-ENOUGH_OF_IT:]}"
+            )
     return Fresh(start_up, json.loads(rest)["memory"])
+
+
+def use_gpu_of(device: torch.device) -> int:
+    """The number by which `choose_device` finds it again."""
+    if device.type == "cpu":
+        return -1
+    return device.index or 0
 
 
 def measure_all_fresh(

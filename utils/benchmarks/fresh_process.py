@@ -19,10 +19,11 @@ def main() -> None:
 
     from utils.benchmarks.case import Case
     from utils.benchmarks.memory import highest_memory, start_peak
-    from utils.devices import Precision, prepare_for_training
+    from utils.devices import Precision, choose_device, prepare_for_training
+    from utils.ranks import Ranks
 
     torch.set_num_threads(request["threads"])
-    device = torch.device(request["device"])
+    device = choose_device(request["use_gpu"], Ranks())
     prepare_for_training(device)
     # The first optimizer imports torch's compiler, whose memory is no contender's.
     torch.optim.AdamW([torch.zeros(1)])

@@ -32,6 +32,7 @@ def start_peak(device: torch.device) -> int:
     can forget an earlier peak.
     """
     if device.type == "cuda":
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:

@@ -149,7 +149,8 @@ def _machine_lines(found: Comparison) -> Iterator[str]:
         loader = found.loader
         yield (
             f"Of {len(loader.seconds)} steps of our training loop on {loader.images:,} images "
-            f"from a folder, waiting for the loader took {100 * loader.share:.1f}%."
+            f"from a folder ({loader.case}, {loader.number_format}), waiting for the loader took "
+            f"{100 * loader.share:.1f}%."
         )
         yield ""
     rows = [

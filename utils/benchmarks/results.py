@@ -115,7 +115,9 @@ class Peak:
 class LoaderShare:
     """Of the time of training steps on images from a folder, one value a step."""
 
-    images: int
+    case: str
+    number_format: str
+    images: int  # in the folder
     seconds: list[float]
     seconds_in_loader: list[float]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from model.codecs import PixelCodec
 from utils.benchmarks.case import Case
+from utils.benchmarks.convolution import name_of
 from utils.benchmarks.own_steps import build_loop, process, take_step
 from utils.benchmarks.results import LoaderShare
 from utils.benchmarks.turns import WARM_UP_ROUNDS, wait_for
@@ -64,7 +65,13 @@ def loader_share(folder: Path, case: Case, precision: Precision, steps: int) -> 
         prepared.close()
         batches.close()
     counted = slice(WARM_UP_ROUNDS, None)
-    return LoaderShare(len(images), seconds[counted], loader.seconds[counted])
+    return LoaderShare(
+        case=case.name,
+        number_format=name_of(precision),
+        images=len(images),
+        seconds=seconds[counted],
+        seconds_in_loader=loader.seconds[counted],
+    )
 
 
 # --- The network in sampling ---

@@ -1,5 +1,6 @@
 """Variants measured in turns, so that what disturbs the machine affects all of them alike."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -22,16 +23,26 @@ def take_turns(
     rounds: int,
     device: torch.device,
     between_turns: Variant = nothing,
+    shortest_turn: float = 0.0,  # seconds
 ) -> dict[Key, list[float]]:
-    """Seconds of each variant in each round. `between_turns` is not timed."""
+    """Seconds of each variant in each round. `between_turns` is not timed.
+
+    What takes less than `shortest_turn` is repeated within a turn, and its seconds are the mean.
+    So what a variant prepares ahead, while others have their turn, is prepared while it is timed.
+    """
     seconds: dict[Key, list[float]] = {key: [] for key in variants}
+    repeats = dict.fromkeys(variants, 1)
     for round_number in range(rounds + WARM_UP_ROUNDS):
         for key, run in variants.items():
             start = time.perf_counter()
-            run()
+            for _ in range(repeats[key]):
+                run()
             wait_for(device)
+            mean = (time.perf_counter() - start) / repeats[key]
             if round_number >= WARM_UP_ROUNDS:
-                seconds[key].append(time.perf_counter() - start)
+                seconds[key].append(mean)
+            else:
+                repeats[key] = max(1, math.ceil(shortest_turn / mean))
             between_turns()
     return seconds
 

@@ -41,6 +41,20 @@ def test_time_between_turns_does_not_count():
     assert all(0.002 <= each < 0.1 for each in seconds["a"])
 
 
+def test_what_is_short_is_repeated_within_its_turn():
+    calls = []
+
+    def short():
+        calls.append("short")
+        time.sleep(0.005)
+
+    variants = {"short": short, "long": lambda: calls.append("long") or time.sleep(0.05)}
+    seconds = take_turns(variants, 1, CPU, shortest_turn=0.05)
+    assert calls.count("long") == 1 + WARM_UP_ROUNDS
+    assert calls[-1] == "long" and calls[-5:-1] == ["short"] * 4
+    assert 0.005 <= seconds["short"][0] < 0.05
+
+
 def test_spread_is_the_distance_between_quartiles():
     assert spread_of([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
     assert spread_of([7.0]) == 0
@@ -109,9 +123,7 @@ def test_memory_only_grows():
 
 
 def test_a_failing_process_is_named():
-    with pytest.raises(
-        UserError, match="(?s)nobody: .* ended with status 1: .*KeyError"
-    ):
+    with pytest.raises(UserError, match="(?s)nobody: .* ended with status 1: .*KeyError"):
         measure_fresh("nobody", Case("tiny", 8, 1, 1, 1), FULL, threads=1)
 
 

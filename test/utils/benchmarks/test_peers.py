@@ -1,9 +1,12 @@
 """What is compared: the same network twice, and whichever peers are installed."""
 
+import ast
+import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import ROOT
 
 from utils.benchmarks.case import Case
 from utils.benchmarks.comparison import check_networks
@@ -81,6 +84,22 @@ def test_a_contender_trains_calls_and_samples(key):
     after = contender.network.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any((after[name] - value).abs().max() > 0 for name, value in before.items())
+
+
+def test_start_up_pays_for_all_that_training_imports():
+    """What tools/train.py imports in its functions is imported by our contenders too."""
+    tree = ast.parse((ROOT / "tools" / "train.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    nodes = [node for function in functions for node in ast.walk(function)]
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert len(imported) > 10
+    script = "from utils.benchmarks.contenders import import_contender\n"
+    script += "import_contender('ours_muon')\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    of_latents = {"utils.training.latent_inputs", "utils.training.latent_statistics"}
+    assert imported - of_latents <= set(done.stdout.split())
 
 
 def test_the_contenders_begin_with_the_same_weights():

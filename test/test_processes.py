@@ -65,6 +65,38 @@ def test_two_processes_equal_one_in_float64(images, tmp_path):
     assert differences(tmp_path / "one", tmp_path / "two") < 1e-10
 
 
+def shared_gradients(folder: Path, compression: str) -> tuple[list, list]:
+    """What each of two processes had for itself, and what they agreed on."""
+    run = [sys.executable, str(ROOT / "test/helper_gradients.py"), str(folder), compression]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [each["own"] for each in found], [each["shared"] for each in found]
+
+
+def test_processes_exchange_gradients_as_they_are_or_in_bf16(tmp_path):
+    (first, second), shared = shared_gradients(tmp_path, "none")
+    mean = (first + second) / 2
+    assert torch.equal(*shared) and (shared[0] - mean).abs().max() < 1e-6 * mean.abs().max()
+
+    (first, second), shared = shared_gradients(tmp_path, "bf16")
+    rounded = first.bfloat16() / 2 + second.bfloat16() / 2
+    assert shared[0].dtype == torch.float32 and not torch.equal(first, second)
+    assert torch.equal(*shared) and torch.equal(shared[0], rounded.float())
+
+
+def test_a_resumed_run_must_say_how_gradients_are_exchanged(images, tmp_path):
+    compressed = ["--gradient_compression", "bf16"]
+    train(images, tmp_path, "one", 1, 8, "--epochs", 1)
+    train(images, tmp_path, "two", 2, 4, "--epochs", 1, *compressed)
+    assert 1e-9 < differences(tmp_path / "one", tmp_path / "two") < 0.05
+    resume = ["--epochs", 2, "--batch_size", 4, "--distributed", "--resume"]
+    run = command(images, tmp_path, "two", *resume)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "gradient_compression bf16 before, none now" in done.stderr
+    train(images, tmp_path, "two", 2, 4, "--epochs", 2, "--resume", *compressed)
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("count", [13, 3])
 def test_processes_equal_each_other_in_float64(images, tmp_path, count):

@@ -297,6 +297,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--world_size": ["0"],
     "--main_gpu": ["-1"],
     "--timeout": ["0", "1e10"],
+    "--gradient_compression": ["fp8"],
     # generate.py
     "--weight_path": ["missing", "{file}", "{empty}"],
     "--num_images": ["0"],

@@ -126,6 +126,7 @@ OPTIONS: opt.Table = {
         Option("--world_size",        2,               opt.positive,        "number of processes with --distributed"),
         Option("--main_gpu",          0,               opt.natural,         "rank of the process that saves and draws"),
         Option("--timeout",           600.0,           opt.seconds,         "seconds a process waits for the others in a step"),
+        Option("--gradient_compression", "none",       opt.GRADIENT_COMPRESSIONS, "number format in which the processes exchange gradients; bf16: half the bytes, rounded", decides=True),
     ],
 }
 # fmt: on

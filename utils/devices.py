@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from utils.errors import UserError
 from utils.ranks import Ranks
@@ -18,6 +19,9 @@ BF16_CAPABILITY = (8, 0)
 AUTO = "auto"
 WIDE_GROUP = 16  # channels of a group norm, from which on torch vectorises over them
 CPU_INFO = Path("/proc/cpuinfo")  # Linux
+
+# How gradients are packed for the way between processes. gloo sums bf16 too, so it runs on CPUs.
+COMPRESSION_HOOKS = {"none": None, "bf16": bf16_compress_hook}
 
 
 def choose_device(use_gpu: int, ranks: Ranks) -> torch.device:
@@ -161,16 +165,24 @@ def prepare_for_training(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def wrap_network(network: nn.Module, ranks: Ranks, compiled: bool) -> nn.Module:
+def wrap_network(
+    network: nn.Module, ranks: Ranks, compiled: bool, compression: str = "none"
+) -> nn.Module:
     """What the loss calls: the network itself, compiled on demand, with its gradients averaged over
-    the processes.
+    the processes. Compression "bf16": they exchange gradients in that format, and weights and
+    gradients stay as they are. Raises KeyError for another one.
     """
     if compiled:
         network.compile(dynamic=False)  # sizes do not change
-    if ranks.world_size > 1:
-        # Gradients as views of the buckets save one copy.
-        return nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
-    return network
+    if ranks.world_size == 1:
+        return network
+    # Gradients as views of the buckets save one copy. A static graph is not declared: torch then
+    # refuses a first step that accumulates, and nothing would be gained (docs/scaling.md).
+    wrapped = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+    hook = COMPRESSION_HOOKS[compression]
+    if hook is not None:
+        wrapped.register_comm_hook(None, hook)  # None: among all processes
+    return wrapped
 
 
 @contextlib.contextmanager

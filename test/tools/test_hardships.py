@@ -197,7 +197,10 @@ def test_options_without_effect_are_named(script, images):
     out = script("train", *plan, "--world_size", 4, "--label_drop", 1).stdout
     assert "--world_size 4 and --main_gpu 0 have no effect without --distributed" in out
     assert "with --label_drop 1 no image keeps its label" in out
-    assert "have no effect" not in script("train", *plan).stdout
+    out = script("train", *plan, "--gradient_compression", "bf16").stdout
+    assert "--gradient_compression bf16 has no effect without --distributed" in out
+    out = script("train", *plan).stdout
+    assert "have no effect" not in out and "has no effect" not in out
 
 
 def test_what_is_left_out_is_named_by_kind(script, images):

@@ -83,16 +83,22 @@ def check_training(args: Namespace) -> None:
 
 
 def idle_process_remarks(args: Namespace, table: Table) -> list[str]:
-    """A remark on options for several processes, where there is one."""
+    """Remarks on options for several processes, where there is one."""
     if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
-    usual = next(option.default for option in options_of(table) if option.name == "world_size")
-    if args.world_size == usual and args.main_gpu == 0:
-        return []
-    return [
-        f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "
-        "--distributed"
-    ]
+    usual = {option.name: option.default for option in options_of(table)}
+    remarks = []
+    if args.world_size != usual["world_size"] or args.main_gpu != 0:
+        remarks.append(
+            f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "
+            "--distributed"
+        )
+    if args.gradient_compression != "none":
+        remarks.append(
+            f"--gradient_compression {args.gradient_compression} has no effect without "
+            "--distributed: one process exchanges no gradients"
+        )
+    return remarks
 
 
 def launch_training(worker: Callable, args: Namespace) -> NoReturn:

@@ -270,7 +270,10 @@ class TrainingRun:
         over the processes.
         """
         if self._wrapped is None or self._wrapped[0] is not state.network:
-            network = wrap_network(state.network, self.ranks, self.options.compile)
+            options = self.options
+            network = wrap_network(
+                state.network, self.ranks, options.compile, options.gradient_compression
+            )
             self._wrapped = (state.network, network)
         return self._wrapped[1]
 

@@ -52,6 +52,7 @@ class RunOptions:
     num_workers: int
     cache: str
     compile: bool
+    gradient_compression: str
     # All of the script's options
     record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint
     of_a_machine: tuple[str, ...] = ()  # the names of those that may differ between machines

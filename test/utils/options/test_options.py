@@ -16,6 +16,7 @@ from model.samplers.time_grid import TIMESTEP_SPACINGS
 from utils import options as opt
 from utils.data.cache import CACHE_CHOICES
 from utils.data.image_set import MODES
+from utils.devices import COMPRESSION_HOOKS
 from utils.options import Option
 
 SCRIPTS = (
@@ -49,6 +50,7 @@ def test_choices_are_what_the_code_knows():
         (opt.TIME_EMBEDDINGS, TIME_EMBEDDINGS),
         (opt.CACHES, CACHE_CHOICES),
         (opt.IMAGE_MODES, MODES),
+        (opt.GRADIENT_COMPRESSIONS, COMPRESSION_HOOKS),
     ]:
         assert set(choice.values) == set(known)
 

@@ -210,7 +210,7 @@ def _run_rank(worker: Worker, processes: Processes, ranks: Ranks) -> NoReturn:
     """
     status = 0
     try:
-        _init_group(processes, ranks)
+        join_group(processes, ranks)
         with _quiet_unless(ranks.is_main):
             try:
                 worker(ranks)
@@ -230,7 +230,8 @@ def _leave(ranks: Ranks) -> None:
     dist.destroy_process_group()
 
 
-def _init_group(processes: Processes, ranks: Ranks) -> None:
+def join_group(processes: Processes, ranks: Ranks) -> None:
+    """Make this process one of the group whose store the ranks have. Waits for the others."""
     gpus = processes.on_gpu and torch.cuda.is_available()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo",

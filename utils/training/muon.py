@@ -25,6 +25,10 @@ ROUNDS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 SMALLEST_NORM = 1e-7
 
+# Where many processes share few matrices, most of what they gather is padding: from so many times
+# the matrices on, a sum over the processes moves fewer bytes (each twice, and no padding).
+DEAREST_PADDING = 2
+
 EPS = 1e-8  # of AdamW
 FUSES_ADAMW = ("cuda", "cpu")  # kinds of device on which its whole step is one kernel
 
@@ -157,7 +161,13 @@ def orthogonal_of_all(stack: Tensor, ranks: Ranks) -> Tensor:
     if ranks.world_size == 1:
         return orthogonal(stack)
     share = -(-len(stack) // ranks.world_size)
-    mine = stack[share * ranks.rank : share * (ranks.rank + 1)]
+    part = slice(share * ranks.rank, share * (ranks.rank + 1))
+    mine = stack[part]
+    if share * ranks.world_size > DEAREST_PADDING * len(stack):
+        updates = torch.zeros_like(stack)
+        if len(mine) > 0:
+            updates[part] = orthogonal(mine)
+        return ranks.start_sum(updates).get()  # exact: all but one of what is added are zeros
     padding = stack.new_zeros(share - len(mine), *stack.shape[1:])
     return ranks.concatenate(orthogonal(torch.cat([mine, padding])))
 

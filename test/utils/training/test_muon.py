@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.networks import build_network
+from utils.ranks import PendingSum
 from utils.training.muon import (
     UPDATE_RMS,
     Muon,
@@ -135,6 +136,26 @@ def test_processes_share_the_matrices():
     together = torch.cat([parts[rank] for rank in range(3)])
     assert len(together) == 6 and together[5].abs().max() == 0
     assert (together[:5] - orthogonal(stack)).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("processes", [3, 8])
+def test_more_processes_than_matrices_send_no_padding(processes):
+    """Each matrix comes from one process, and the others add zeros to it."""
+    stack = torch.randn(1, 16, 24, generator=torch.Generator().manual_seed(1))
+    summed = []
+
+    class Fake:
+        def __init__(self, rank):
+            self.rank, self.world_size = rank, processes
+
+        def start_sum(self, tensor):
+            summed.append(tensor)
+            return PendingSum(tensor)
+
+    for rank in range(processes):
+        orthogonal_of_all(stack, Fake(rank))
+    assert len(summed) == processes and all(part.shape == stack.shape for part in summed)
+    assert torch.equal(sum(summed), orthogonal(stack))
 
 
 def test_state_comes_back():

@@ -84,7 +84,7 @@ OPTIONS: opt.Table = {
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [
-        Option("--epochs",            25,              opt.positive,        "passes over the images"),
+        Option("--epochs",            30,              opt.positive,        "passes over the images"),
         Option("--minutes",           None,            opt.minutes,         "instead of --epochs: as many steps as fit into so many minutes, all in all"),
         Option("--batch_size",        None,            opt.positive,        "images per process and forward pass"),
         Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
@@ -271,7 +271,7 @@ def settle(
     args: Namespace, run: TrainingRun, dataset: ImageSet, autoencoder: StoredAutoencoder | None
 ) -> RecipeChoice | None:
     """Fill in the options that were left open: as before where the run is resumed (None), else as
-    in a preset.
+    in the weights that it starts from, or in a preset.
     """
     from utils.training import recipe
     from utils.training.recipe_choice import RecipeChoice
@@ -288,11 +288,29 @@ def settle(
         def network_of(values: dict) -> dict:
             return network_config(Namespace(**{**vars(args), **values}), channels, dataset)
 
+        pretrained = pretrained_network(args)
+        given |= {name: value for name, value in pretrained.items() if given[name] is None}
         choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of)
         args.preset, values = choice.preset, choice.values
     vars(args).update(values)
     run.options = opt.run_options(args, OPTIONS)
     return choice
+
+
+def pretrained_network(args: Namespace) -> dict:
+    """The network of the weights to start from, by the options' names; nothing of bare weights."""
+    from utils.runs.checkpoint import Checkpoint
+    from utils.runs.files import read_metadata
+    from utils.training.recipe import NETWORK_OPTIONS
+
+    if not args.pretrain:
+        return {}
+    try:
+        checkpoint = Checkpoint.parse(read_metadata(args.pretrain_path), args.pretrain_path)
+    except opt.UserError:  # bare weights, or what is refused later with its own sentence
+        return {}
+    network = checkpoint.config["network"]
+    return {name: network[name] for name in NETWORK_OPTIONS if name in network}
 
 
 def diffused_shape(

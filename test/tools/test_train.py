@@ -477,3 +477,21 @@ def test_levels_that_are_computed_twice_change_nothing(script, images, tmp_path)
     assert_equal_states(tmp_path / "results/a/ckpt_last.pt", tmp_path / "results/b/ckpt_last.pt")
     refused = script("train", *options, "--run_name", "c", "--checkpoint_activations", 2, status=2)
     assert "level 2 does not exist" in refused.stderr
+
+
+def test_fine_tuning_takes_the_network_of_the_weights(script, images, tmp_path):
+    """What is not given is as in the file, whatever the preset would choose."""
+    options = ["--dataset_path", images, "--image_size", 8, "--epochs", 1, "--vis", False]
+    network = ["--channels", 24, "--channel_mult", "1,2", "--norm_groups", 3, "--head_channels", 12]
+    network += ["--blocks_per_level", 2, "--time_embedding", "additive"]
+    script("train", *options, *network, "--run_name", "a")
+    source = tmp_path / "results/a/ema_last.pt"
+    pretrain = ["--pretrain", "--pretrain_path", source]
+    script("train", *options, "--run_name", "b", *pretrain)
+    one, two = (
+        read_checkpoint(tmp_path / "results" / name / "ckpt_last.pt")["config"]["network"]
+        for name in "ab"
+    )
+    assert one == two
+    wrong = script("train", *options, "--run_name", "c", *pretrain, "--channels", 16, status=2)
+    assert "do not fit" in wrong.stderr

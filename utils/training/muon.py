@@ -176,7 +176,7 @@ def orthogonal(stack: Tensor) -> Tensor:
     """Matrices (n,r,c), r <= c -> U V^T of their singular value decompositions U S V^T, about: the
     singular values come out between 0.7 and 1.2, which serves as well and takes products alone.
     """
-    x = stack.to(_dtype_of_products(stack.device))
+    x = stack.to(_dtype_of_products(stack))
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(ROUNDS):
         gram = x @ x.mT
@@ -185,6 +185,10 @@ def orthogonal(stack: Tensor) -> Tensor:
     return x.to(stack.dtype)
 
 
-def _dtype_of_products(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware computes in it: the singular values need no more."""
-    return torch.bfloat16 if computes_in_bf16(device) else torch.float32
+def _dtype_of_products(stack: Tensor) -> torch.dtype:
+    """bf16 where the hardware computes in it: the singular values need no more. float64 stays, for
+    who trains in it wants to see no rounding.
+    """
+    if stack.dtype == torch.float64:
+        return torch.float64
+    return torch.bfloat16 if computes_in_bf16(stack.device) else torch.float32

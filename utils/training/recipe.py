@@ -18,8 +18,8 @@ SMALLEST_SHARE = 0.75
 LOSS_WEIGHT = "min_snr"
 EMA_LENGTH = 0.1  # share of the run
 
-# The options of train.py that may be left open.
-OPEN_OPTIONS = (
+# The options of train.py that may be left open: of the network, and of its training.
+NETWORK_OPTIONS = (
     "channels",
     "channel_mult",
     "blocks_per_level",
@@ -27,6 +27,9 @@ OPEN_OPTIONS = (
     "head_channels",
     "norm_groups",
     "time_embedding",
+)
+OPEN_OPTIONS = (
+    *NETWORK_OPTIONS,
     "batch_size",
     "optim",
     "lr",
@@ -57,7 +60,7 @@ class Preset:
     batch_size: int
     lr: float
     optim: str
-    dropout: float  # where each image is seen often, see `usual_dropout`
+    dropout: float
     # For `auto`
     fewest_steps: int  # with fewer, the preset before draws better
     # For people, and a test

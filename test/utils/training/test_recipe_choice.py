@@ -1,0 +1,112 @@
+"""Which preset is chosen for a time, and what the plan says of its neighbours."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from utils.devices import Precision
+from utils.ranks import Ranks
+from utils.training import recipe_choice
+from utils.training.length import RunLength
+from utils.training.recipe import OPEN_OPTIONS
+from utils.training.recipe_choice import RecipeChoice
+
+IMAGES = 60_000
+SECONDS = {"tiny": 0.13, "small": 0.45, "medium": 3.0}  # of a step, on a laptop
+
+
+@pytest.fixture(autouse=True)
+def started_just_now(monkeypatch):
+    monkeypatch.setattr(recipe_choice, "seconds_since_start", lambda: 0.0)
+
+
+def choose(
+    monkeypatch, preset="auto", minutes=None, epochs=25, seconds=SECONDS, device="cpu", **given
+):
+    measured = []
+
+    def measure(self, name):
+        measured.append(name)
+        return seconds[name]
+
+    monkeypatch.setattr(RecipeChoice, "_measure", measure)
+    run = SimpleNamespace(
+        options=SimpleNamespace(minutes=minutes, epochs=epochs, grad_accum=1),
+        ranks=Ranks(),
+        precision=Precision(torch.float32, torch.device(device)),
+    )
+
+    def network_of(values):
+        chosen = ("channels", "channel_mult", "blocks_per_level", "attention_levels")
+        chosen += ("head_channels", "norm_groups", "time_embedding")
+        return {"name": "unet", "in_channels": 1, **{name: values[name] for name in chosen}}
+
+    options = {**dict.fromkeys(OPEN_OPTIONS), **given}
+    choice = RecipeChoice(run, preset, options, (28, 28), IMAGES, network_of)
+    return choice, measured
+
+
+@pytest.mark.parametrize(
+    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (14, "tiny"), (16, "small"), (120, "small")]
+)
+def test_the_network_grows_with_the_minutes(monkeypatch, minutes, preset):
+    choice, _ = choose(monkeypatch, minutes=minutes)
+    assert choice.preset == preset and choice.is_chosen
+
+
+def test_networks_that_are_surely_too_slow_are_not_measured(monkeypatch):
+    _, measured = choose(monkeypatch, minutes=1)
+    assert measured == ["tiny"]
+    _, measured = choose(monkeypatch, minutes=16)
+    assert measured == ["tiny", "small"]
+
+
+def test_a_fast_machine_gets_a_larger_network(monkeypatch):
+    fast = {"tiny": 0.01, "small": 0.011, "medium": 0.02, "base": 0.05, "large": 0.1}
+    choice, _ = choose(monkeypatch, minutes=60, seconds=fast, device="cuda")
+    assert choice.preset == "base"
+
+
+def test_few_epochs_need_no_measuring(monkeypatch):
+    choice, measured = choose(monkeypatch, epochs=1)  # 1,875 steps
+    assert choice.preset == "tiny" and measured == []
+
+
+def test_many_epochs_on_a_slow_machine_stay_within_a_day(monkeypatch):
+    slow = {name: 10 * seconds for name, seconds in SECONDS.items()}
+    assert choose(monkeypatch, epochs=20)[0].preset == "small"  # 37,500 steps, 4.7 hours
+    assert choose(monkeypatch, epochs=20, seconds=slow)[0].preset == "tiny"  # 47 hours
+
+
+def test_a_width_that_is_given_needs_no_choice(monkeypatch):
+    choice, measured = choose(monkeypatch, minutes=8, channels=96, lr=1e-5)
+    assert choice.preset == "medium" and not choice.is_chosen and measured == []
+    assert choice.values["channels"] == 96 and choice.values["lr"] == 1e-5
+    assert choice.lines(1.0, RunLength(100, 10, 32)) == [
+        "preset      medium, but for what is given"
+    ]
+
+
+def test_a_preset_that_is_named_is_taken(monkeypatch):
+    choice, measured = choose(monkeypatch, preset="base", minutes=8)
+    assert choice.preset == "base" and measured == []
+    assert choice.values["batch_size"] == 128 and choice.values["optim"] == "adamw"
+
+
+def test_the_plan_shows_the_neighbours(monkeypatch):
+    choice, _ = choose(monkeypatch, minutes=16)
+    first, *others = choice.lines(0.45, RunLength(2100, 1875, 32, minutes=16))
+    assert first == "preset      small (chosen for the time there is)"
+    assert [line.split()[0] for line in others] == ["tiny", "small", "medium"]
+    assert "7.6 M parameters, 2,133 steps in 16 minutes, about" in others[1]
+    assert all("GB of memory" in line for line in others)
+    few, many = (float(others[i].split(" about ")[1].split()[0].replace(",", "")) for i in (2, 0))
+    assert few < 2133 < many
+
+
+def test_in_a_run_of_epochs_the_neighbours_take_their_own_time(monkeypatch):
+    choice, _ = choose(monkeypatch, preset="small", epochs=2)
+    lines = choice.lines(0.5, RunLength(3750, 1875, 32))
+    assert "small      7.6 M parameters, 0:31:15, about" in lines[2]
+    assert "small (for half an hour and more on a CPU)" in lines[0]

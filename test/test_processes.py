@@ -85,6 +85,7 @@ def test_processes_exchange_gradients_as_they_are_or_in_bf16(tmp_path):
     assert torch.equal(*shared) and torch.equal(shared[0], rounded.float())
 
 
+@pytest.mark.fault
 def test_a_resumed_run_must_say_how_gradients_are_exchanged(images, tmp_path):
     compressed = ["--gradient_compression", "bf16"]
     train(images, tmp_path, "one", 1, 8, "--epochs", 1)

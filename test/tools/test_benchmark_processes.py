@@ -2,10 +2,13 @@
 
 import re
 
+import pytest
+
 TINY = ["--channels", 8, "--channel_mult", "4,8", "--image_size", 8, "--rounds", 1, "--steps", 1]
 TINY += ["--optim", "adamw"]
 
 
+@pytest.mark.fault
 def test_both_sides_train(script):
     out = script("benchmark_processes", *TINY, "--batch_size", 4, "--threads", 2).stdout
     sides = re.findall(r"^processes (\d), threads of each (\d) +([\d.]+) images/s", out, re.M)

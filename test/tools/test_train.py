@@ -493,5 +493,5 @@ def test_fine_tuning_takes_the_network_of_the_weights(script, images, tmp_path):
         for name in "ab"
     )
     assert one == two
-    wrong = script("train", *options, "--run_name", "c", *pretrain, "--channels", 16, status=2)
+    wrong = script("train", *options, "--run_name", "c", *pretrain, "--channels", 48, status=2)
     assert "do not fit" in wrong.stderr

@@ -26,7 +26,7 @@ from utils.training.run import TrainingRun
 from utils.training.run_options import RunOptions
 
 # Where --epochs sets the length, no network is chosen that would take longer.
-LONGEST_RUN = 24 * 3600.0  # seconds
+LONGEST_RUN = 2 * 3600.0  # seconds
 
 # How many times faster than the smallest network's a larger one's operations may be: small ones do
 # not fill a GPU.

@@ -19,6 +19,7 @@ from utils.runs.evaluations import Evaluation, read_evaluations
 from utils.runs.files import read_checkpoint
 from utils.runs.names import BEST_SLIM, CONFIG, EVALUATIONS, STATUS
 from utils.runs.safeguards import reason
+from utils.training.length import twice_as_long
 
 MOST_ROWS = 25  # of the table; more evaluations are thinned out
 
@@ -123,7 +124,7 @@ def read_run(path: Path) -> RunReport:
     circumstances = Circumstances(
         kind=str(_read_json(path / CONFIG, path).get("kind", "diffusion")),
         best_file=best_file,
-        epochs=_whole(length.get("epochs"), 1),
+        twice_as_long=twice_as_long(_whole(length.get("epochs"), 1), _minutes(length)),
         is_finished=step >= total_steps,
         holds_out=bool(_dict(_dict(config, "data"), "held_out").get("images")),
     )
@@ -165,6 +166,12 @@ def _dict(values: dict, name: str) -> dict:
 
 def _whole(value: Any, default: int) -> int:
     return value if type(value) is int else default
+
+
+def _minutes(length: dict) -> float | None:
+    """The minutes that a run was to last; None for one of epochs."""
+    minutes = length.get("minutes")
+    return minutes if isinstance(minutes, float) and math.isfinite(minutes) else None
 
 
 def _best_file(path: Path, verdict: Verdict) -> tuple[Path | None, str]:

@@ -249,7 +249,7 @@ class Circumstances:
 
     kind: str  # of checkpoint
     best_file: Path | None  # the weights of the best step; None: they were not kept
-    epochs: int
+    twice_as_long: str  # the option that gives the run twice its length
     is_finished: bool
     holds_out: bool  # whether images are held out
 
@@ -280,7 +280,7 @@ def sentence(verdict: Verdict, run: Circumstances) -> str:
             f"value, and not because it memorises; {best}. A lower --lr may help."
         )
     if verdict.kind == NOT_DONE:
-        advice = f"continue with --epochs {2 * run.epochs} --resume" if run.is_finished else "go on"
+        advice = f"continue with {run.twice_as_long} --resume" if run.is_finished else "go on"
         return (
             f"It is not done: the loss on held-out images still fell by {verdict.fall:.1%} in the "
             f"last quarter (z = {verdict.fall_z:.1f}); {_gap(verdict)}; {best}; {advice}."

@@ -91,6 +91,11 @@ def kept_steps(record: dict, minutes: float | None) -> tuple[int | None, float |
     return round(record["total_steps"] * minutes / before), minutes
 
 
+def twice_as_long(epochs: int, minutes: float | None) -> str:
+    """The option with which a run would have twice its length."""
+    return f"--epochs {2 * epochs}" if minutes is None else f"--minutes {2 * minutes:g}"
+
+
 def steps_within(minutes: float, pace: Pace, preview_epochs: int | None, per_epoch: int) -> int:
     """The most steps with which a run, with what it has done so far, its evaluations, previews and
     saves, ends within `minutes` from its process's start; at least 10.

@@ -156,7 +156,7 @@ def length_remarks(total_steps: int, warmup_asked: int, warmup_used: int) -> lis
     if total_steps < FEW_STEPS:
         remarks.append(
             f"{total_steps:,} steps are few: recognisable images need hundreds to thousands; "
-            "raise --epochs"
+            "raise --epochs or --minutes"
         )
     if warmup_used < warmup_asked:
         remarks.append(

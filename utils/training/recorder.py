@@ -123,7 +123,7 @@ class RunRecorder:
         first_step: int,
         keep: int = 0,  # numbered checkpoints; 0: all
         image_format: str = "png",
-        epochs: int = 1,  # of the whole run
+        twice_as_long: str = "",  # the option that gives the run twice its length
         holds_out: bool = False,  # images, to measure on
         kind: str = "diffusion",  # of checkpoint
     ):
@@ -132,7 +132,7 @@ class RunRecorder:
         self._preview_fn = preview_fn
         self._keep = keep
         self._image_format = image_format
-        self._epochs = epochs
+        self._twice_as_long = twice_as_long
         self._holds_out = holds_out
         self._kind = kind
         self._last_loss = ""
@@ -227,7 +227,7 @@ class RunRecorder:
         circumstances = Circumstances(
             kind=self._kind,
             best_file=self._run.path / BEST_SLIM if self._has_best(verdict) else None,
-            epochs=self._epochs,
+            twice_as_long=self._twice_as_long,
             is_finished=self._step >= self._total_steps,
             holds_out=self._holds_out,
         )

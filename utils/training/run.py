@@ -50,6 +50,7 @@ from utils.training.length import (
     RunLength,
     kept_steps,
     steps_within,
+    twice_as_long,
     usual_preview_epochs,
 )
 from utils.training.optimizer import build_optimizer
@@ -437,7 +438,7 @@ class TrainingRun:
             work.state.step,
             self.options.keep,
             self.options.image_format,
-            work.length.whole_epochs,
+            twice_as_long(work.length.whole_epochs, work.length.minutes),
             holds_out=bool(work.state.config["data"]["held_out"]["images"]),
             kind=self.kind,
         )

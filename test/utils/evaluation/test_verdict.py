@@ -50,7 +50,9 @@ def evaluations(
 
 def said(verdict, best_file="results/a/ema_best.pt", epochs=25, finished=True, holds_out=True):
     file = best_file and Path(best_file)
-    return sentence(verdict, Circumstances("diffusion", file, epochs, finished, holds_out))
+    return sentence(
+        verdict, Circumstances("diffusion", file, f"--epochs {2 * epochs}", finished, holds_out)
+    )
 
 
 def falling(to: float, count: int = 12) -> list[list[float]]:

@@ -66,3 +66,9 @@ def test_a_resumed_run_keeps_its_length():
     assert kept_steps(minutes, 16.0) == (6600, 16.0)
     with pytest.raises(UserError, match="25 epochs"):
         kept_steps(epochs, 8.0)
+
+
+def test_what_makes_a_run_twice_as_long():
+    assert length.twice_as_long(30, None) == "--epochs 60"
+    assert length.twice_as_long(2, 8.0) == "--minutes 16"
+    assert length.twice_as_long(1, 0.25) == "--minutes 0.5"

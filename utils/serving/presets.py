@@ -28,7 +28,7 @@ PRESETS = (
         "memorising.",
         {
             "image_size": "64",
-            "conditional": False,
+            "conditional": "False",
             "flip": True,
             "dropout": 0.1,
             "epochs": 300,
@@ -39,7 +39,7 @@ PRESETS = (
     Preset(
         "Classes with guidance",
         "A folder with a folder per class, at 32 pixels; guidance makes the classes clearer.",
-        {"image_size": "32", "conditional": True, "cfg_scale": 2.0, "minutes": 60},
+        {"image_size": "32", "conditional": "True", "cfg_scale": 2.0, "minutes": 60},
     ),
     Preset(
         "A night on a GPU",

@@ -117,7 +117,9 @@ def _type_of(option: FormOption) -> Any:
     if option.kind == "bool":
         return bool
     if option.kind == "choice":
-        return Literal[tuple(option.choices or ())]
+        choices = option.choices or ()
+        words: Any = Literal[tuple(choices)]
+        return bool | words if {"True", "False"} <= set(choices) else words
     if option.kind == "size":
         pair = Annotated[list[Side], Field(min_length=2, max_length=2)]
         return Side | pair | SizeText

@@ -122,6 +122,10 @@ def test_options_and_presets_fit_each_other(client):
         assert editable == set(preset["values"]) and preset["about"]
     for number, preset in enumerate(found["presets"]):
         start(client, f"preset {number}", preset["values"])
+    assert options["conditional"]["choices"] == ["auto", "True", "False"]
+    for number, value in enumerate((True, False, "auto", "True", "False")):
+        start(client, f"conditional {number}", {"conditional": value})
+    start(client, "neither", {"conditional": "perhaps"}, 422)
 
 
 def test_a_plan(client):

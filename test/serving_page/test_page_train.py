@@ -199,11 +199,11 @@ def test_faulty_settings_are_named_where_they_stand(open_page, watch):
     expect(size).to_be_focused()
     expect(size).to_have_attribute("aria-invalid", "true")
     size.fill("28")
-    classes = page.get_by_label("Num classes", exact=True)
-    classes.fill("99")  # which only the script can refuse
+    channels = page.get_by_label("Channels", exact=True)
+    channels.fill("7")  # which only the script can refuse
     page.get_by_role("button", name="Show the plan").click()
-    expect(page.get_by_role("alert").filter(has_text="class folders")).to_be_visible()
-    classes.fill("")
+    expect(page.get_by_role("alert").filter(has_text="must be even")).to_be_visible()
+    channels.fill("")
     name = page.get_by_label("Name of the run")
     name.fill(".hidden")
     page.get_by_role("button", name="Show the plan").click()

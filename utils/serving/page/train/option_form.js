@@ -6,7 +6,7 @@ import { Field, numberInput, selectInput } from "../lib/fields.js";
 import { words } from "../lib/format.js";
 
 // Options that nearly every training changes; the other groups are folded.
-const FOREMOST = ["image_size", "epochs", "batch_size", "lr", "channels", "conditional"];
+const FOREMOST = ["image_size", "minutes", "epochs", "preset", "channels", "conditional"];
 
 export class OptionForm {
   /** @param onChange () -> nothing */

@@ -31,6 +31,7 @@ def import_what_scripts_import() -> None:
     import utils.training.fit
     import utils.training.plan
     import utils.training.previews
+    import utils.training.recipe_choice
     import utils.training.recorder
     import utils.training.resume  # noqa: F401
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.diffusion import GaussianDiffusion
 from model.ema import EMA
 from utils.benchmarks.turns import Variant
-from utils.devices import Precision
+from utils.devices import Precision, wrap_network
 from utils.ranks import Ranks
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.fit import TrainingLoop, Update
@@ -35,12 +35,15 @@ def build_loop(
     network: nn.Module,  # on its device
     precision: Precision,
     optimizer: str = "adamw",
+    ranks: Ranks | None = None,
+    compression: str = "none",  # of the gradients that the processes exchange
 ) -> TrainingLoop:
     """The loop in utils/training/fit.py, of which single steps are taken."""
+    ranks = ranks or Ranks()
     state = TrainState(
         network=network,
         ema=EMA(network),
-        optimizer=build_optimizer(optimizer, network, LEARNING_RATE, WEIGHT_DECAY),
+        optimizer=build_optimizer(optimizer, network, LEARNING_RATE, WEIGHT_DECAY, ranks),
         scaler=precision.scaler(),
         seed=0,
         kind="diffusion",
@@ -48,9 +51,8 @@ def build_loop(
         args={},
         versions={},
     )
-    ranks = Ranks()
     return TrainingLoop(
-        network,
+        wrap_network(network, ranks, False, compression),
         loader,
         task.loss,
         state,
@@ -80,7 +82,7 @@ def step_of(
     """
     numbers = torch.arange(len(inputs))
     batch = (inputs, numbers % classes, numbers)
-    loader = PreparedBatches(_forever(batch), task.draw, precision.device, 0, 0)
+    loader = PreparedBatches(forever(batch), task.draw, precision.device, 0, 0)
     loop = build_loop(task, loader, network, precision, optimizer)
 
     def step() -> None:
@@ -95,6 +97,6 @@ def random_pixels(shape: tuple[int, ...]) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def _forever(batch: Batch) -> Iterator[Batch]:
+def forever(batch: Batch) -> Iterator[Batch]:
     while True:
         yield batch

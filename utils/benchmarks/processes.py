@@ -17,20 +17,15 @@ import torch
 import torch.distributed as dist
 
 from model.codecs import PixelCodec
-from model.diffusion import GaussianDiffusion
-from model.ema import EMA
 from model.networks import build_network, check_image_size
-from utils.devices import choose_precision, usual_amp, wrap_network
+from utils.benchmarks.own_steps import build_loop, forever, process
+from utils.devices import choose_precision, usual_amp
 from utils.errors import UserError
 from utils.launch import Processes, join_group
 from utils.ranks import Ranks
 from utils.training.diffusion_task import DiffusionTask
-from utils.training.fit import TrainingLoop, Update
-from utils.training.optimizer import build_optimizer
+from utils.training.fit import TrainingLoop
 from utils.training.prefetch import Batch, PreparedBatches
-from utils.training.recorder import SilentRecorder
-from utils.training.schedule import Schedule
-from utils.training.state import TrainState
 
 WARM_UP_TURNS = 1
 TIMEOUT = 600.0  # seconds that a process waits for the others
@@ -180,29 +175,10 @@ def training_loop(training: Training, ranks: Ranks) -> TrainingLoop:
     device = torch.device("cpu")
     precision, _ = choose_precision(usual_amp(device), device)
     network = precision.place(build_network(training.network))
-    task = DiffusionTask(GaussianDiffusion(), PixelCodec(), conditional=True)
-    state = TrainState(
-        network=network,
-        ema=EMA(network, 0.99),
-        optimizer=build_optimizer(training.optim, network, 1e-3, 0.01, ranks),
-        scaler=precision.scaler(),
-        seed=0,
-        kind="diffusion",
-        config={},
-        args={},
-        versions={},
-    )
+    task = DiffusionTask(process(), PixelCodec(), conditional=True)
     batches = forever(share_of_batch(training, ranks))
-    return TrainingLoop(
-        wrap_network(network, ranks, False, training.compression),
-        PreparedBatches(batches, task.draw, device, 0, 0, ranks=ranks),
-        task.loss,
-        state,
-        Schedule(total_steps=10**9, steps_per_epoch=10**9, learning_rate=lambda step: 1e-3),
-        SilentRecorder(ranks, has_previews=False),
-        Update(precision, ranks, grad_clip=1.0),
-        names_of=lambda step: [],
-    )
+    loader = PreparedBatches(batches, task.draw, device, 0, 0, ranks=ranks)
+    return build_loop(task, loader, network, precision, training.optim, ranks, training.compression)
 
 
 def share_of_batch(training: Training, ranks: Ranks) -> Batch:
@@ -213,8 +189,3 @@ def share_of_batch(training: Training, ranks: Ranks) -> Batch:
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     numbers = torch.arange(size)
     return images, numbers % training.network["num_classes"], numbers
-
-
-def forever(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch

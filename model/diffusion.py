@@ -2,11 +2,14 @@
 
 Training needs nothing else. `model/samplers` reverses the process.
 
-    x_t = alpha_t x0 + sigma_t noise,   alpha_t = sqrt(abar_t),   sigma_t = sqrt(1 - abar_t)
+    x_t = alpha_t x0 + sigma_t noise
 
-Time steps run from 0 to T-1; t = -1 stands for the clean image, where abar = 1.
+Variance-preserving schedules have alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t); rectified
+flow has alpha = 1 - time and sigma = time. Time steps run from 0 to T-1; t = -1 stands for the
+clean image, where alpha = 1 and sigma = 0.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.guidance import null_label
-from model.noise_schedule import betas
+from model.noise_schedule import FLOW, signal_and_noise
 from model.randomness import Generators, draw_normal, draw_stratified, draw_uniform
 
 PREDICTIONS = ("eps", "x0", "v")
@@ -28,44 +31,56 @@ LOSS_WEIGHTS = ("uniform", "min_snr")
 MIN_SNR_GAMMA = 5.0
 MOST_NOISE_STEPS = 1_000_000
 
+# What a process is where its config does not say: these are only there where they are set, so that
+# files from before they existed say the same.
+UNLESS_SET = {"noise_shift": 1.0, "zero_terminal_snr": False}
+
 # eps says nothing about x0 where alpha_t = 0; the bound keeps the estimate finite there.
 SMALLEST_ALPHA = 1e-12
 
 
 class NoiseLevels:
-    """abar_t, alpha_t, sigma_t and the log-SNR of each time step, on any device.
+    """alpha_t, sigma_t and the log-SNR of each time step, on any device.
 
     The tables are float64 (float32 on MPS, which has no float64), copied to a device at the first
     use there, and indexed on it: nothing waits for the device.
     """
 
-    def __init__(self, alphas_cumprod: Tensor):
-        self.alphas_cumprod = alphas_cumprod  # (T,) float64, on the CPU
-        self._tables: dict[torch.device, Tensor] = {}
+    def __init__(self, alphas_squared: Tensor, sigmas_squared: Tensor):
+        self.alphas_squared = alphas_squared  # (T,) float64, on the CPU
+        self.sigmas_squared = sigmas_squared
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """abar_t for t (B,) in -1..T-1 -> (B,1,1,1), on t's device."""
-        return self._table(t.device)[t].view(-1, 1, 1, 1)
+    def alpha_squared(self, t: Tensor) -> Tensor:
+        """alpha_t^2 for t (B,) in -1..T-1 -> (B,1,1,1), on t's device; 1 for the clean image."""
+        return self._tables_on(t.device)[0][t].view(-1, 1, 1, 1)
+
+    def sigma_squared(self, t: Tensor) -> Tensor:
+        """sigma_t^2 for t (B,) in -1..T-1 -> (B,1,1,1), on t's device; 0 for the clean image."""
+        return self._tables_on(t.device)[1][t].view(-1, 1, 1, 1)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """The weight of the image in x_t: sqrt(abar_t), (B,1,1,1)."""
-        return self.alpha_bar(t).sqrt()
+        """The weight of the image in x_t, (B,1,1,1)."""
+        return self.alpha_squared(t).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The standard deviation of the noise in x_t: sqrt(1 - abar_t), (B,1,1,1)."""
-        return (1 - self.alpha_bar(t)).sqrt()
+        """The standard deviation of the noise in x_t, (B,1,1,1)."""
+        return self.sigma_squared(t).sqrt()
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2), (B,1,1,1); infinite for the clean image."""
-        alpha_bar = self.alpha_bar(t)
-        return alpha_bar.log() - (1 - alpha_bar).log()
+        """log(alpha_t^2 / sigma_t^2), (B,1,1,1); infinite for the clean image, minus infinity for
+        pure noise.
+        """
+        return self.alpha_squared(t).log() - self.sigma_squared(t).log()
 
-    def _table(self, device: torch.device) -> Tensor:
-        """abar with one entry more, so that index -1 is the clean image; (T+1,)."""
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both tables (T+1,), with one entry more, so that index -1 is the clean image."""
         if device not in self._tables:
-            clean = torch.ones(1, dtype=torch.float64)
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._tables[device] = torch.cat([self.alphas_cumprod, clean]).to(device, dtype)
+            clean = torch.ones(1, dtype=torch.float64)
+            alphas = torch.cat([self.alphas_squared, clean])
+            sigmas = torch.cat([self.sigmas_squared, 1 - clean])
+            self._tables[device] = (alphas.to(device, dtype), sigmas.to(device, dtype))
         return self._tables[device]
 
 
@@ -79,10 +94,12 @@ class GaussianDiffusion:
     def __init__(
         self,
         noise_steps: int = 1000,  # T
-        noise_schedule: str = "linear",  # or cosine, sqrt_linear, sqrt
-        beta_start: float = 1e-4,  # this and beta_end: for T = 1000; the cosine schedule has none
+        noise_schedule: str = "linear",  # or cosine, sqrt_linear, sqrt, flow
+        beta_start: float = 1e-4,  # this and beta_end: for T = 1000; cosine and flow have none
         beta_end: float = 2e-2,
-        prediction: str = "eps",  # what the output means; or x0, or v (Salimans & Ho 2202.00512)
+        prediction: str = "eps",  # what the output means; or x0, or v (see `velocity`)
+        noise_shift: float = 1.0,  # so many times as much noise at each time step
+        zero_terminal_snr: bool = False,  # pure noise at the last time step
     ):
         if not 1 <= noise_steps <= MOST_NOISE_STEPS:
             raise ValueError(f"noise_steps must lie in 1..{MOST_NOISE_STEPS}, not {noise_steps}")
@@ -93,6 +110,8 @@ class GaussianDiffusion:
         if prediction not in PREDICTIONS:
             known = ", ".join(PREDICTIONS)
             raise ValueError(f"prediction {prediction!r} is unknown; known are {known}")
+        if not 0 < noise_shift < math.inf:
+            raise ValueError(f"noise_shift must be greater than 0, not {noise_shift}")
         self.config = {
             "noise_steps": noise_steps,
             "noise_schedule": noise_schedule,
@@ -100,17 +119,42 @@ class GaussianDiffusion:
             "beta_start": beta_start,
             "beta_end": beta_end,
         }
+        younger = {"noise_shift": noise_shift, "zero_terminal_snr": zero_terminal_snr}
+        self.config |= {name: value for name, value in younger.items() if value != UNLESS_SET[name]}
         self.noise_steps = noise_steps
         self.prediction = prediction
-        steps = betas(noise_schedule, noise_steps, beta_start, beta_end)
-        self.alphas_cumprod = torch.cumprod(1 - steps, dim=0)  # (T,) float64, on the CPU
-        self.levels = NoiseLevels(self.alphas_cumprod)
+        self.is_flow = noise_schedule == FLOW
+        alphas_squared, sigmas_squared = signal_and_noise(
+            noise_schedule, noise_steps, beta_start, beta_end, noise_shift, zero_terminal_snr
+        )
+        if prediction == "eps" and alphas_squared[-1] == 0:
+            raise ValueError(
+                "prediction eps says nothing about the image at the last time step, which is pure "
+                "noise here; v and x0 do"
+            )
+        # (T,) float64, on the CPU; for the flow, of the variance-preserving process of equal SNR
+        self.alphas_cumprod = alphas_squared
+        if self.is_flow:
+            self.alphas_cumprod = alphas_squared / (alphas_squared + sigmas_squared)
+        self.levels = NoiseLevels(alphas_squared, sigmas_squared)
 
     # --- The forward process ---
 
     def alpha_bar(self, t: Tensor) -> Tensor:
-        """abar_t for t (B,) in -1..T-1 -> (B,1,1,1), on t's device."""
-        return self.levels.alpha_bar(t)
+        """abar_t = SNR / (SNR + 1) for t (B,) in -1..T-1 -> (B,1,1,1), on t's device."""
+        signal = self.levels.alpha_squared(t)
+        return signal / (signal + self.levels.sigma_squared(t))
+
+    def transition(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
+        """q(x_t | x_t_prev) is normal about k x_t_prev: k^2 and its variance, each (B,1,1,1)."""
+        kept = self.levels.alpha_squared(t) / self.levels.alpha_squared(t_prev)
+        added = self.levels.sigma_squared(t) - kept * self.levels.sigma_squared(t_prev)
+        return kept, added.clamp(min=0)
+
+    def posterior_variance(self, t: Tensor, t_prev: Tensor) -> Tensor:
+        """Of q(x_t_prev | x_t, x0), (B,1,1,1): Ho et al. 2006.11239, equation 7."""
+        _, added = self.transition(t, t_prev)
+        return added * self.levels.sigma_squared(t_prev) / self.levels.sigma_squared(t)
 
     def noise_images(
         self, x0: Tensor, t: Tensor, noise: Tensor | None = None
@@ -136,7 +180,7 @@ class GaussianDiffusion:
         alpha = self.levels.alpha(t)
         if spread is None or noise is None:
             return alpha.to(x0) * x0 + self.levels.sigma(t).to(x0) * eps
-        kept = (1 - self.alpha_bar(t) - spread**2).clamp(min=0).sqrt()
+        kept = (self.levels.sigma_squared(t) - spread**2).clamp(min=0).sqrt()
         return alpha.to(x0) * x0 + kept.to(x0) * eps + spread.to(x0) * noise
 
     # --- What the network learns ---
@@ -154,7 +198,19 @@ class GaussianDiffusion:
             return noise
         if self.prediction == "x0":
             return x0
-        return self.levels.alpha(t).to(x0) * noise - self.levels.sigma(t).to(x0) * x0
+        noise_weight, image_weight = self.velocity(t)
+        return noise_weight.to(x0) * noise - image_weight.to(x0) * x0
+
+    def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What v is made of: v = a noise - b x0; a and b, each (B,1,1,1).
+
+        alpha_t noise - sigma_t x0 where the variance is preserved (Salimans & Ho 2202.00512), and
+        noise - x0 in rectified flow (Liu et al. 2209.03003). In both a alpha_t + b sigma_t = 1.
+        """
+        alpha, sigma = self.levels.alpha(t), self.levels.sigma(t)
+        if self.is_flow:
+            return torch.ones_like(alpha), torch.ones_like(sigma)
+        return alpha, sigma
 
     def draw(
         self, shape: Sequence[int], with_labels: bool, generator: Generators, label_drop: float
@@ -183,7 +239,8 @@ class GaussianDiffusion:
         """x0 (B,C,H,W), labels (B,) or None, and what `draw` gave, all on one device -> (B,).
 
         Each image's loss is multiplied by `loss_weight` of its time step. A dropped label becomes
-        the null label (classifier-free guidance, Ho & Salimans 2207.12598), image by image.
+        the null label (classifier-free guidance, Ho & Salimans 2207.12598), image by image. Where
+        x0 are augmented, `draws` say how ("augmentation"), and the network is told.
         """
         if labels is not None:
             if labels.shape != (len(x0),):
@@ -192,7 +249,8 @@ class GaussianDiffusion:
         t = draws["t"]
         noise = draws["noise"].to(x0)
         x_t, noise = self.noise_images(x0, t, noise)
-        prediction = network(x_t, t, labels)
+        augmentation = {key: draws[key] for key in ("augmentation",) if key in draws}
+        prediction = network(x_t, t, labels, **augmentation)
         target = self.target(x0, noise, t)
         losses = LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1)
         if weight == "uniform":
@@ -203,7 +261,7 @@ class GaussianDiffusion:
         """The weight of the loss at time steps t (B,) -> (B,): "uniform", or "min_snr" (Hang et al.
         2303.09556), which is min(SNR, 5) times the squared error of the image x0.
 
-        That error is the one of v divided by SNR + 1, and the one of eps divided by SNR.
+        That error is the one of v times sigma_t^2, and the one of eps divided by SNR.
         """
         if weight == "uniform":
             return torch.ones(len(t), device=t.device)
@@ -213,7 +271,7 @@ class GaussianDiffusion:
         snr = self.levels.log_snr(t).flatten().exp()
         clipped = snr.clamp(max=MIN_SNR_GAMMA)
         if self.prediction == "v":
-            return clipped / (snr + 1)
+            return clipped * self.levels.sigma_squared(t).flatten()
         if self.prediction == "eps":
             return (MIN_SNR_GAMMA / snr).clamp(max=1)
         return clipped
@@ -256,8 +314,9 @@ class GaussianDiffusion:
         alpha = self.levels.alpha(t).to(x_t)
         sigma = self.levels.sigma(t).to(x_t)
         if self.prediction == "v":
-            x0 = alpha * x_t - sigma * prediction
-            eps = sigma * x_t + alpha * prediction
+            noise_weight, image_weight = self.velocity(t)
+            x0 = noise_weight.to(x_t) * x_t - sigma * prediction
+            eps = image_weight.to(x_t) * x_t + alpha * prediction
         elif self.prediction == "x0":
             x0 = prediction
             eps = (x_t - alpha * x0) / sigma

@@ -1,6 +1,7 @@
 """Exponential moving average of a network's weights and buffers."""
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -50,6 +51,57 @@ class EMA:
 
     def state_dict(self) -> dict:
         return self.network.state_dict()
+
+
+class PowerAverages:
+    """Two averages of different length, from whose snapshots an average of any length can be put
+    together after training (Karras et al. 2312.02696, section 3.2).
+    """
+
+    LENGTHS = (0.05, 0.1)
+
+    def __init__(self, network: nn.Module):
+        self.averages = [EMA(network, length=length) for length in self.LENGTHS]
+
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move both towards `network` after training step `step` (0, 1, ...)."""
+        for average in self.averages:
+            average.update(network, step)
+
+    def state_dict(self) -> dict[str, dict]:
+        """The weights of each, by its length."""
+        pairs = zip(self.LENGTHS, self.averages, strict=True)
+        return {str(length): average.state_dict() for length, average in pairs}
+
+    def load_state_dict(self, saved: dict[str, dict]) -> None:
+        for length, average in zip(self.LENGTHS, self.averages, strict=True):
+            average.network.load_state_dict(saved[str(length)])
+
+
+def weights_of_snapshots(
+    snapshots: Sequence[tuple[int, float]], length: float, step: int
+) -> list[float]:
+    """How much each snapshot counts in the average of that length at step `step`.
+
+    A snapshot is (step, length) of a power-function average. The weights, which may be negative,
+    make the sum's profile over the steps as near to the wanted one as it can be, in the mean square
+    (2312.02696, algorithm 3); they add up to 1.
+    """
+    profiles = [(at, power_of(own)) for at, own in snapshots]
+    wanted = (step, power_of(length))
+    products = np.array([[_overlap(a, b) for b in profiles] for a in profiles])
+    with_wanted = np.array([_overlap(profile, wanted) for profile in profiles])
+    solution = np.linalg.lstsq(products, with_wanted, rcond=1e-12)[0]
+    return (solution / solution.sum()).tolist()
+
+
+def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """The integral of the product of two profiles: (step t, exponent g) stands for
+    (g + 1) / t (x / t)^g at the steps x up to t (equations 132 to 134).
+    """
+    (early, early_power), (late, late_power) = sorted((a, b))
+    both = (early_power + 1) * (late_power + 1) / (early_power + late_power + 1)
+    return both * (early / late) ** late_power / late
 
 
 def power_of(length: float) -> float:

@@ -1,4 +1,6 @@
-"""Classifier-free guidance (Ho & Salimans 2207.12598): which network rows it needs, and their sum.
+"""Guidance: which network rows it needs, and their sum.
+
+Classifier-free guidance (Ho & Salimans 2207.12598):
 
     prediction = null + s (label - null)
 
@@ -9,7 +11,7 @@ costs two. s is one number or one per image. (Ho & Salimans' w is s - 1.)
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.transfer import numbers_on
 
@@ -66,3 +68,35 @@ def combine(prediction: Tensor, places: Sequence[int], scales: Tensor) -> Tensor
     index = numbers_on(places, prediction.device, torch.long)
     guided = null + scales * (own.index_select(0, index) - null)
     return own.index_copy(0, index, guided)
+
+
+class Autoguided(nn.Module):
+    """Autoguidance, Karras et al. 2406.02507: a network led away from a worse one of its kind.
+
+        prediction = guide + s (network - guide)
+
+    The guide is such as an early checkpoint of the same run. It takes the same rows, with or
+    without labels, so that every call costs twice; s = 1 is the network alone.
+    """
+
+    def __init__(self, network: nn.Module, guide: nn.Module, scale: float):
+        super().__init__()
+        self.network = network
+        self.guide = guide
+        self.scale = scale
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of both."""
+        return self.network.num_classes  # type: ignore[return-value]
+
+    @property
+    def config(self) -> dict:
+        """Of the network that is guided."""
+        return self.network.config  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B,C,H,W), (B,), (B,) or None -> (B,C,H,W), in float32 or better."""
+        good = self.network(x, t, labels).to(x)
+        worse = self.guide(x, t, labels).to(x)
+        return worse + self.scale * (good - worse)

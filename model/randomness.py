@@ -51,6 +51,11 @@ def draw_uniform(n: int, generator: Generators) -> Tensor:
     return _draw(torch.rand, n, (), generator)
 
 
+def draw_uniforms(n: int, count: int, generator: Generators) -> Tensor:
+    """(n, count) numbers, uniform in [0, 1)."""
+    return _draw(torch.rand, n, (count,), generator)
+
+
 def draw_stratified(n: int, generator: Generators) -> Tensor:
     """(n,) float64 numbers, uniform in [0, 1), spread evenly over a training step.
 

@@ -234,6 +234,8 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--num_classes": ["0", "x", "7"],
     "--val_fraction": ["-0.1", "0.6", "x", "0.01"],
     "--flip": ["2"],
+    "--balance": ["2"],
+    "--augment": ["-0.1", "1.1", "x"],
     "--resume": ["True", "x"],
     "--allow_changes": ["x"],
     "--start_epoch": ["-2", "x"],
@@ -255,6 +257,8 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--act": ["tanh"],
     "--dropout": ["1", "-0.1"],
     "--noise_schedule": ["linera"],
+    "--noise_shift": ["0", "-1", "1001", "nan"],
+    "--zero_terminal_snr": ["x"],
     "--noise_steps": ["0", "10000000", "10"],
     "--prediction": ["epsilon"],
     "--loss": ["mae"],
@@ -272,6 +276,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--grad_clip": ["-1"],
     "--ema_length": ["0", "0.29", "x"],
     "--ema_decay": ["1", "-1"],
+    "--ema_snapshots": ["-1", "x"],
     "--amp": ["x"],
     "--save_model_interval": ["x"],
     "--save_model_interval_epochs": ["0"],
@@ -288,6 +293,9 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--sample_steps": ["0", "1001"],
     "--timestep_spacing": ["even"],
     "--cfg_scale": ["-1", "nan"],
+    "--cfg_interval": ["1", "2,1", "0,inf", "x"],
+    "--guide_path": ["missing", "{file}", "{empty}", "{enlarging}"],
+    "--guide_scale": ["-1", "nan"],
     "--log_interval": ["0"],
     "--use_gpu": ["-2", "x"],
     "--num_workers": ["-2"],
@@ -407,6 +415,7 @@ def test_every_option_refuses_what_it_cannot_do(script, tmp_path, images, capsys
     }[script]
     places = {"file": tmp_path / "file", "empty": tmp_path / "empty", "full": DEMO}
     places["weights"] = tmp_path / "w.pt"  # of a diffusion
+    places["enlarging"] = tmp_path / "u.pt"
     for action in script.build_parser()._actions:
         flag = action.option_strings[0] if action.option_strings else ""
         if flag in ("", "-h"):

@@ -44,10 +44,13 @@ OPTIONS: opt.Table = {
         shared("--seed", 0),
         shared("--sample", None),
         shared("--sample_steps", None),
-        shared("--timestep_spacing", "trailing"),
+        shared("--timestep_spacing", None),
         shared("--eta", 0.0),
         shared("--clip_sample", True),
-        shared("--cfg_scale", 1.5),
+        shared("--cfg_scale", None),
+        shared("--cfg_interval", None),
+        shared("--guide_path", None),
+        shared("--guide_scale", 2.0),
         shared("--use_ema", True),
     ],
     "output": [
@@ -308,11 +311,14 @@ def prepare_maker(args, device, real, network, warnings: Warnings):
         eta=args.eta,
         clip_sample=args.clip_sample,
         cfg_scale=args.cfg_scale,
+        cfg_interval=args.cfg_interval,
     )
     precision, remark = choose_precision(args.amp, device)
     generator = ImageGenerator.from_checkpoint(
         checkpoint, sampling, precision, args.image_size, args.use_ema
     )
+    if args.guide_path is not None:
+        generator.guide(Checkpoint.read(args.guide_path), args.guide_scale, args.use_ema)
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
     warnings.add(remark, label_remark, *sampling_remarks(generator.sampler))
     return ImageMaker(

@@ -33,10 +33,13 @@ OPTIONS: opt.Table = {
     "sampling": [
         shared("--sample", None),
         shared("--sample_steps", None),
-        shared("--timestep_spacing", "trailing"),
+        shared("--timestep_spacing", None),
         shared("--eta", 0.0),
         shared("--clip_sample", True),
-        shared("--cfg_scale", 1.5),
+        shared("--cfg_scale", None),
+        shared("--cfg_interval", None),
+        shared("--guide_path", None),
+        shared("--guide_scale", 2.0),
         shared("--use_ema", True),
     ],
     "output": [
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 def generate(args, ranks) -> None:
     """One process: its share of the images, written as they are done."""
     from utils.devices import choose_device, choose_precision
-    from utils.generation import ImageGenerator, image_settings, sampling_remarks
+    from utils.generation import image_settings, sampling_remarks
     from utils.runs.folder import new_folder
 
     # Weights and their metadata
@@ -109,9 +112,7 @@ def generate(args, ranks) -> None:
     checkpoint = open_checkpoint(args)
     sampling = choose_sampling(args, checkpoint)
     labels, label_remark = choose_labels(args, checkpoint.class_names)
-    generator = ImageGenerator.from_checkpoint(
-        checkpoint, sampling, precision, args.image_size, args.use_ema
-    )
+    generator = build_generator(args, checkpoint, sampling, precision)
     upscaler = choose_upscaler(args, precision)
     for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
         if text and ranks.is_main:
@@ -217,7 +218,21 @@ def choose_sampling(args, checkpoint):
         eta=args.eta,
         clip_sample=args.clip_sample,
         cfg_scale=args.cfg_scale,
+        cfg_interval=args.cfg_interval,
     )
+
+
+def build_generator(args, checkpoint, sampling, precision):
+    """What makes the images. Raises UserError for what does not fit together."""
+    from utils.generation import ImageGenerator
+    from utils.runs.checkpoint import Checkpoint
+
+    generator = ImageGenerator.from_checkpoint(
+        checkpoint, sampling, precision, args.image_size, args.use_ema
+    )
+    if args.guide_path is not None:
+        generator.guide(Checkpoint.read(args.guide_path), args.guide_scale, args.use_ema)
+    return generator
 
 
 def choose_upscaler(args, precision):

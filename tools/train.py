@@ -52,6 +52,8 @@ OPTIONS: opt.Table = {
         Option("--num_classes",       None,            opt.positive,        "expected number of class folders; only checked"),
         Option("--val_fraction",      None,            opt.half,            "share of the images that is held out to measure on; 0: none; not set: 5%, at least 20 and at most 256, none below 200 images"),
         Option("--flip",              False,           opt.switch,          "mirror half of the images left to right", decides=True),
+        Option("--balance",           False,           opt.switch,          "show as many images of each class, where some have fewer", decides=True),
+        Option("--augment",           None,            opt.probability,     "probability of each change (mirror, scale, turn, stretch, shift) of which the network is told, so that samples show none of them; not set: 0.12 for fewer than 2,000 images, otherwise 0", decides=True),
         Option("--resume",            False,           opt.switch,          "resume this run from its last checkpoint"),
         Option("--allow_changes",     False,           opt.switch,          "with --resume: resume even if options or images have changed"),
         Option("--start_epoch",       -1,              opt.minus_one_up,    "with --resume: from ckpt_<epoch>.pt; -1: the last one"),
@@ -77,6 +79,8 @@ OPTIONS: opt.Table = {
     ],
     "diffusion": [
         Option("--noise_schedule",    "cosine",        opt.NOISE_SCHEDULES, "noise schedule"),
+        Option("--noise_shift",       None,            opt.noise_shift,     "so many times as much noise at each time step, as larger images need; not set: for the flow a 64th of the image's side, at least 1, otherwise 1"),
+        Option("--zero_terminal_snr", False,           opt.switch,          "let the last time step be pure noise; not with --prediction eps"),
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
@@ -96,6 +100,7 @@ OPTIONS: opt.Table = {
         Option("--grad_clip",         1.0,             opt.not_negative,    "maximum gradient norm; 0: no clipping", decides=True),
         Option("--ema_length",        None,            opt.ema_length,      "width of the EMA, as a share of the steps so far", decides=True),
         Option("--ema_decay",         None,            opt.below_one,       "instead, a fixed width: the EMA averages about the last 1/(1-decay) steps", decides=True),
+        Option("--ema_snapshots",     0,               opt.natural,         "keep two further averages and so many snapshots of them, from which choose_ema.py makes the EMA of the best length"),
         Option("--amp --fp16",        "auto",          opt.switch_or_auto,  "mixed precision (bf16 or fp16) where the hardware benefits; auto: where it has bf16", decides=True),
     ],
     "saving, evaluation and previews": [
@@ -108,9 +113,9 @@ OPTIONS: opt.Table = {
         Option("--vis_interval_epochs", None,          opt.positive,        "epochs between previews; one is also drawn at the end; not set: at most 10 in a run, in at most 5% of its time"),
         Option("--num_vis",           8,               opt.positive,        "images per preview; with classes, per class"),
         Option("--image_format",      "png",           opt.IMAGE_FORMATS,   "file format of previews"),
-        Option("--sample",            "ddim",          opt.SAMPLERS,        "sampler of previews, and by default of generate.py"),
-        Option("--sample_steps",      25,              opt.positive,        "sampling steps of previews"),
-        Option("--timestep_spacing",  "trailing",      opt.TIMESTEP_SPACINGS, "which time steps the sampler of previews visits"),
+        Option("--sample",            "dpmpp2m",       opt.SAMPLERS,        "sampler of previews, and by default of generate.py"),
+        Option("--sample_steps",      15,              opt.positive,        "sampling steps of previews"),
+        Option("--timestep_spacing",  None,            opt.TIMESTEP_SPACINGS, "which time steps the sampler of previews visits; not set: as is usual with it"),
         Option("--cfg_scale",         1.5,             opt.not_negative,    "guidance scale of previews; 1: none"),
         Option("--eval_interval_epochs", None,         opt.positive,        "epochs between evaluations on held-out images; not set: about 20 in a run, fewer where they would take more than 2% of its time"),
         Option("--eval_images",       0,               opt.natural,         "images generated at each evaluation to measure their KID; needs requirements-metrics.txt"),
@@ -134,7 +139,7 @@ OPTIONS: opt.Table = {
 # Groups and options that only a diffusion has: the other training scripts leave them out.
 OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
 OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
-OF_DIFFUSION += ("checkpoint_activations",)
+OF_DIFFUSION += ("checkpoint_activations", "augment", "ema_snapshots", "balance")
 
 FEWEST_FOR_KID = 3  # images
 
@@ -207,7 +212,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     choice = settle(args, run, dataset, autoencoder)
 
     # What is trained: network, EMA, optimizer
-    diffusion = build_diffusion(args)
+    diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder)[1])
     data = held_out_data(images, dataset, split)
     state = run.build_state(build_config(args, dataset, data, diffusion, autoencoder))
     check_size(state, images, autoencoder)
@@ -247,8 +252,10 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluations=evaluations,
             evaluate=evaluate,
             previews=previews,
+            balance=dataset.labels.array if args.balance else None,
             plan_lines=[
                 *class_lines(args),
+                *augmentation_lines(args, dataset),
                 *preset_lines(run, choice, state, task, inputs, length),
                 *latent_lines,
             ],
@@ -288,6 +295,8 @@ def settle(
         def network_of(values: dict) -> dict:
             return network_config(Namespace(**{**vars(args), **values}), channels, dataset)
 
+        if autoencoder is not None and given["augment"] is None:
+            given["augment"] = 0.0
         pretrained = pretrained_network(args)
         given |= {name: value for name, value in pretrained.items() if given[name] is None}
         choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of)
@@ -343,6 +352,8 @@ def find_autoencoder(args: Namespace, run: TrainingRun) -> StoredAutoencoder | N
         found = read_autoencoder(path)
         if before is not None and before.hash == found.hash:
             found = before
+    if found is not None and args.augment:
+        raise opt.UserError("--augment changes pixels: it does nothing to latents; leave it out")
     if args.latent and found is None:
         raise opt.UserError(
             "--latent needs --autoencoder_path: train one with tools/train_autoencoder.py first"
@@ -359,15 +370,24 @@ def image_mode(args: Namespace, autoencoder: StoredAutoencoder | None) -> str:
     return args.mode
 
 
-def build_diffusion(args: Namespace) -> GaussianDiffusion:
-    """The diffusion process."""
+def build_diffusion(args: Namespace, size: tuple[int, int]) -> GaussianDiffusion:
+    """The diffusion process, for images (or latents) of that height and width."""
     from model.diffusion import GaussianDiffusion
+    from model.noise_schedule import usual_shift
 
-    return GaussianDiffusion(
-        noise_steps=args.noise_steps,
-        noise_schedule=args.noise_schedule,
-        prediction=args.prediction,
-    )
+    shift = args.noise_shift
+    if shift is None:
+        shift = usual_shift(args.noise_schedule, size)
+    try:
+        return GaussianDiffusion(
+            noise_steps=args.noise_steps,
+            noise_schedule=args.noise_schedule,
+            prediction=args.prediction,
+            noise_shift=shift,
+            zero_terminal_snr=args.zero_terminal_snr,
+        )
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
 
 
 def build_codec(
@@ -408,7 +428,14 @@ def build_task(args: Namespace, diffusion: GaussianDiffusion, codec: Codec) -> D
 
     kind = LatentDiffusionTask if isinstance(codec, LatentCodec) else DiffusionTask
     return kind(
-        diffusion, codec, args.conditional, args.flip, args.loss, args.label_drop, args.loss_weight
+        diffusion,
+        codec,
+        args.conditional,
+        args.flip,
+        args.loss,
+        args.label_drop,
+        args.loss_weight,
+        args.augment,
     )
 
 
@@ -438,6 +465,8 @@ def build_config(
 
 def network_config(args: Namespace, channels: int, dataset: ImageSet) -> dict:
     """The network as the options describe it."""
+    from model.augmentation import NUMBERS
+
     return {
         "name": args.network,
         "in_channels": channels,
@@ -451,6 +480,7 @@ def network_config(args: Namespace, channels: int, dataset: ImageSet) -> dict:
         "time_embedding": args.time_embedding,
         "act": args.act,
         "dropout": args.dropout,
+        "augmentation": NUMBERS if args.augment else 0,
     }
 
 
@@ -592,6 +622,20 @@ def class_lines(args: Namespace) -> list[str]:
     return [] if args.conditional else ["classes     none are learned: the images are one set"]
 
 
+def augmentation_lines(args: Namespace, dataset: ImageSet) -> list[str]:
+    """Lines of the plan on what happens to the images of a step, or could."""
+    from utils.data.symmetry import may_be_mirrored
+
+    if args.augment > 0:
+        return [
+            f"augment     {args.augment:g}: images are mirrored, scaled, turned, stretched and moved "
+            "at random; the samples are not (--augment 0: images as they are)"
+        ]
+    if not args.flip and may_be_mirrored(dataset):
+        return ["mirror      the images look alike either way round: --flip doubles them"]
+    return []
+
+
 def preset_lines(
     run: TrainingRun,
     choice: RecipeChoice | None,
@@ -613,6 +657,8 @@ def plan_remarks(
     from utils.generation import sampling_remarks
 
     remarks = opt.idle_process_remarks(args, OPTIONS)
+    if args.balance and not args.conditional:
+        remarks.append("--balance has no effect: no classes are learned")
     if args.conditional and args.label_drop == 1:
         remarks.append(
             "with --label_drop 1 no image keeps its label, so the classes are not learned"

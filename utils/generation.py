@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from model.codecs import Codec, build_codec
-from model.guidance import NO_LABEL, null_label
+from model.guidance import NO_LABEL, Autoguided, null_label
 from model.networks import check_image_size
-from model.samplers import BaseDiffusion, Trajectory, build_sampler
-from model.samplers.base import DEFAULT_SAMPLE_STEPS, evaluation_mode
+from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_class
+from model.samplers.base import evaluation_mode
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
@@ -21,51 +21,69 @@ from utils.runs.inference import inference_network
 # A first time step further from T-1 than this share of T leaves a visible step of noise out.
 LARGEST_GAP = 0.05
 
+USUAL_CFG_SCALE = 1.5
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How images are made: what is free to choose after training."""
 
     sampler: str = "ddim"
-    sample_steps: int | None = None  # None: 50, for ddpm all of training
-    timestep_spacing: str = "trailing"
+    sample_steps: int | None = None  # None: as many as are usual with the sampler
+    timestep_spacing: str | None = None  # None: the usual one
     eta: float = 0.0  # ddim's
     clip_sample: bool = True
     cfg_scale: float = 1.0
+    cfg_interval: tuple[float, float] | None = None  # of sigma / alpha; None: guided everywhere
 
     @classmethod
     def of_checkpoint(
         cls,
         checkpoint: Checkpoint,
-        sampler: str | None,  # None: the one chosen in training
+        sampler: str | None,  # None: as the checkpoint says; and so the next two
         sample_steps: int | None,
-        timestep_spacing: str,
+        timestep_spacing: str | None,
         eta: float,
         clip_sample: bool,
-        cfg_scale: float,
+        cfg_scale: float | None,  # None: the usual one where guidance was trained
+        cfg_interval: tuple[float, float] | None = None,
     ) -> "Sampling":
-        """Raises UserError for guidance that was not trained."""
+        """What is not given is as the checkpoint says; its steps and spacing belong to its sampler.
+
+        Raises UserError for guidance that was not trained.
+        """
+        if cfg_scale is None:
+            cfg_scale = USUAL_CFG_SCALE if checkpoint.guidance_was_trained else 1.0
         if checkpoint.class_names and not checkpoint.guidance_was_trained and cfg_scale != 1:
             raise UserError(
                 f"{checkpoint.source} was trained with --label_drop 0, without guidance: "
                 "add --cfg_scale 1"
             )
+        sampler = sampler or checkpoint.sampler
+        if sampler == checkpoint.sampler:
+            sample_steps = checkpoint.sample_steps if sample_steps is None else sample_steps
+            timestep_spacing = timestep_spacing or checkpoint.timestep_spacing
         return cls(
-            sampler or checkpoint.sampler,
+            sampler,
             sample_steps,
             timestep_spacing,
             eta,
             clip_sample,
             cfg_scale,
+            cfg_interval,
         )
 
     def steps(self, noise_steps: int) -> int:
         """The number of sampling steps for a network trained with so many."""
         if self.sample_steps is not None:
             return self.sample_steps
-        if self.sampler == "ddpm":
-            return noise_steps
-        return min(DEFAULT_SAMPLE_STEPS, noise_steps)
+        usual = sampler_class(self.sampler).usual_steps
+        return noise_steps if usual is None else min(usual, noise_steps)
+
+    @property
+    def spacing(self) -> str:
+        """Which time steps are visited."""
+        return self.timestep_spacing or sampler_class(self.sampler).usual_spacing
 
     def build(
         self, process: dict, device: torch.device | str, is_bounded: bool = True
@@ -81,7 +99,7 @@ class Sampling:
             process,
             eta=self.eta,
             sample_steps=self.steps(process["noise_steps"]),
-            timestep_spacing=self.timestep_spacing,
+            timestep_spacing=self.spacing,
             clip_sample=self.clip_sample and is_bounded,
             device=device,
         )
@@ -116,6 +134,7 @@ class ImageGenerator:
         channels: int,
         precision: Precision,
         cfg_scale: float = 1.0,
+        cfg_interval: tuple[float, float] | None = None,
     ):
         self.network = network
         self.sampler = sampler
@@ -124,6 +143,7 @@ class ImageGenerator:
         self.channels = channels
         self.precision = precision
         self.cfg_scale = cfg_scale
+        self.cfg_interval = cfg_interval
 
     @classmethod
     def from_checkpoint(
@@ -155,7 +175,28 @@ class ImageGenerator:
             checkpoint.channels,
             precision,
             sampling.cfg_scale,
+            sampling.cfg_interval,
         )
+
+    def guide(self, checkpoint: Checkpoint, scale: float, use_ema: bool = True) -> None:
+        """Lead the network away from the worse one of a checkpoint. Raises UserError where that is
+        not of the same kind.
+        """
+        checkpoint.check_kind("diffusion")
+        network = inference_network(checkpoint, use_ema and checkpoint.ema is not None)
+        theirs = (
+            checkpoint.config["diffusion"],
+            network.config["in_channels"],  # type: ignore[index]
+            network.config.get("num_classes"),  # type: ignore[union-attr,operator]
+        )
+        own = cast(dict, self.network.config)
+        ours = (self.sampler.config, own["in_channels"], own.get("num_classes"))
+        if theirs != ours:
+            raise UserError(
+                f"{checkpoint.source} cannot guide these weights: it was trained with another "
+                "diffusion process, other channels or other classes"
+            )
+        self.network = Autoguided(self.network, self.precision.place(network), scale)
 
     @property
     def calls(self) -> int:
@@ -177,6 +218,7 @@ class ImageGenerator:
             self.cfg_scale,
             seeds,
             null_label=null,
+            cfg_interval=self.cfg_interval,
         )
         with evaluation_mode(self.network):
             steps = self.sampler.denoise(self._network_call, start)
@@ -227,13 +269,17 @@ def image_settings(
     settings = {
         "sampler": sampling.sampler,
         "sample_steps": sampling.steps(sampler.noise_steps),
-        "timestep_spacing": sampling.timestep_spacing,
+        "timestep_spacing": sampling.spacing,
         "clip_sample": sampler.clip_sample,
         "cfg_scale": sampling.cfg_scale,
         "use_ema": use_ema,
     }
     if sampling.sampler == "ddim":
         settings["eta"] = sampling.eta
+    if sampling.cfg_interval is not None:
+        settings["cfg_interval"] = ",".join(f"{ratio:g}" for ratio in sampling.cfg_interval)
+    if isinstance(network, Autoguided):
+        settings["guide_scale"] = network.scale
     settings["weights"] = Path(weights).name
     return {**settings, **cast(dict, network.config), **sampler.config}
 

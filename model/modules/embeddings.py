@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.modules.layers import zero_init
+
 LONGEST_PERIOD = 10_000  # of the sine with the lowest frequency, in time steps (over 2 pi)
 
 
@@ -25,11 +27,13 @@ def sinusoidal_embedding(
 
 
 class ConditionEmbedding(nn.Module):
-    """Time steps (B,) and labels (B,) -> one vector per image (B, out_dim) for the residual blocks.
+    """Time steps (B,), labels (B,) and augmentations (B,A) -> one vector per image (B, out_dim) for
+    the residual blocks.
 
     The label table has num_classes + 1 rows. The last one is the null label, which stands for
     "no label"; a negative label means it too, so that a caller need not know num_classes.
-    Raises ValueError for labels where the network was built without classes.
+    Augmentations of 0 add nothing, as none do. Raises ValueError for labels or augmentations where
+    the network was built without.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class ConditionEmbedding(nn.Module):
         num_classes: int | None,
         freq_shift: float = 0.0,
         cos_first: bool = True,
+        augmentation: int = 0,  # numbers that describe one; 0: none
     ):
         super().__init__()
         self.dim = dim
@@ -49,10 +54,19 @@ class ConditionEmbedding(nn.Module):
             nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim)
         )
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, out_dim)
+        self.augmentation = None
+        if augmentation > 0:
+            self.augmentation = zero_init(nn.Linear(augmentation, out_dim, bias=False))
 
-    def forward(self, t: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(
+        self, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
+    ) -> Tensor:
         embedding = sinusoidal_embedding(t, self.dim, self.freq_shift, self.cos_first)
         embedding = self.time_mlp(embedding.to(next(self.time_mlp.parameters()).dtype))
+        if augmentation is not None:
+            if self.augmentation is None:
+                raise ValueError("a network that was built without augmentations was given some")
+            embedding = embedding + self.augmentation(augmentation)
         if self.label is None or self.num_classes is None:
             if labels is not None:
                 raise ValueError(

@@ -30,6 +30,8 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """x_t (B,C,H,W), t (B,), labels (B,) or None -> prediction (B,C_out,H,W).
 
+    In training on augmented images it is told how each was changed: augmentation (B,A).
+
     Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]`
     channels. The structure is that of diffusers' UNet2DModel, so that weights can go back and
     forth. Raises ValueError at construction for widths that do not fit together, and at the call
@@ -58,6 +60,7 @@ class UNet(nn.Module):
         asymmetric_padding: bool = False,
         freq_shift: float = 0.0,
         cos_first: bool = True,
+        augmentation: int = 0,  # numbers that tell it how an image was augmented
     ):
         config: dict[str, Any] = {
             "name": self.name,
@@ -78,6 +81,7 @@ class UNet(nn.Module):
             "asymmetric_padding": asymmetric_padding,
             "freq_shift": freq_shift,
             "cos_first": cos_first,
+            "augmentation": augmentation,
         }
         check_unet_config(config)
         super().__init__()
@@ -90,7 +94,7 @@ class UNet(nn.Module):
         widths = [channels * mult for mult in channel_mult]
         attends = {level % len(widths) for level in attention_levels}
         self.condition = ConditionEmbedding(
-            channels, self.emb_dim, num_classes, freq_shift, cos_first
+            channels, self.emb_dim, num_classes, freq_shift, cos_first, augmentation
         )
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
@@ -175,9 +179,15 @@ class UNet(nn.Module):
     def make_norm(self, channels: int) -> nn.GroupNorm:
         return group_norm(self.config["norm_groups"], channels, self.config["norm_eps"])
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Tensor | None = None,
+        augmentation: Tensor | None = None,
+    ) -> Tensor:
         check_image_size(x.shape[-2], x.shape[-1], self.downsample_factor)
-        emb = self.condition(t, labels)  # (B, emb_dim)
+        emb = self.condition(t, labels, augmentation)  # (B, emb_dim)
         h = self.conv_in(x)  # (B, channels, H, W)
         skips = [h]
         for name, stage in self.down.items():

@@ -1,5 +1,6 @@
 """What every sampler shares: the state of images between two steps, and the one sampling loop."""
 
+import bisect
 import contextlib
 import math
 import operator
@@ -29,6 +30,8 @@ class BaseDiffusion(GaussianDiffusion):
     """
 
     draws_noise = False  # whether `step` wants noise
+    usual_steps: int | None = 50  # that images are made with where nobody says how; None: T
+    usual_spacing = "trailing"
 
     def __init__(
         self,
@@ -40,11 +43,22 @@ class BaseDiffusion(GaussianDiffusion):
         prediction: str = "eps",
         # How to sample: free to choose.
         sample_steps: int | None = None,  # S, 1..T; None: 50, or T where that is less
-        timestep_spacing: str = "trailing",  # or leading, linspace
+        timestep_spacing: str = "trailing",  # or leading, linspace, logsnr, karras
         clip_sample: bool = True,  # clip each estimate of x0 to [-1, 1]
         device: str | torch.device = "cpu",  # where `sample` works
+        # Of training too, but younger.
+        noise_shift: float = 1.0,
+        zero_terminal_snr: bool = False,
     ):
-        super().__init__(noise_steps, noise_schedule, beta_start, beta_end, prediction)
+        super().__init__(
+            noise_steps,
+            noise_schedule,
+            beta_start,
+            beta_end,
+            prediction,
+            noise_shift,
+            zero_terminal_snr,
+        )
         if sample_steps is None:
             sample_steps = min(DEFAULT_SAMPLE_STEPS, noise_steps)
         if not 1 <= sample_steps <= noise_steps:
@@ -53,7 +67,9 @@ class BaseDiffusion(GaussianDiffusion):
                 f"not {sample_steps}"
             )
         self.clip_sample = clip_sample
-        self.grid = time_grid(timestep_spacing, noise_steps, sample_steps)
+        log_ratios = (self.levels.sigmas_squared.log() - self.levels.alphas_squared.log()) / 2
+        self.log_ratios: list[float] = log_ratios.tolist()  # log(sigma_t / alpha_t), ascending
+        self.grid = time_grid(timestep_spacing, noise_steps, sample_steps, self.log_ratios)
         self.device = torch.device(device)
 
     def settings(self) -> dict:
@@ -101,7 +117,7 @@ class BaseDiffusion(GaussianDiffusion):
         t, t_prev and stage (B,) long; history as from `new_history`. All are per image and on one
         device.
         """
-        raise TypeError(f"{type(self).__name__} has no step: use DDPM, DDIM or PLMS")
+        raise TypeError(f"{type(self).__name__} has no step: use a subclass such as DDIM")
 
     # --- Sampling as state ---
 
@@ -116,10 +132,13 @@ class BaseDiffusion(GaussianDiffusion):
         x_T: Tensor | None = None,
         first_call: int = 0,
         null_label: int = NO_LABEL,
+        cfg_interval: tuple[float, float] | None = None,
     ) -> Trajectory:
         """n images before their first network call.
 
-        labels (n,), or None for none; cfg_scale: see model/guidance.py, one for all or (n,).
+        labels (n,), or None for none; cfg_scale: see model/guidance.py, one for all or (n,). With
+        `cfg_interval`, only where sigma_t / alpha_t lies within it is an image guided
+        (Kynkaanniemi et al. 2404.07724); elsewhere it is plain conditional and costs one row.
         Image i is a function of seeds[i] (0..2^32-1; drawn where none are given), whatever batch
         it is in: its noise x_T (n,C,H,W) unless that is given, then the noise that steps add. With
         `first_call` > 0, x_T is an image at the noise level of that call, to be continued from
@@ -149,9 +168,21 @@ class BaseDiffusion(GaussianDiffusion):
             position=(0,) * n,
             labels=_label_of_each(labels, n),
             scales=_scale_of_each(cfg_scale, n),
+            guided_steps=(self._steps_within(cfg_interval),) * n,
             generators=generators,
             null_label=null_label,
         )
+
+    def _steps_within(self, ratios: tuple[float, float] | None) -> tuple[int, int]:
+        """The first and last time step whose sigma / alpha lies in an interval; None: all."""
+        if ratios is None:
+            return 0, self.noise_steps - 1
+        lowest, highest = ratios
+        if not 0 <= lowest < highest:
+            raise ValueError(f"cfg_interval must be two ascending numbers, not {ratios}")
+        first = bisect.bisect_left(self.log_ratios, math.log(lowest) if lowest > 0 else -math.inf)
+        last = bisect.bisect_right(self.log_ratios, math.log(highest)) - 1
+        return first, last
 
     def rows(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor | None]:
         """The network's input for the next call: x (R,C,H,W), t (R,), labels (R,) or None.
@@ -162,9 +193,10 @@ class BaseDiffusion(GaussianDiffusion):
         """
         device = trajectory.x.device
         steps = [t for t, _, _ in trajectory.calls]
-        pairs = zip(trajectory.labels, trajectory.scales, strict=True)
+        scales = trajectory.current_scales
+        pairs = zip(trajectory.labels, scales, strict=True)
         labels = [label if guidance.needs_label(scale) else NO_LABEL for label, scale in pairs]
-        places = guidance.guided_places(trajectory.labels, trajectory.scales)
+        places = guidance.guided_places(trajectory.labels, scales)
         x = trajectory.x
         if places:
             index = numbers_on([*range(len(x)), *places], device, torch.long)
@@ -196,13 +228,14 @@ class BaseDiffusion(GaussianDiffusion):
         return trajectory.moved_on(x, history, generators), x0
 
     def _guided(self, trajectory: Trajectory, output: Tensor) -> Tensor:
-        places = guidance.guided_places(trajectory.labels, trajectory.scales)
+        current = trajectory.current_scales
+        places = guidance.guided_places(trajectory.labels, current)
         if len(output) != len(trajectory) + len(places):
             raise ValueError(
                 f"the network's output has {len(output)} rows, "
                 f"{len(trajectory) + len(places)} are needed"
             )
-        scales = [trajectory.scales[i] for i in places]
+        scales = [current[i] for i in places]
         return guidance.combine(
             output, places, numbers_on(scales, output.device, output.dtype).view(-1, 1, 1, 1)
         )
@@ -257,6 +290,7 @@ class BaseDiffusion(GaussianDiffusion):
         seeds: Sequence[int] | None = None,
         x_T: Tensor | None = None,
         callback: Callback | None = None,
+        cfg_interval: tuple[float, float] | None = None,
     ) -> Tensor:
         """n images, (n,C,H,W): float32, or in the number format of x_T.
 
@@ -265,13 +299,28 @@ class BaseDiffusion(GaussianDiffusion):
         for labels that the network does not have.
         """
         null = NO_LABEL if labels is None else null_label(network)
-        start = self.start(n, image_size, channels, labels, cfg_scale, seeds, x_T, null_label=null)
+        start = self.start(
+            n,
+            image_size,
+            channels,
+            labels,
+            cfg_scale,
+            seeds,
+            x_T,
+            null_label=null,
+            cfg_interval=cfg_interval,
+        )
         trajectory = start
         with evaluation_mode(network):
             for done, (trajectory, x0) in enumerate(self.denoise(network, start), start=1):
                 if callback is not None:
                     callback(done, trajectory.x, x0)
         return self.finished_images(trajectory)
+
+
+def per_image(mask: Tensor) -> Tensor:
+    """(B,) -> (B,1,1,1)."""
+    return mask.view(-1, 1, 1, 1)
 
 
 @contextlib.contextmanager

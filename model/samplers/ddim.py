@@ -25,6 +25,8 @@ class DDIM(BaseDiffusion):
         clip_sample: bool = True,
         eta: float = 0.0,
         device: str | torch.device = "cpu",
+        noise_shift: float = 1.0,
+        zero_terminal_snr: bool = False,
     ):
         super().__init__(
             noise_steps,
@@ -36,6 +38,8 @@ class DDIM(BaseDiffusion):
             timestep_spacing,
             clip_sample,
             device,
+            noise_shift,
+            zero_terminal_snr,
         )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], not {eta}")
@@ -58,7 +62,5 @@ class DDIM(BaseDiffusion):
         x0, eps = self.x0_and_eps(x_t, t, prediction, self.clip_sample)
         if noise is None:
             return self.renoise(x0, eps, t_prev), x0, history
-        abar = self.alpha_bar(t)
-        abar_prev = self.alpha_bar(t_prev)
-        posterior = ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).sqrt()
+        posterior = self.posterior_variance(t, t_prev).sqrt()
         return self.renoise(x0, eps, t_prev, self.eta * posterior, noise), x0, history

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from model.samplers.base import BaseDiffusion
+from model.samplers.base import BaseDiffusion, per_image
 from model.samplers.trajectory import Call
 
 # Weights of the slope eps now and of the three before it. Stage 0: Euler. Stage 1: improved Euler,
@@ -22,15 +22,15 @@ EULER = 0
 IMPROVED_EULER = 1
 HIGHEST_ORDER = 4
 
-# Below this abar (the first steps of the sqrt schedule, or of one that ends in pure noise) the
+# Below this alpha^2 (the first steps of the sqrt schedule, or of one that ends in pure noise) the
 # paper's transfer divides by almost nothing.
-SMALLEST_ALPHA_BAR = 1e-6
+SMALLEST_ALPHA_SQUARED = 1e-6
 
 
 class PLMS(BaseDiffusion):
     """Equations 9, 11 and 12. The first step asks the network twice; alone it is a DDIM step.
 
-    Where abar < 1e-6, a DDIM step, which does not divide by it, takes the transfer's place.
+    Where alpha^2 < 1e-6, a DDIM step, which does not divide by it, takes the transfer's place.
     """
 
     def calls(self, first_step: int = 0) -> list[Call]:
@@ -82,7 +82,7 @@ class PLMS(BaseDiffusion):
 
         # Euler is a DDIM step. Where no transfer is possible the first step stays as Euler made it.
         ddim = torch.where(per_image(again), x_t, self.renoise(x0, eps, t_prev))
-        too_noisy = self.alpha_bar(t_from).view(-1) < SMALLEST_ALPHA_BAR
+        too_noisy = self.levels.alpha_squared(t_from).view(-1) < SMALLEST_ALPHA_SQUARED
         x_prev = torch.where(per_image(euler | too_noisy), ddim, multistep)
 
         history = {
@@ -94,7 +94,7 @@ class PLMS(BaseDiffusion):
 
     def _transfer(self, x: Tensor, slope: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
         """x at t -> x at t_prev along a slope: equation 11, as a re-noised estimate of x0."""
-        alpha = self.levels.alpha(t).clamp(min=SMALLEST_ALPHA_BAR**0.5).to(x)
+        alpha = self.levels.alpha(t).clamp(min=SMALLEST_ALPHA_SQUARED**0.5).to(x)
         sigma = self.levels.sigma(t).to(x)
         x0 = (x - sigma * slope) / alpha
         if self.clip_sample:
@@ -107,8 +107,3 @@ class PLMS(BaseDiffusion):
 def weights_of_slopes(device: torch.device, dtype: torch.dtype) -> Tensor:
     """ADAMS_BASHFORTH as a tensor (5,4), moved to each device once."""
     return torch.tensor(ADAMS_BASHFORTH, dtype=torch.float64).to(device, dtype)
-
-
-def per_image(mask: Tensor) -> Tensor:
-    """(B,) -> (B,1,1,1)."""
-    return mask.view(-1, 1, 1, 1)

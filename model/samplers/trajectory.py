@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from model.guidance import needs_null
 from model.transfer import numbers_on
 
 Call = tuple[int, int, int]  # (t, t_prev, stage) of one network call; t_prev -1: the clean image
@@ -26,6 +27,7 @@ class Trajectory:
     position: tuple[int, ...]  # how many of them are done, for each image
     labels: tuple[int, ...]  # NO_LABEL where there is none
     scales: tuple[float, ...]  # of guidance
+    guided_steps: tuple[tuple[int, int], ...]  # first and last time step that is guided
     generators: tuple[torch.Generator, ...]  # of the noise that steps add, one per image
     null_label: int  # what stands for "no label" in the network's rows
 
@@ -38,6 +40,16 @@ class Trajectory:
         if self.any_done:
             raise ValueError("a finished image has no next step: select those that are not done")
         return [plan[done] for plan, done in zip(self.plans, self.position, strict=True)]
+
+    @property
+    def current_scales(self) -> tuple[float, ...]:
+        """The guidance scale of each image's next call: outside its guided steps none (1)."""
+        return tuple(
+            scale if not needs_null(scale) or first <= t <= last else 1.0
+            for scale, (first, last), (t, _, _) in zip(
+                self.scales, self.guided_steps, self.calls, strict=True
+            )
+        )
 
     @property
     def done(self) -> Tensor:
@@ -74,6 +86,7 @@ class Trajectory:
             position=tuple(self.position[i] for i in places),
             labels=tuple(self.labels[i] for i in places),
             scales=tuple(self.scales[i] for i in places),
+            guided_steps=tuple(self.guided_steps[i] for i in places),
             generators=tuple(self.generators[i] for i in places),
             null_label=self.null_label,
         )
@@ -105,6 +118,7 @@ class Trajectory:
             position=sum((each.position for each in trajectories), ()),
             labels=sum((each.labels for each in trajectories), ()),
             scales=sum((each.scales for each in trajectories), ()),
+            guided_steps=sum((each.guided_steps for each in trajectories), ()),
             generators=sum((each.generators for each in trajectories), ()),
             null_label=first.null_label,
         )

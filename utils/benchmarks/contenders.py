@@ -26,6 +26,7 @@ IMPORTS_OF_TRAINING = (
     "utils.training.recipe_choice",
     "utils.runs.autoencoders",
     "utils.generation",
+    "utils.data.symmetry",
 )
 
 

@@ -22,12 +22,31 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
     ),
     "--image_size": (t.image_size, "64, or height,width such as 64,96; not set: as in training"),
     "--seed": (t.seed, "random seed; image i has the seed --seed + i"),
-    "--sample": (t.SAMPLERS, "sampler; not set: the one chosen in training"),
-    "--sample_steps": (t.positive, "sampling steps; not set: 50, for ddpm all of training"),
-    "--timestep_spacing": (t.TIMESTEP_SPACINGS, "which time steps the sampler visits"),
+    "--sample": (t.SAMPLERS, "sampler; not set: as the checkpoint says"),
+    "--sample_steps": (
+        t.positive,
+        "sampling steps; not set: as the checkpoint says, or as the sampler usually takes",
+    ),
+    "--timestep_spacing": (
+        t.TIMESTEP_SPACINGS,
+        "which time steps the sampler visits; not set: as --sample_steps",
+    ),
     "--eta": (t.probability, "ddim: 0 is deterministic, 1 adds as much noise as ddpm"),
     "--clip_sample": (t.switch, "keep estimates of the image within [-1, 1]"),
-    "--cfg_scale": (t.not_negative, "guidance scale; 1: none; larger: clearer but less varied"),
+    "--cfg_scale": (
+        t.not_negative,
+        "guidance scale; 1: none; larger: clearer but less varied; not set: 1.5, or 1 where "
+        "guidance was not trained",
+    ),
+    "--cfg_interval": (
+        t.interval,
+        "guide only where the noise is so many times the image, such as 0.3,5; not set: everywhere",
+    ),
+    "--guide_path": (
+        t.path,
+        "worse checkpoint to lead away from (autoguidance), such as an early one of the same run",
+    ),
+    "--guide_scale": (t.not_negative, "with --guide_path: how far; 1: not at all"),
     "--batch_size": (t.positive, "images per network call"),
     # What is written
     "--result_path": (t.path, "folder that holds the results"),

@@ -52,13 +52,15 @@ def _with_default(option: Option, defaults: Mapping[str, Any]) -> Option:
 
 
 def run_options(args: Namespace, table: Table) -> RunOptions:
-    """The parsed options that every training script has, as plain values."""
+    """The parsed options that every training script has, as plain values; where one has not, as
+    RunOptions has it.
+    """
     of_the_script = {"record", "of_a_machine", "decisions"}
     names = [field.name for field in fields(RunOptions) if field.name not in of_the_script]
     options = options_of(table)
     paths = [option.name for option in options if isinstance(option.type, PathType)]
     return RunOptions(
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in names if hasattr(args, name)},
         record=plain_values(args),
         of_a_machine=(*paths, *OF_A_MACHINE),
         decisions={option.name: getattr(args, option.name) for option in options if option.decides},

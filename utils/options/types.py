@@ -195,6 +195,23 @@ class FileName:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Two ascending numbers with a comma between them."""
+
+    def __str__(self) -> str:
+        return "two ascending numbers such as 0.3,5"
+
+    def __call__(self, text: str) -> tuple[float, float]:
+        try:
+            low, high = (float(part) for part in text.split(","))
+        except ValueError:
+            raise _refuse(str(self), text) from None
+        if not 0 <= low < high < math.inf:
+            raise _refuse(str(self), text)
+        return low, high
+
+
+@dataclass(frozen=True)
 class ReplicaName:
     """A name that can stand in an address and before a hyphen."""
 
@@ -230,6 +247,7 @@ minus_one_up = Number(int, -1)
 seed = Number(int, 0, 2**32 - 1)  # torch's CPU generator takes no more
 minutes = Number(float, 0, 1e6, open_low=True)
 seconds = Number(float, 0, 1e7, open_low=True)
+noise_shift = Number(float, 0, 1000, open_low=True)
 noise_steps = Number(int, 1, 1_000_000)
 probability = Number(float, 0, 1)
 half = Number(float, 0, 0.5)
@@ -238,6 +256,7 @@ below_one = Number(float, 0, 0.999999)
 not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)
 whole_numbers = WholeNumbers()
+interval = Interval()
 image_size = ImageSize()
 image_shapes = ImageShapes()
 path = PathType()
@@ -247,12 +266,12 @@ port = Number(int, 0, 65535)
 text = Text()
 
 # A test holds these equal to the keys of the registries in model/.
-SAMPLERS = Choice(("ddpm", "ddim", "plms"))
+SAMPLERS = Choice(("ddpm", "ddim", "plms", "dpmpp2m", "unipc"))
 NETWORKS = Choice(("unet", "cspdarkunet"))
 UPSCALERS = Choice(("rdn", "edsr"))
 ACTIVATIONS = Choice(("gelu", "silu", "relu", "relu6", "lrelu"))
-NOISE_SCHEDULES = Choice(("linear", "cosine", "sqrt_linear", "sqrt"))
-TIMESTEP_SPACINGS = Choice(("leading", "linspace", "trailing"))
+NOISE_SCHEDULES = Choice(("linear", "cosine", "sqrt_linear", "sqrt", "flow"))
+TIMESTEP_SPACINGS = Choice(("leading", "linspace", "trailing", "logsnr", "karras"))
 PREDICTIONS = Choice(("eps", "x0", "v"))
 LOSS_WEIGHTS = Choice(("uniform", "min_snr"))
 LOSSES = Choice(("mse", "l1", "huber", "smooth_l1"))

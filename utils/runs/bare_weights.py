@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.image_facts import mode_of
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.weights import AUGMENTATION
 
 UNKNOWN_SIZE = [64, 64]  # height and width where nothing says them
 
@@ -94,6 +95,7 @@ def guess_network(name: str, weights: dict, options: dict, source: Path | str = 
         "channel_mult": [width // channels for width in widths],
         "blocks_per_level": _count(_BLOCKS[name] + r"(\d+)", weights),
         "time_embedding": _time_embedding(weights),
+        "augmentation": weights[AUGMENTATION].shape[1] if AUGMENTATION in weights else 0,
         "attention_levels": sorted(_numbers(r"down\.level(\d+)_block0\.attention\.", weights)),
         **options,
     }

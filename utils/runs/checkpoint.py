@@ -59,6 +59,7 @@ class Checkpoint:
     codec: dict | None = None  # of a diffusion on latents: the autoencoder's weights
     optimizer: dict | None = None
     scaler: dict | None = None
+    averages: dict | None = None  # of runs with --ema_snapshots: weights by length
     args: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     source: Path | str = "the checkpoint"
@@ -80,6 +81,8 @@ class Checkpoint:
         }
         if self.codec is not None:
             contents["codec"] = self.codec
+        if self.averages is not None:
+            contents["averages"] = self.averages
         return contents
 
     @classmethod
@@ -113,6 +116,7 @@ class Checkpoint:
             codec=fields.value("codec", _is_dict, "a dict of tensors", default=None),
             optimizer=fields.value("optimizer", _is_dict, "a dict", default=None),
             scaler=fields.value("scaler", _is_dict, "a dict", default=None),
+            averages=fields.value("averages", _is_dict, "a dict of weights", default=None),
             args=args,
             versions=fields.value("versions", _is_dict, "a dict", default={}),
             source=source,
@@ -166,8 +170,18 @@ class Checkpoint:
 
     @property
     def sampler(self) -> str:
-        """The sampler chosen in training."""
+        """The sampler chosen in training, or afterwards as the best one."""
         return self.config["sampling"]["sampler"]
+
+    @property
+    def sample_steps(self) -> int | None:
+        """The steps that go with it; None: it does not say."""
+        return self.config["sampling"].get("sample_steps")
+
+    @property
+    def timestep_spacing(self) -> str | None:
+        """Which time steps go with it; None: it does not say."""
+        return self.config["sampling"].get("timestep_spacing")
 
     @property
     def guidance_was_trained(self) -> bool:
@@ -253,6 +267,8 @@ def _check_diffusion(config: _Fields, class_names: list[str]) -> None:
     for name in ("noise_steps", "noise_schedule", "prediction"):
         diffusion.value(name, lambda value: value is not None, "a value")
     sampling.value("sampler", _is_text, "a name")
+    sampling.value("sample_steps", _is_count, "a whole number", default=None)
+    sampling.value("timestep_spacing", _is_text, "a name", default=None)
     sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
     network = config.part("network")
     classes = network.value("num_classes", _is_count, "a whole number", default=None)

@@ -25,6 +25,7 @@ from utils.runs.files import (
 )
 from utils.runs.metrics_log import MetricsLog
 from utils.runs.names import (
+    AVERAGES,
     BEST,
     BEST_SLIM,
     CONFIG,
@@ -35,6 +36,7 @@ from utils.runs.names import (
     SAMPLES,
     SLIM,
     STATUS,
+    averages_name,
     epochs_of,
     holds_a_run,
     numbered_name,
@@ -44,7 +46,12 @@ from utils.runs.safeguards import FolderLock, add_name, reason, warn_once
 from utils.text import printable
 
 MOST_OF_ONE_NAME = 100_000  # folders name, name-2, ...
-ONLY_TO_RESUME = ("network", "optimizer", "scaler")  # what the file for generation leaves out
+ONLY_TO_RESUME = (
+    "network",
+    "optimizer",
+    "scaler",
+    "averages",
+)  # what the file for generation leaves out
 
 
 class RunFolder:
@@ -182,6 +189,12 @@ class RunFolder:
             target=self._save_in_background, args=(snapshot(contents), epoch, keep)
         )
         self._saving.start()
+
+    def write_averages(self, contents: dict, step: int) -> None:
+        """Write averages/step_<n>.pt, of which an average is put together afterwards."""
+        with self._failures.tolerated(AVERAGES):
+            (self.path / AVERAGES).mkdir(exist_ok=True)
+            save_checkpoint(contents, self.path / AVERAGES / averages_name(step))
 
     def check_saving(self, is_last: bool = False) -> bool:
         """Whether the last checkpoint is safe, as far as is known.

@@ -16,10 +16,16 @@ STATUS = "status.json"
 CONFIG = "config.json"
 LOG = "log.txt"
 SAMPLES = "samples"
+AVERAGES = "averages"
 LOCK = ".lock"
 
 NUMBERED = re.compile(r"ckpt_(0|[1-9][0-9]{0,14})\.pt")
 PREVIEW = re.compile(r"epoch_([0-9]{4,15})\.(\w+)")
+
+
+def averages_name(step: int) -> str:
+    """The file name of the averages of a step."""
+    return f"step_{step:09d}.pt"
 
 
 def holds_a_run(path: Path) -> bool:

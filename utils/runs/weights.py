@@ -13,6 +13,7 @@ from utils.text import composed
 LABEL_TABLE = "condition.label.weight"  # (num_classes + 1, E); the last row is the null label
 TIME_BIAS = "condition.time_mlp.2.bias"  # (E,): what the label's row is added to
 CONV_IN = "conv_in.weight"  # (C, channels of the image, k, k)
+AUGMENTATION = "condition.augmentation.weight"
 CONV_OUT = "conv_out.weight"  # (channels of the image, C, k, k)
 CONV_OUT_BIAS = "conv_out.bias"  # (channels of the image,)
 
@@ -115,9 +116,26 @@ def match_weights(
     own: dict[str, Tensor] = network.state_dict()
     matched = dict(weights)
     said = adapt_channels(matched, own) if are_images else []
+    said += adapt_augmentation(matched, own)
     said += adapt_labels(matched, own, class_names, previous_class_names, source)
     check_fit(network, matched, source)
     return matched, said
+
+
+# --- Augmentation ---
+
+
+def adapt_augmentation(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Add what tells the network how an image was augmented, or take it away, in place. Without
+    augmentations neither changes what the network does.
+    """
+    if AUGMENTATION in own and AUGMENTATION not in weights:
+        weights[AUGMENTATION] = torch.zeros_like(own[AUGMENTATION])
+        return ["the weights were trained without --augment: the network has yet to learn it"]
+    if AUGMENTATION in weights and AUGMENTATION not in own:
+        del weights[AUGMENTATION]
+        return ["the weights were trained with --augment, this run is without"]
+    return []
 
 
 # --- Grey and colour ---

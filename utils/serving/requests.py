@@ -221,7 +221,10 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
             f"{weight.name} was trained without guidance: cfg_scale is 1, not {cfg_scale:g}",
             "cfg_scale",
         )
-    sampling = Sampling(sampler, asked.sample_steps, cfg_scale=cfg_scale)
+    usual = usual_sampling(weight) if sampler == weight.sampler else Sampling(sampler)
+    sampling = replace(usual, cfg_scale=cfg_scale)
+    if asked.sample_steps is not None:
+        sampling = replace(sampling, sample_steps=asked.sample_steps)
     steps = sampling.steps(weight.noise_steps)
     most = min(limits.max_steps, weight.noise_steps)
     if asked.sample_steps is None and steps > most:
@@ -232,6 +235,11 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
             f"sample_steps is 1 to {most} with {weight.name}, not {steps}", "sample_steps"
         )
     return sampling
+
+
+def usual_sampling(weight: Weight) -> Sampling:
+    """How a weight's images are made where nobody says how."""
+    return Sampling(weight.sampler, weight.sample_steps, weight.timestep_spacing)
 
 
 def _image_size(asked: tuple[int, int] | None, weight: Weight, limits: Limits) -> tuple[int, int]:

@@ -51,7 +51,9 @@ class Weight:
     image_size: tuple[int, int]  # (H, W) of training
     mode: str  # L or RGB
     downsample_factor: int  # what the sides of an image must be divisible by
-    sampler: str = ""  # chosen in training; of diffusions, as the next two
+    sampler: str = ""  # as the checkpoint says; of diffusions, as the next four
+    sample_steps: int | None = None
+    timestep_spacing: str | None = None
     has_guidance: bool = False
     noise_steps: int = 0
     scale: int | None = None  # of an upscaler
@@ -247,6 +249,8 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         mode=checkpoint.config["data"]["mode"],
         downsample_factor=_downsample_factor(checkpoint, network),
         sampler=checkpoint.sampler if is_diffusion else "",
+        sample_steps=checkpoint.sample_steps if is_diffusion else None,
+        timestep_spacing=checkpoint.timestep_spacing if is_diffusion else None,
         has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
         noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
         scale=getattr(network, "scale", None),

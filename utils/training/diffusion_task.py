@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.augmentation import augment, draw_augmentations
 from model.codecs import LatentCodec, PixelCodec
 from model.diffusion import GaussianDiffusion
 from model.randomness import draw_normal, draw_uniform
@@ -25,10 +26,13 @@ class DiffusionTask:
     loss_kind: str = "mse"
     label_drop: float = 0.1
     loss_weight: str = "uniform"
+    augment: float = 0.0  # probability of each change of a non-leaky augmentation; 0: none
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
-        """Each image draws whether it is mirrored, then what the loss needs (on the CPU)."""
+        """Each image draws how it is changed, then what the loss needs (on the CPU)."""
         draws: Draws = {}
+        if self.augment > 0:
+            draws["augmentation"] = draw_augmentations(len(batch[0]), self.augment, generators)
         if self.flip:
             draws["mirrored"] = draw_uniform(len(batch[0]), generators) < FLIPPED
         shape = self.shape(batch)
@@ -52,7 +56,10 @@ class DiffusionTask:
 
     def x0(self, batch: Batch, draws: Draws) -> Tensor:
         """What the diffusion sees of a batch, (B,C,H,W)."""
-        return self.codec.encode(self.pixels(batch, draws))
+        x0 = self.codec.encode(self.pixels(batch, draws))
+        if self.augment > 0:
+            x0 = augment(x0, draws["augmentation"])
+        return x0
 
     def pixels(self, batch: Batch, draws: Draws) -> Tensor:
         """The images of a batch (B,C,H,W) uint8, some of them mirrored."""

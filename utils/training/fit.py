@@ -177,6 +177,8 @@ class TrainingLoop:
             wait=self.saved_step is None,
         )
         self.saved_step = state.step
+        if state.averages is not None and schedule.averages_are_due(state.step):
+            self.recorder.averages(state)
 
     def make_complete(self) -> None:
         """What is to be done after the last step, and the save with it."""
@@ -237,7 +239,7 @@ class TrainingLoop:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        state.ema.update(state.network, state.step)
+        state.update_averages()
         self.meter.add(state.step, lr, norm, sums, images * self.ranks.world_size)
         state.step += 1
         state.is_whole = True

@@ -61,6 +61,7 @@ class Cost:
     checkpoints_kept: int
     evaluation_share: float = 0.0  # of the steps' time
     has_best: bool = False  # whether the best checkpoint is kept too
+    averages_kept: int = 0  # snapshots of the averages
 
     @property
     def seconds_left(self) -> float:
@@ -70,19 +71,25 @@ class Cost:
         return steps + rows * per_row
 
 
-def size_of_checkpoints(state: TrainState, kept: int, has_best: bool) -> float:
-    """Bytes of ckpt_last, ckpt_prev, the numbered checkpoints that are kept, and ema_last; and of
-    ckpt_best and ema_best.
+def size_of_checkpoints(
+    state: TrainState, kept: int, has_best: bool, averages_kept: int = 0
+) -> float:
+    """Bytes of ckpt_last, ckpt_prev, the numbered checkpoints that are kept, and ema_last; of
+    ckpt_best and ema_best; and of snapshots of averages.
     """
     weights = count_weights(state.network)
     moments = len(STATE_NAMES[type(state.optimizer)] - {"step"})
     full = BYTES_PER_WEIGHT * weights * (2 + moments)  # network, EMA, the optimizer's moments
     slim = BYTES_PER_WEIGHT * weights
+    averages = 0
+    if state.averages is not None:
+        averages = BYTES_PER_WEIGHT * weights * len(state.averages.averages)
+        full += averages
     if state.codec is not None:  # in every file
         codec = BYTES_PER_WEIGHT * sum(weight.numel() for weight in state.codec.values())
         full, slim = full + codec, slim + codec
     best = full + slim if has_best else 0
-    return (2 + kept) * full + slim + best
+    return (2 + kept) * full + slim + best + averages_kept * averages
 
 
 def count_weights(network: nn.Module) -> int:
@@ -102,7 +109,8 @@ def plan_lines(
     plural = "es" if ranks.world_size > 1 else ""
     finish = time.strftime("%a %H:%M", time.localtime(time.time() + cost.seconds_left))
     left = timedelta(seconds=round(cost.seconds_left))
-    disk = size_of_checkpoints(state, cost.checkpoints_kept, cost.has_best) / MEGABYTE
+    size = size_of_checkpoints(state, cost.checkpoints_kept, cost.has_best, cost.averages_kept)
+    disk = size / MEGABYTE
     return [
         f"network     {state.config['network']['name']}, {millions:.2f} M parameters, {precision}",
         f"steps       {length.total_steps:,} = {length.in_words()}, {state.step:,} done; "

@@ -18,6 +18,11 @@ SMALLEST_SHARE = 0.75
 LOSS_WEIGHT = "min_snr"
 EMA_LENGTH = 0.1  # share of the run
 
+# A network sees each image of a small set many times, and learns it by heart.
+FEW_IMAGES = 2_000
+MANY_IMAGES = 1_000_000
+AUGMENTATION = 0.12  # Karras et al. 2206.00364, table 7
+
 # The options of train.py that may be left open: of the network, and of its training.
 NETWORK_OPTIONS = (
     "channels",
@@ -34,12 +39,13 @@ OPEN_OPTIONS = (
     "optim",
     "lr",
     "dropout",
+    "augment",
     "loss_weight",
     "ema_length",
 )
 
 # What runs of earlier versions did where their checkpoints do not say.
-EARLIER = {"loss_weight": "uniform", "ema_length": EMA_LENGTH}
+EARLIER = {"loss_weight": "uniform", "ema_length": EMA_LENGTH, "augment": 0.0}
 
 
 @dataclass(frozen=True)
@@ -226,30 +232,39 @@ def _nearest(sides: list[float], wanted: int) -> int:
     return min(range(len(sides)), key=lambda level: abs(math.log(sides[level] / wanted)))
 
 
-def training_options(preset: Preset) -> dict[str, Any]:
+def training_options(preset: Preset, images: int) -> dict[str, Any]:
     """The options of optimisation, but for those that depend on the length of the run."""
     return {
         "batch_size": preset.batch_size,
         "optim": preset.optim,
         "lr": preset.lr,
         "dropout": preset.dropout,
+        "augment": usual_augmentation(images),
         "loss_weight": LOSS_WEIGHT,
         "ema_length": EMA_LENGTH,
     }
 
 
+def usual_augmentation(images: int) -> float:
+    """The probability of each change of the augmentation, for a set of so many images."""
+    return AUGMENTATION if images < FEW_IMAGES else 0.0
+
+
 def options_of(
-    name: str, size: tuple[int, int], given: Mapping[str, Any] | None = None
+    name: str,
+    size: tuple[int, int],
+    given: Mapping[str, Any] | None = None,
+    images: int = MANY_IMAGES,
 ) -> dict[str, Any]:
-    """All open options, for images (or latents) of that height and width: as they were given, and
-    where they were not (None), as the preset decides.
+    """All open options, for so many images (or latents) of that height and width: as they were
+    given, and where they were not (None), as the preset decides.
     """
     given = given or dict.fromkeys(OPEN_OPTIONS)
     levels = len(given["channel_mult"]) if given["channel_mult"] else None
     preset = PRESETS[name]
     usual = {
         **network_options(preset, size, levels, given["channels"]),
-        **training_options(preset),
+        **training_options(preset, images),
     }
     return settled(given, usual)
 

@@ -91,7 +91,7 @@ class RecipeChoice:
 
     def values_of(self, preset: str) -> dict[str, Any]:
         """The options with that preset."""
-        return options_of(preset, self.size, self.given)
+        return options_of(preset, self.size, self.given, self.images)
 
     def cost_of(self, preset: str) -> NetworkCost:
         if preset not in self._costs:

@@ -39,6 +39,9 @@ class Recorder(Protocol):
         Raises UserError where it was waited for and cannot be written.
         """
 
+    def averages(self, state: TrainState) -> None:
+        """Keep the averages of this step, from which one is chosen afterwards."""
+
     def preview(self, state: TrainState, epoch: int, resumed: bool) -> None:
         """Draw and write a preview of the averaged network; all processes call it together."""
 
@@ -83,6 +86,9 @@ class SilentRecorder:
         pass
 
     def save(self, state: TrainState, epoch: int, number: int | None, wait: bool) -> None:
+        pass
+
+    def averages(self, state: TrainState) -> None:
         pass
 
     def preview(self, state: TrainState, epoch: int, resumed: bool) -> None:
@@ -162,6 +168,11 @@ class RunRecorder:
         self._run.write_checkpoint(state.checkpoint(epoch).to_dict(), number, self._keep)
         if wait and not self._run.finish_saving():
             raise UserError(f"no checkpoint can be written into {self._run.path}")
+
+    def averages(self, state: TrainState) -> None:
+        contents = state.checkpoint(0).to_dict()
+        kept = {name: contents[name] for name in ("format_version", "kind", "state", "averages")}
+        self._run.write_averages(kept, state.step)
 
     def preview(self, state: TrainState, epoch: int, resumed: bool) -> None:
         if self._preview_fn is None:

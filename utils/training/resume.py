@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from model.diffusion import UNLESS_SET
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.diffusers_autoencoder import read_diffusers_autoencoder
@@ -96,7 +97,7 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **config["training"],
         "seed": seed,
         **config["network"],
-        **config.get("diffusion", {}),
+        **(whole_process(config["diffusion"]) if "diffusion" in config else {}),
         **config["data"],
     }
     facts["the images"] = facts.pop("fingerprint", None)
@@ -163,7 +164,8 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
     names = state.config["data"]["class_names"]
     matched, said = match_weights(state.network, weights, names, previous_names, file, are_images)
     check_finite(matched, file)
-    for network in (state.network, state.ema.network):
+    averages = [] if state.averages is None else state.averages.averages
+    for network in (state.network, *(average.network for average in (state.ema, *averages))):
         network.load_state_dict(matched)
     return remarks + said
 
@@ -205,8 +207,14 @@ def codec_differences(theirs: dict, ours: dict) -> list[str]:
     return [] if before == now else [f"the weights were trained on {before}, this run is on {now}"]
 
 
+def whole_process(diffusion: dict) -> dict:
+    """A diffusion's config with what it leaves out."""
+    return {**UNLESS_SET, **diffusion}
+
+
 def process_differences(theirs: dict, ours: dict) -> list[str]:
     """A remark on a network that was trained for another diffusion process, if it was."""
+    theirs, ours = whole_process(theirs), whole_process(ours)
     names = [name for name in ours if theirs.get(name) != ours[name]]
     if not names:
         return []

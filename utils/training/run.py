@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.ema import EMA
+from model.ema import EMA, PowerAverages
 from model.networks import build_network
 from utils.console import say
 from utils.data import (
@@ -97,6 +98,7 @@ class Work:
     evaluate: EvaluateFunction | None = None
     complete: CompleteFunction | None = None  # after the last step
     previews: Previews | None = None
+    balance: np.ndarray | None = None  # labels of `dataset`, to see as much of each; None: as it is
     plan_lines: list[str] = field(default_factory=list)  # of this kind of run
     remarks: list[str] = field(default_factory=list)  # legal options that cannot work well
 
@@ -186,6 +188,7 @@ class TrainingRun:
                 options.optim, network, options.lr, options.weight_decay, self.ranks
             ),
             scaler=self.precision.scaler(),
+            averages=PowerAverages(network) if options.ema_snapshots > 0 else None,
             seed=options.seed,
             kind=self.kind,
             config={
@@ -332,6 +335,7 @@ class TrainingRun:
             else 0,
             first_numbered_epoch=options.start_model_interval,
             evaluation_steps=work.evaluations.interval if work.evaluations else 0,
+            averages=options.ema_snapshots,
         )
 
     def _preview_epochs(self, work: Work) -> int:
@@ -411,6 +415,7 @@ class TrainingRun:
             checkpoints_kept=kept,
             evaluation_share=evaluations.share if evaluations else 0.0,
             has_best=evaluations is not None,
+            averages_kept=options.ema_snapshots,
         )
         lines = describe(work.images, all_classes=options.plan)
         lines += evaluation_lines(
@@ -446,7 +451,9 @@ class TrainingRun:
     def _fit(self, work: Work, schedule: Schedule, recorder: Recorder) -> None:
         """Train from the state's step to the end of the schedule."""
         options, state, dataset = self.options, work.state, work.dataset
-        order = partial(StepSampler, dataset, work.length.global_batch, state.seed)
+        order = partial(
+            StepSampler, dataset, work.length.global_batch, state.seed, balance=work.balance
+        )
         sampler = order(state.step, schedule.total_steps, self.ranks.rank, self.ranks.world_size)
         device = self.precision.device
         on_gpu = device.type == "cuda"

@@ -53,6 +53,8 @@ class RunOptions:
     cache: str
     compile: bool
     gradient_compression: str
+    # Only where a script has them
+    ema_snapshots: int = 0
     # All of the script's options
     record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint
     of_a_machine: tuple[str, ...] = ()  # the names of those that may differ between machines

@@ -17,6 +17,7 @@ class Schedule:
     numbered_epochs: int = 0  # a numbered checkpoint every so many epochs; 0: none
     first_numbered_epoch: int = 0
     evaluation_steps: int = 0  # steps between evaluations; 0: none
+    averages: int = 0  # snapshots of the averages in the whole run; 0: none
 
     def epoch(self, step: int) -> int:
         """Whole epochs completed after `step` steps."""
@@ -35,7 +36,16 @@ class Schedule:
     def save_is_due(self, step: int) -> bool:
         if self.is_finished(step) or self.ends_epoch(step) or self.evaluation_is_due(step):
             return True
+        if self.averages_are_due(step):
+            return True
         return self.save_steps > 0 and step % self.save_steps == 0
+
+    def averages_are_due(self, step: int) -> bool:
+        """Whether the averages are kept after so many steps; the last time at the end."""
+        if step == 0 or self.averages == 0:
+            return False
+        numbers = range(1, self.averages + 1)
+        return step in {round(self.total_steps * number / self.averages) for number in numbers}
 
     def evaluation_is_due(self, step: int) -> bool:
         if step == 0 or self.evaluation_steps == 0:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.ema import EMA
+from model.ema import EMA, PowerAverages
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.weights import load_weights
 from utils.training.optimizer import restore_optimizer
@@ -62,6 +62,7 @@ class TrainState:
     args: dict  # a record of the command line
     versions: dict  # what exact repetition depends on beside the config
     codec: dict | None = None  # of a diffusion on latents: the autoencoder's weights
+    averages: PowerAverages | None = None  # for an average to be chosen afterwards
     step: int = 0
     is_whole: bool = True  # False within an update, when the objects are of different steps
 
@@ -75,8 +76,15 @@ class TrainState:
             args=self.args,
             versions=self.versions,
             codec=self.codec,
+            averages=None if self.averages is None else self.averages.state_dict(),
             **objects,
         )
+
+    def update_averages(self) -> None:
+        """Move all averages towards the network after the step that was just made."""
+        self.ema.update(self.network, self.step)
+        if self.averages is not None:
+            self.averages.update(self.network, self.step)
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
         """Take back what was saved; returns remarks on what was left out.
@@ -88,19 +96,37 @@ class TrainState:
             restore(getattr(self, name), getattr(checkpoint, name), checkpoint.source)
             for name, restore in OBJECTS.items()
         ]
+        if self.averages is not None:
+            remarks.append(self._restore_averages(checkpoint))
         self.step = checkpoint.state["step"]
         return [remark for remark in remarks if remark]
+
+    def _restore_averages(self, checkpoint: Checkpoint) -> str:
+        assert self.averages is not None
+        if checkpoint.averages is None:
+            saved = self.ema.network.state_dict()
+            for average in self.averages.averages:
+                average.network.load_state_dict(saved)
+            return "the checkpoint has no averages for --ema_snapshots: they start from its EMA"
+        for length, average in zip(self.averages.LENGTHS, self.averages.averages, strict=True):
+            load_weights(average.network, checkpoint.averages[str(length)], checkpoint.source)
+        return ""
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of all that a step changes, for `put_back`."""
         objects = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in OBJECTS}
-        return {**objects, "step": self.step}
+        averages = None
+        if self.averages is not None:
+            averages = copy.deepcopy(self.averages.state_dict())
+        return {**objects, "averages": averages, "step": self.step}
 
     def put_back(self, snapshot: dict[str, Any]) -> None:
         """Undo the steps since a snapshot, to the bit."""
         for name in OBJECTS:
             holder = self.ema.network if name == "ema" else getattr(self, name)
             holder.load_state_dict(snapshot[name])
+        if self.averages is not None:
+            self.averages.load_state_dict(snapshot["averages"])
         self.step = snapshot["step"]
 
     def weights_are_finite(self) -> bool:

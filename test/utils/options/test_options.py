@@ -10,7 +10,7 @@ from model.diffusion import LOSSES, PREDICTIONS
 from model.modules.layers import ACTIVATIONS
 from model.modules.resblock import TIME_EMBEDDINGS
 from model.networks import DENOISERS, UPSCALERS
-from model.noise_schedule import NOISE_SCHEDULES
+from model.noise_schedule import KNOWN_SCHEDULES
 from model.samplers import SAMPLERS
 from model.samplers.time_grid import TIMESTEP_SPACINGS
 from utils import options as opt
@@ -43,7 +43,7 @@ def test_choices_are_what_the_code_knows():
         (opt.NETWORKS, DENOISERS),
         (opt.UPSCALERS, UPSCALERS),
         (opt.ACTIVATIONS, ACTIVATIONS),
-        (opt.NOISE_SCHEDULES, NOISE_SCHEDULES),
+        (opt.NOISE_SCHEDULES, KNOWN_SCHEDULES),
         (opt.TIMESTEP_SPACINGS, TIMESTEP_SPACINGS),
         (opt.PREDICTIONS, PREDICTIONS),
         (opt.LOSSES, LOSSES),
@@ -144,7 +144,7 @@ def test_shared_rows_agree_with_train_s_own_table():
 
 def test_bounds_are_data():
     assert (opt.seed.low, opt.seed.high, opt.seed.kind) == (0, 2**32 - 1, int)
-    assert opt.SAMPLERS.values == ("ddpm", "ddim", "plms")
+    assert opt.SAMPLERS.values == ("ddpm", "ddim", "plms", "dpmpp2m", "unipc")
     assert str(opt.probability) == "a number from 0 to 1"
 
 

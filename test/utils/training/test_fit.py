@@ -42,6 +42,9 @@ class FakeRecorder:
     def metrics(self, rows):
         self.rows += rows
 
+    def averages(self, state):
+        pass
+
     def save(self, state, epoch, number, wait):
         assert state.is_whole
         self.saved.append(state.step)

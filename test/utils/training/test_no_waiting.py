@@ -13,7 +13,7 @@ from model.codecs import PixelCodec
 from model.diffusion import GaussianDiffusion
 from model.ema import EMA
 from model.networks import build_network
-from model.samplers import build_sampler
+from model.samplers import SAMPLERS, BaseDiffusion, build_sampler
 from utils.devices import Precision
 from utils.ranks import Ranks
 from utils.training.diffusion_task import DiffusionTask
@@ -105,10 +105,13 @@ def training_loop(device: torch.device, optimizer: str = "adamw") -> TrainingLoo
     )
 
 
-def sampling_steps(name: str, device: torch.device, count: int = 3) -> None:
+def six_steps(name: str, device: torch.device) -> BaseDiffusion:
+    return build_sampler(name, {}, eta=1.0, sample_steps=6, device=device)
+
+
+def sampling_steps(sampler: BaseDiffusion, count: int = 3) -> None:
     """A few steps of images with and without guidance, some of them late."""
-    network = build_network(NETWORK).to(device).eval()
-    sampler = build_sampler(name, {}, eta=1.0, sample_steps=6, device=device)
+    network = build_network(NETWORK).to(sampler.device).eval()
     scales = [1.0, 2.0, 0.0]
     trajectory = sampler.start(3, SIZE, 1, [0, 1, 2], scales, seeds=[1, 2, 3])
     with torch.no_grad():
@@ -124,9 +127,9 @@ def test_a_training_step_reads_no_value(optimizer):
     assert loop.state.step == 2
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "plms"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampling_step_reads_no_value(name):
-    sampling_steps(name, torch.device("meta"))
+    sampling_steps(six_steps(name, torch.device("meta")))
 
 
 def test_a_training_step_asks_the_host_for_nothing(monkeypatch):
@@ -138,10 +141,11 @@ def test_a_training_step_asks_the_host_for_nothing(monkeypatch):
     assert found == []
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "plms"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampling_step_asks_the_host_for_nothing(name, monkeypatch):
+    sampler = six_steps(name, torch.device("cpu"))
     with host_reads(monkeypatch) as found:
-        sampling_steps(name, torch.device("cpu"))
+        sampling_steps(sampler)
     assert found == []
 
 
@@ -208,10 +212,10 @@ def test_a_training_step_never_waits_for_the_gpu(optimizer):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "plms"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampling_step_never_waits_for_the_gpu(name):
     device = torch.device("cuda")
-    sampling_steps(name, device)
+    sampling_steps(six_steps(name, device))
     network = build_network(NETWORK).to(device).eval()
     sampler = build_sampler(name, {}, eta=1.0, sample_steps=6, device=device)
     trajectory = sampler.start(3, SIZE, 1, [0, 1, 2], [1.0, 2.0, 0.0], seeds=[1, 2, 3])

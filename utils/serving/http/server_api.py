@@ -10,7 +10,12 @@ from utils.serving.http.errors import answers
 from utils.serving.http.metrics import Metrics
 from utils.serving.http.security import AUTHENTICATION, TOKEN_COOKIE, is_one_of
 from utils.serving.refusal import UNAVAILABLE, Refusal
-from utils.serving.requests import DEFAULT_CFG_SCALE, DEFAULT_IMAGES, IMAGE_FORMATS
+from utils.serving.requests import (
+    DEFAULT_CFG_SCALE,
+    DEFAULT_IMAGES,
+    IMAGE_FORMATS,
+    usual_sampling,
+)
 from utils.serving.services import Services
 from utils.serving.weights import UPSCALER, Weight
 
@@ -27,6 +32,7 @@ class WeightAnswer(BaseModel):
     mode: str = Field(description="L (grey) or RGB")
     downsample_factor: int = Field(description="what the sides must be divisible by")
     sampler: str
+    sample_steps: int | None = Field(description="that it takes where nobody says how many")
     guidance: bool = Field(description="whether cfg_scale may be other than 1")
     noise_steps: int
     scale: int | None = Field(description="of an upscaler")
@@ -64,6 +70,9 @@ def describe_weight(weight: Weight) -> WeightAnswer:
         mode=weight.mode,
         downsample_factor=weight.downsample_factor,
         sampler=weight.sampler,
+        sample_steps=usual_sampling(weight).steps(weight.noise_steps)
+        if weight.is_diffusion
+        else None,
         guidance=weight.has_guidance and bool(weight.classes),
         noise_steps=weight.noise_steps,
         scale=weight.scale,
@@ -85,7 +94,6 @@ def describe_server(services: Services) -> Capabilities:
             "num_images": DEFAULT_IMAGES,
             "cfg_scale": DEFAULT_CFG_SCALE,
             "image_format": IMAGE_FORMATS[0],
-            "sample_steps": 50,
         },
         features={"training": services.training is not None, "token": bool(services.tokens)},
     )

@@ -114,7 +114,7 @@ def test_options_and_presets_fit_each_other(client):
     found = client.get("/v1/training/options").json()
     options = {each["name"]: each for group in found["groups"] for each in group["options"]}
     assert options["image_size"]["kind"] == "size" and options["image_size"]["default"] == "28"
-    assert options["sample"]["choices"] == ["ddpm", "ddim", "plms"]
+    assert options["sample"]["choices"] == ["ddpm", "ddim", "plms", "dpmpp2m", "unipc"]
     assert options["lr"]["open_low"] and options["epochs"]["low"] == 1
     assert not options["dataset"]["editable"] and "result_path" not in options
     for preset in found["presets"]:

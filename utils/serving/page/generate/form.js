@@ -61,7 +61,7 @@ export class GenerateForm {
       sampler: new Field("Sampler", selectInput(this.server.samplers)),
       steps: new Field(
         "Steps",
-        numberInput({ ...whole, max: limits.max_steps, value: defaults.sample_steps ?? "" }),
+        numberInput({ ...whole, max: limits.max_steps }),
       ),
       guidance: new Field(
         "Guidance",
@@ -132,7 +132,7 @@ export class GenerateForm {
       this.shownWeight = undefined;
       return;
     }
-    const { className, weight: field, size: sizeField, guidance, sampler } = this.fields;
+    const { className, weight: field, size: sizeField, steps, guidance, sampler } = this.fields;
     const classes = weight.classes ?? [];
     const kind = weight.mode === "L" ? "grey" : "colour";
     const about = [`${size(weight.image_size)} ${kind}`];
@@ -149,6 +149,7 @@ export class GenerateForm {
     if (weight.downsample_factor > 1) {
       sizeField.remark(`multiples of ${weight.downsample_factor}`);
     }
+    steps.control.placeholder = weight.sample_steps ?? "";
     guidance.control.disabled = !weight.guidance;
     guidance.remark(weight.guidance ? "" : "not trained in this weight");
     if (this.shownWeight !== weight.name) {

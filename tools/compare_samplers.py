@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""Which sampler, with which time steps and how many, makes the best images of a checkpoint.
+
+    python tools/compare_samplers.py weight/demo.pt datasets/demo
+    python tools/compare_samplers.py results/mine/ema_last.pt my_images --steps 5 10 15 --num_images 2000
+    python tools/compare_samplers.py results/mine/ema_last.pt my_images --samplers dpmpp2m unipc --spacings logsnr karras
+
+Each makes the same images, from the same seeds. The one with the fewest network calls among the
+best is written into the checkpoint: generate.py, evaluate.py and the server then take it where
+nobody says how. It needs requirements-metrics.txt.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import options as opt
+from utils.options import Option, shared
+
+# fmt: off
+OPTIONS: opt.Table = {
+    "what": [
+        Option("weight",         None,                 opt.path,      "the checkpoint"),
+        Option("real",           None,                 opt.path,      "folder of real images to compare with, best such that it was not trained on"),
+        Option("--samplers",     "ddim dpmpp2m unipc", opt.SAMPLERS,  "samplers", several=True),
+        Option("--spacings",     "trailing logsnr",    opt.TIMESTEP_SPACINGS, "which time steps each of them visits", several=True),
+        Option("--steps",        "6 10 15 25",         opt.positive,  "sampling steps of each", several=True),
+        shared("--num_images", 500),
+        shared("--seed", 0),
+        shared("--clip_sample", True),
+        shared("--cfg_scale", None),
+        shared("--cfg_interval", None),
+        shared("--use_ema", True),
+        Option("--write",        True,                 opt.switch,    "write the best one into the checkpoint"),
+    ],
+    "output": [
+        Option("--compare_name", "samplers",           opt.file_name, "table and picture go to <result_path>/<compare_name>"),
+        shared("--result_path", "results"),
+        Option("--num_shown",    8,                    opt.positive,  "images of each in the picture"),
+        Option("--json",         None,                 opt.path,      "also write all figures to this file"),
+    ],
+    "machine": [
+        shared("--batch_size", 64),
+        shared("--amp --fp16", "auto"),
+        shared("--use_gpu", 0),
+    ],
+}
+# fmt: on
+
+FEWEST_IMAGES = 3  # for a KID
+
+
+def build_parser() -> opt.Parser:
+    return opt.make_parser(__doc__, OPTIONS)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    check(args)
+    compare(args)
+
+
+def check(args) -> None:
+    """Raise UserError for what does not fit together."""
+    opt.check_seeds(args.seed, args.num_images)
+    if args.num_images < FEWEST_IMAGES:
+        raise opt.UserError(
+            f"--num_images {args.num_images} is too few for a KID: {FEWEST_IMAGES} are the fewest"
+        )
+    args.num_shown = min(args.num_shown, args.num_images)
+
+
+def compare(args) -> None:
+    """All candidates, the table, the picture, the recommendation."""
+    from utils.devices import choose_device, choose_precision
+    from utils.evaluation import sampler_comparison as comparison
+    from utils.evaluation.features import EFFICIENTNET, build_features
+    from utils.evaluation.image_folder import open_folder
+    from utils.evaluation.report import check_can_write
+    from utils.evaluation.same_seeds import features_of_real
+    from utils.generation import ImageGenerator, Sampling
+    from utils.ranks import Ranks
+    from utils.runs.checkpoint import Checkpoint
+    from utils.runs.folder import new_folder
+
+    # What is wrong is said before any long work
+    if args.json is not None:
+        check_can_write(args.json)
+    device = choose_device(args.use_gpu, Ranks())
+    precision, remark = choose_precision(args.amp, device)
+    features = build_features(EFFICIENTNET, None, None, device)
+    folder_of_real = open_folder(args.real, "REAL")
+    checkpoint = Checkpoint.read(args.weight)
+    checkpoint.check_kind("diffusion")
+    usual = Sampling.of_checkpoint(
+        checkpoint,
+        sampler=None,
+        sample_steps=None,
+        timestep_spacing=None,
+        eta=0.0,
+        clip_sample=args.clip_sample,
+        cfg_scale=args.cfg_scale,
+        cfg_interval=args.cfg_interval,
+    )
+    generator = ImageGenerator.from_checkpoint(checkpoint, usual, precision, use_ema=args.use_ema)
+    candidates = comparison.candidates_of(args.samplers, args.spacings, args.steps)
+    generators = [each_generator(generator, usual, each) for each in candidates]
+    folder = new_folder(args.result_path, args.compare_name)
+    if remark:
+        opt.say(f"warning: {remark}")
+
+    # What they are measured against
+    real = features_of_real(
+        folder_of_real, features, checkpoint.image_size, checkpoint.channels, args.batch_size
+    )
+    questions = ask(args, folder_of_real, checkpoint)
+    exact = comparison.exact_images(generator, usual, questions)
+
+    # The candidates
+    batches = -(-args.num_images // args.batch_size)
+    calls = batches * sum(each.calls for each in generators)
+    results = []
+    with opt.Progress(calls, title="sampling", unit="call", leave=False) as progress:
+        for candidate, own in zip(candidates, generators, strict=True):
+            found = comparison.measure(
+                candidate, own, questions, features, real, exact, progress.update
+            )
+            results.append(found)
+
+    # What people read
+    best = comparison.recommended(results)
+    report(args, results, best, folder)
+    if args.write:
+        comparison.write_recommendation(args.weight, best.candidate)
+        opt.say(f"{args.weight} is sampled with {best.candidate} from now on")
+
+
+def each_generator(generator, usual, candidate):
+    """The generator of a candidate. Raises UserError where it has more steps than training."""
+    from utils.evaluation.sampler_comparison import with_sampling
+
+    try:
+        return with_sampling(generator, candidate.sampling(usual))
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
+
+
+def ask(args, folder, checkpoint):
+    """What each candidate is asked for: the classes in REAL's proportions."""
+    from utils.evaluation.from_weights import labels_like
+    from utils.evaluation.same_seeds import Questions
+
+    labels, remark = labels_like(folder, checkpoint.class_names, args.num_images)
+    if remark:
+        opt.say(f"warning: {remark}")
+    return Questions(args.num_images, args.seed, labels, args.batch_size, args.num_shown)
+
+
+def report(args, results: list, best, folder: Path) -> None:
+    """The table on the terminal and in a file, and the picture."""
+    import torch
+
+    from utils.evaluation.report import write_json
+    from utils.evaluation.sampler_comparison import table_lines
+    from utils.pictures import image_grid, save_image
+
+    lines = table_lines(results, best)
+    for line in lines:
+        opt.say(line)
+    table, picture = folder / "samplers.md", folder / "samplers.png"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    names = [f"{each.candidate}: {1000 * each.kid:.0f}" for each in results]
+    grid = image_grid(torch.cat([each.answer.shown for each in results]), args.num_shown, names)
+    save_image(grid, picture)
+    opt.say(f"the same seeds by each of them, with their KID x 1000, in {picture}")
+    if args.json is not None:
+        write_json({"results": [facts(each) for each in results], "best": facts(best)}, args.json)
+        opt.say(f"all figures in {args.json}")
+
+
+def facts(result) -> dict:
+    """A result as plain values."""
+    candidate = result.candidate
+    return {
+        "sampler": candidate.sampler,
+        "timestep_spacing": candidate.spacing,
+        "sample_steps": candidate.steps,
+        "calls": result.calls,
+        "seconds": result.answer.seconds,
+        "kid": result.kid,
+        "kid_se": result.answer.kid_se,
+        "rms_from_exact": result.from_exact,
+    }
+
+
+if __name__ == "__main__":
+    opt.run_script(main)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.guidance import null_label
+from model.guidance import without_labels
 from model.noise_schedule import FLOW, signal_and_noise
 from model.randomness import Generators, draw_normal, draw_stratified, draw_uniform
 
@@ -236,16 +236,17 @@ class GaussianDiffusion:
         kind: str = "mse",
         weight: str = "uniform",
     ) -> Tensor:
-        """x0 (B,C,H,W), labels (B,) or None, and what `draw` gave, all on one device -> (B,).
+        """x0 (B,C,H,W), labels (B,), rows of them (B,W) or None, and what `draw` gave, all on one
+        device -> (B,).
 
         Each image's loss is multiplied by `loss_weight` of its time step. A dropped label becomes
         the null label (classifier-free guidance, Ho & Salimans 2207.12598), image by image. Where
         x0 are augmented, `draws` say how ("augmentation"), and the network is told.
         """
         if labels is not None:
-            if labels.shape != (len(x0),):
+            if len(labels) != len(x0) or labels.dim() > 2:
                 raise ValueError(f"{len(x0)} images need as many labels, not {tuple(labels.shape)}")
-            labels = torch.where(draws["dropped"], null_label(network), labels)
+            labels = without_labels(labels, network, draws["dropped"])
         t = draws["t"]
         noise = draws["noise"].to(x0)
         x_t, noise = self.noise_images(x0, t, noise)

@@ -8,7 +8,9 @@ s = 1 is plain conditional and s = 0 unconditional, and both cost one row per im
 costs two. s is one number or one per image. (Ho & Salimans' w is s - 1.)
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,51 @@ def null_label(network: Callable) -> int:
     return num_classes
 
 
+Label = int | tuple[float, ...]  # of an image: a number, or a row of numbers and several labels
+
+NOTHING = math.nan  # what is not there, in a row
+
+
+def without_labels(labels: Tensor, network: Callable, chosen: Tensor) -> Tensor:
+    """Labels (B,) or rows of them (B,W), with those of the chosen images (B,) bool taken away."""
+    if labels.dim() == 1:
+        return torch.where(chosen, null_label(network), labels)
+    return torch.where(chosen[:, None], NOTHING, labels)
+
+
+def null_of(network: Callable, labels: Any) -> int:
+    """The null label for images with these labels: NO_LABEL where they are rows, or none are."""
+    if labels is None or len(labels) == 0:
+        return NO_LABEL
+    first = labels[0]
+    is_row = first.dim() > 0 if isinstance(first, Tensor) else isinstance(first, list | tuple)
+    return NO_LABEL if is_row else null_label(network)
+
+
+def label_tensor(labels: Sequence[Label], null: int, device: torch.device) -> Tensor | None:
+    """The labels of images, NO_LABEL for none, as a network takes them; None where no image has
+    one.
+
+    (B,) with `null` for none. Where some are rows they all become rows (B,W); a number beside them
+    is one with that label alone, as networks without numbers take it.
+    """
+    if all(label == NO_LABEL for label in labels):
+        return None
+    widths = [len(label) for label in labels if isinstance(label, tuple)]
+    if not widths:
+        return numbers_on(
+            [null if label == NO_LABEL else label for label in labels], device, torch.long
+        )
+    width = max(widths)
+    rows = []
+    for label in labels:
+        row = label if isinstance(label, tuple) else (label,)
+        if label == NO_LABEL:
+            row = ()
+        rows.append([*row, *[NOTHING] * (width - len(row))])
+    return numbers_on(rows, device, torch.float32)
+
+
 def needs_label(scale: float) -> bool:
     """Whether an image guided with this scale asks the network about its label."""
     return scale != 0
@@ -42,7 +89,7 @@ def needs_null(scale: float) -> bool:
     return scale not in (0, 1)
 
 
-def guided_places(labels: Sequence[int], scales: Sequence[float]) -> list[int]:
+def guided_places(labels: Sequence[Label], scales: Sequence[float]) -> list[int]:
     """The places of the images that need two rows."""
     return [
         place

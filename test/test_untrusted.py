@@ -309,6 +309,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     # generate.py
     "--weight_path": ["missing", "{file}", "{empty}"],
     "--num_images": ["0"],
+    "--numbers": ["age", "age=x", "=3", "age=1"],
     "--class_name": ["c", "2", "-2"],
     "--eta": ["1.1"],
     "--clip_sample": ["x"],

@@ -11,6 +11,7 @@
 Image i has the random seed --seed + i, and comes out the same in any batch.
 """
 
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
+from utils.class_names import labels_of, name_of
 from utils.options import Option, shared
 from utils.text import composed
 
@@ -27,6 +29,7 @@ OPTIONS: opt.Table = {
         shared("--weight_path", "weight/demo.pt"),
         shared("--num_images", 8, "number of images; not used with --class_name -1"),
         shared("--class_name", None),
+        Option("--numbers",        None,        opt.named_numbers,   "of a network that learned numbers from labels.csv: such as age=3.5,size=2"),
         shared("--image_size", None),
         shared("--seed", 0),
     ],
@@ -112,6 +115,7 @@ def generate(args, ranks) -> None:
     checkpoint = open_checkpoint(args)
     sampling = choose_sampling(args, checkpoint)
     labels, label_remark = choose_labels(args, checkpoint.class_names)
+    labels = with_numbers(args, checkpoint.numbers, labels)
     generator = build_generator(args, checkpoint, sampling, precision)
     upscaler = choose_upscaler(args, precision)
     for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
@@ -124,7 +128,7 @@ def generate(args, ranks) -> None:
     copies = choose_copies(args, generator, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
-    names = [checkpoint.class_names[label] for label in labels] if labels else []
+    names = names_of(labels, checkpoint)
     settings = image_settings(
         sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
     )
@@ -254,8 +258,8 @@ def choose_copies(args, generator, ranks):
     return CopyCheck(args.nearest, generator.image_size, generator.channels, ranks)
 
 
-def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
-    """The class of each image, None for a network without classes; and a remark, or "".
+def choose_labels(args, class_names: list[str]) -> tuple[list | None, str]:
+    """The class, or the classes, of each image, None for a network without; and a remark, or "".
 
     Raises UserError for a class that the network does not know.
     """
@@ -287,10 +291,44 @@ def choose_labels(args, class_names: list[str]) -> tuple[list[int] | None, str]:
     if is_number:
         label = int(asked)
         return [label] * args.num_images, f"class number {asked} is {class_names[label]}"
+    several = labels_of(asked, class_names)
+    if several is not None and len(several) > 1:
+        return [several] * args.num_images, ""
     choices = opt.name_list(f"{i} {name}" for i, name in enumerate(class_names))
     raise opt.UserError(
         f"--class_name {asked!r} is unknown; known are {choices}, or -1 for one of each"
     )
+
+
+def with_numbers(args, columns: list[dict], labels: list | None) -> list | None:
+    """The labels of each image as rows that begin with the numbers, where there is need for it.
+
+    Raises UserError for a number that the network did not learn.
+    """
+    asked = {composed(name): value for name, value in (args.numbers or {}).items()}
+    known = [column["name"] for column in columns]
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        learned = opt.name_list(known) if known else "none"
+        raise opt.UserError(f"--numbers {unknown[0]} is unknown; the network learned {learned}")
+    is_plain = labels is None or all(isinstance(label, int) for label in labels)
+    if is_plain and not asked:
+        return labels
+    numbers = []
+    for column in columns:
+        value = asked.get(column["name"], math.nan)
+        numbers.append((value - column["mean"]) / column["std"])
+    if labels is None:
+        return [tuple(numbers)] * args.num_images
+    return [(*numbers, *(label if isinstance(label, tuple) else (label,))) for label in labels]
+
+
+def names_of(labels: list | None, checkpoint) -> list[str]:
+    """What the classes of each image are called; nothing for a network without."""
+    if labels is None or not checkpoint.class_names:
+        return []
+    learned = len(checkpoint.numbers)
+    return [name_of(label, checkpoint.class_names, learned) for label in labels]
 
 
 # --- Making and writing ---
@@ -338,7 +376,7 @@ def write_animation(frames: list, file: Path) -> None:
 
 
 def write_grid(
-    pixels: list, labels: list[int] | None, names: list[str], args, folder: Path, settings: dict
+    pixels: list, labels: list | None, names: list[str], args, folder: Path, settings: dict
 ) -> None:
     """The first images in one picture, with class and seed below each."""
     import torch
@@ -349,7 +387,12 @@ def write_grid(
     columns = 16
     if count < 64:
         columns = min(8, max(1, round(count**0.5 * 1.2)))
-    fallbacks = [f"class {label}" for label in labels[:count]] if labels else []
+    fallbacks = []
+    if names:
+        fallbacks = [
+            f"class {label}" if isinstance(label, int) else "several classes"
+            for label in (labels or [])[:count]
+        ]
     seeds = [str(args.seed + i) for i in range(count)]
     grid = image_grid(
         torch.stack(pixels),

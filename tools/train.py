@@ -206,7 +206,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     dataset = images.subset(split.training(len(images)))
 
     # What is not given follows the images, the device and the time
-    args.conditional = bool(images.class_names)
+    args.conditional = images.is_labelled
     if args.conditional:
         check_guidance(args)
     choice = settle(args, run, dataset, autoencoder)
@@ -471,6 +471,7 @@ def network_config(args: Namespace, channels: int, dataset: ImageSet) -> dict:
         "name": args.network,
         "in_channels": channels,
         "num_classes": len(dataset.class_names) or None,
+        "numbers": dataset.numbers,
         "channels": args.channels,
         "channel_mult": args.channel_mult,
         "blocks_per_level": args.blocks_per_level,
@@ -529,7 +530,7 @@ def plan_evaluations(
 
     if len(split.held_out) == 0 and args.eval_images == 0:
         return None
-    is_guided = bool(dataset.class_names) and needs_null(args.cfg_scale)
+    is_guided = dataset.is_labelled and needs_null(args.cfg_scale)
     calls = len(sampling_of(args).build(task.diffusion.config, "cpu").calls())
     return plan_evaluations(
         total_steps=length.total_steps,
@@ -618,7 +619,7 @@ def sampling_of(args: Namespace) -> Sampling:
 
 
 def class_lines(args: Namespace) -> list[str]:
-    """A line of the plan where no classes are learned; where some are, it names them."""
+    """A line of the plan where nothing but images is learned."""
     return [] if args.conditional else ["classes     none are learned: the images are one set"]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.codecs import Codec, build_codec
-from model.guidance import NO_LABEL, Autoguided, null_label
+from model.guidance import Autoguided, Label, null_of
 from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_class
 from model.samplers.base import evaluation_mode
@@ -203,12 +203,12 @@ class ImageGenerator:
         """Network calls that a batch of images takes."""
         return len(self.sampler.calls())
 
-    def denoise(self, seeds: Sequence[int], labels: Sequence[int] | None) -> Iterator[Denoised]:
+    def denoise(self, seeds: Sequence[int], labels: Sequence[Label] | None) -> Iterator[Denoised]:
         """The images of these seeds after each network call; labels: one per image, or None.
 
         Raises ValueError for seeds or labels out of range.
         """
-        null = NO_LABEL if labels is None else null_label(self.network)
+        null = null_of(self.network, labels)
         channels, *size = self.codec.shape(self.image_size, self.channels)
         start = self.sampler.start(
             len(seeds),
@@ -228,7 +228,7 @@ class ImageGenerator:
     def images(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int] | None,
+        labels: Sequence[Label] | None,
         after_call: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call."""

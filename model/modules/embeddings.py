@@ -32,6 +32,9 @@ class ConditionEmbedding(nn.Module):
 
     The label table has num_classes + 1 rows. The last one is the null label, which stands for
     "no label"; a negative label means it too, so that a caller need not know num_classes.
+    Labels may also be rows (B,W) of floats: first the `numbers` that describe an image, then any
+    count of its labels, each with NaN for what is not there. The vectors of several labels add up,
+    and a row without any has the null label's.
     Augmentations of 0 add nothing, as none do. Raises ValueError for labels or augmentations where
     the network was built without.
     """
@@ -44,6 +47,7 @@ class ConditionEmbedding(nn.Module):
         freq_shift: float = 0.0,
         cos_first: bool = True,
         augmentation: int = 0,  # numbers that describe one; 0: none
+        numbers: int = 0,  # that describe an image, beside its labels
     ):
         super().__init__()
         self.dim = dim
@@ -54,6 +58,13 @@ class ConditionEmbedding(nn.Module):
             nn.Linear(dim, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim)
         )
         self.label = None if num_classes is None else nn.Embedding(num_classes + 1, out_dim)
+        self.count = numbers
+        self.numbers = None
+        if numbers > 0:
+            # Each number, or 0, and whether it is there.
+            self.numbers = nn.Sequential(
+                nn.Linear(2 * numbers, out_dim), nn.SiLU(), nn.Linear(out_dim, out_dim)
+            )
         self.augmentation = None
         if augmentation > 0:
             self.augmentation = zero_init(nn.Linear(augmentation, out_dim, bias=False))
@@ -67,14 +78,52 @@ class ConditionEmbedding(nn.Module):
             if self.augmentation is None:
                 raise ValueError("a network that was built without augmentations was given some")
             embedding = embedding + self.augmentation(augmentation)
-        if self.label is None or self.num_classes is None:
+        if self.label is None and self.numbers is None:
             if labels is not None:
                 raise ValueError(
                     "labels were given to a network that was built without classes "
                     "(num_classes=None)"
                 )
             return embedding
+        if labels is None or labels.dim() == 1:
+            if self.numbers is not None:
+                unknown = torch.full((len(t), self.count), math.nan, device=t.device)
+                embedding = embedding + self._of_numbers(unknown)
+            if self.label is None:
+                return embedding
+            return embedding + self._of_label(labels, t)
+        if labels.shape[1] < self.count:
+            raise ValueError(
+                f"rows of labels begin with {self.count} numbers, not {labels.shape[1]}"
+            )
+        if self.numbers is not None:
+            embedding = embedding + self._of_numbers(labels[:, : self.count])
+        if self.label is None:
+            return embedding
+        return embedding + self._of_several(labels[:, self.count :])
+
+    def _of_label(self, labels: Tensor | None, t: Tensor) -> Tensor:
+        """One label an image (B,), or none."""
+        assert self.label is not None and self.num_classes is not None
         if labels is None:
             labels = torch.full_like(t, self.num_classes)
         labels = torch.where(labels < 0, self.num_classes, labels)
-        return embedding + self.label(labels)
+        return self.label(labels)
+
+    def _of_several(self, labels: Tensor) -> Tensor:
+        """Any count of labels an image, (B,K) float with NaN where there are fewer."""
+        assert self.label is not None and self.num_classes is not None
+        is_there = ~labels.isnan()
+        places = torch.where(is_there, labels, 0).long()
+        vectors = self.label(places)  # (B,K,out_dim)
+        total = torch.where(is_there[..., None], vectors, 0).sum(1)
+        null = self.label.weight[self.num_classes].to(total.dtype)
+        return torch.where(is_there.any(1, keepdim=True), total, null)
+
+    def _of_numbers(self, numbers: Tensor) -> Tensor:
+        """(B,F) float with NaN for what is not known."""
+        assert self.numbers is not None
+        is_there = ~numbers.isnan()
+        values = torch.where(is_there, numbers, 0)
+        dtype = next(self.numbers.parameters()).dtype
+        return self.numbers(torch.cat([values, is_there], dim=1).to(dtype))

@@ -17,7 +17,7 @@ LARGEST = {
     "norm_groups": 2048,
 }
 MAY_BE_NONE = ("out_channels", "num_classes", "head_channels")
-LARGEST_AUGMENTATION = 64
+LARGEST_FROM_0 = {"augmentation": 64, "numbers": 1000}
 LARGEST_LEVELS = 8
 LARGEST_MULT = 64
 
@@ -48,11 +48,11 @@ def check_unet_config(config: dict) -> None:
         if config[key] is not None or key not in MAY_BE_NONE:
             check_whole(config, key, largest)
     _check_levels(config["channel_mult"], config["attention_levels"])
-    if not _is_whole(config["augmentation"], 0, LARGEST_AUGMENTATION):
-        raise ValueError(
-            f"network option augmentation is a whole number from 0 to {LARGEST_AUGMENTATION}, "
-            f"not {config['augmentation']!r}"
-        )
+    for key, largest in LARGEST_FROM_0.items():
+        if not _is_whole(config[key], 0, largest):
+            raise ValueError(
+                f"network option {key} is a whole number from 0 to {largest}, not {config[key]!r}"
+            )
     if not 0 <= config["dropout"] < 1:
         raise ValueError(
             f"network option dropout is a probability below 1, not {config['dropout']!r}"

@@ -30,7 +30,8 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """x_t (B,C,H,W), t (B,), labels (B,) or None -> prediction (B,C_out,H,W).
 
-    In training on augmented images it is told how each was changed: augmentation (B,A).
+    Labels may be rows (B,W) too: numbers and several labels, see `ConditionEmbedding`. In training
+    on augmented images the network is told how each was changed: augmentation (B,A).
 
     Level i works at 1/2^i of the image's height and width with `channels * channel_mult[i]`
     channels. The structure is that of diffusers' UNet2DModel, so that weights can go back and
@@ -61,6 +62,7 @@ class UNet(nn.Module):
         freq_shift: float = 0.0,
         cos_first: bool = True,
         augmentation: int = 0,  # numbers that tell it how an image was augmented
+        numbers: int = 0,  # that describe an image, beside its labels
     ):
         config: dict[str, Any] = {
             "name": self.name,
@@ -82,11 +84,13 @@ class UNet(nn.Module):
             "freq_shift": freq_shift,
             "cos_first": cos_first,
             "augmentation": augmentation,
+            "numbers": numbers,
         }
         check_unet_config(config)
         super().__init__()
         self.config = config
         self.num_classes = num_classes
+        self.numbers = numbers
         self.downsample_factor = 2 ** (len(channel_mult) - 1)
         self.emb_dim = 4 * channels
         self.checkpointed: set[str] = set()  # the stages whose activations are computed twice
@@ -94,7 +98,13 @@ class UNet(nn.Module):
         widths = [channels * mult for mult in channel_mult]
         attends = {level % len(widths) for level in attention_levels}
         self.condition = ConditionEmbedding(
-            channels, self.emb_dim, num_classes, freq_shift, cos_first, augmentation
+            channels,
+            self.emb_dim,
+            num_classes,
+            freq_shift,
+            cos_first,
+            augmentation,
+            numbers,
         )
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 

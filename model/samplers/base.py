@@ -5,13 +5,14 @@ import contextlib
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model import guidance
 from model.diffusion import GaussianDiffusion
-from model.guidance import NO_LABEL, null_label
+from model.guidance import NO_LABEL, Label, label_tensor, null_of
 from model.randomness import draw_normal, image_generator
 from model.samplers.time_grid import time_grid
 from model.samplers.trajectory import Call, Trajectory
@@ -19,6 +20,7 @@ from model.transfer import numbers_on, to_device
 
 DEFAULT_SAMPLE_STEPS = 50
 
+Labels = Tensor | Sequence[Label]  # one per image
 Callback = Callable[[int, Tensor, Tensor], None]
 
 
@@ -126,7 +128,7 @@ class BaseDiffusion(GaussianDiffusion):
         n: int,
         image_size: tuple[int, int],
         channels: int = 3,
-        labels: Tensor | Sequence[int] | None = None,
+        labels: Labels | None = None,
         cfg_scale: float | Tensor | Sequence[float] = 1.0,
         seeds: Sequence[int] | None = None,
         x_T: Tensor | None = None,
@@ -136,9 +138,10 @@ class BaseDiffusion(GaussianDiffusion):
     ) -> Trajectory:
         """n images before their first network call.
 
-        labels (n,), or None for none; cfg_scale: see model/guidance.py, one for all or (n,). With
-        `cfg_interval`, only where sigma_t / alpha_t lies within it is an image guided
-        (Kynkaanniemi et al. 2404.07724); elsewhere it is plain conditional and costs one row.
+        labels (n,), rows of numbers and several labels (n,W), or None for none; cfg_scale: see
+        model/guidance.py, one for all or (n,). With `cfg_interval`, only where sigma_t / alpha_t
+        lies within it is an image guided (Kynkaanniemi et al. 2404.07724); elsewhere it is plain
+        conditional and costs one row.
         Image i is a function of seeds[i] (0..2^32-1; drawn where none are given), whatever batch
         it is in: its noise x_T (n,C,H,W) unless that is given, then the noise that steps add. With
         `first_call` > 0, x_T is an image at the noise level of that call, to be continued from
@@ -185,7 +188,7 @@ class BaseDiffusion(GaussianDiffusion):
         return first, last
 
     def rows(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The network's input for the next call: x (R,C,H,W), t (R,), labels (R,) or None.
+        """The network's input for the next call: x (R,C,H,W), t (R,), labels (R,) or (R,W) or None.
 
         First a row for each of the B images, then a second one, without the label, for each image
         whose guidance needs both. None as labels: no row has one. Otherwise rows without a label
@@ -204,10 +207,7 @@ class BaseDiffusion(GaussianDiffusion):
             steps = steps + [steps[i] for i in places]
             labels = labels + [NO_LABEL] * len(places)
         t = numbers_on(steps, device, torch.long)
-        if all(label == NO_LABEL for label in labels):
-            return x, t, None
-        labels = [trajectory.null_label if label == NO_LABEL else label for label in labels]
-        return x, t, numbers_on(labels, device, torch.long)
+        return x, t, label_tensor(labels, trajectory.null_label, device)
 
     def update(self, trajectory: Trajectory, output: Tensor) -> tuple[Trajectory, Tensor]:
         """The trajectory after the network's output (R,C,H,W) for its `rows`, and the current
@@ -285,7 +285,7 @@ class BaseDiffusion(GaussianDiffusion):
         n: int,
         image_size: tuple[int, int],
         channels: int = 3,
-        labels: Tensor | Sequence[int] | None = None,
+        labels: Labels | None = None,
         cfg_scale: float | Tensor | Sequence[float] = 1.0,
         seeds: Sequence[int] | None = None,
         x_T: Tensor | None = None,
@@ -298,7 +298,7 @@ class BaseDiffusion(GaussianDiffusion):
         `callback` gets (network calls done, x, estimate of x0) after each call. Raises ValueError
         for labels that the network does not have.
         """
-        null = NO_LABEL if labels is None else null_label(network)
+        null = null_of(network, labels)
         start = self.start(
             n,
             image_size,
@@ -338,9 +338,9 @@ def evaluation_mode(network: Callable) -> Iterator[None]:
             module.training = True
 
 
-def check_labels(labels: Tensor | Sequence[int], num_classes: int) -> None:
+def check_labels(labels: Labels, num_classes: int) -> None:
     """Raise ValueError for labels outside 0..num_classes-1; num_classes itself means no label."""
-    numbers = _plain(labels)
+    numbers = [label for label in _plain(labels) if isinstance(label, int)]
     if any(not 0 <= label <= num_classes for label in numbers):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {numbers}")
 
@@ -350,15 +350,22 @@ def _plain(values: Tensor | Sequence) -> list:
     return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
-def _label_of_each(labels: Tensor | Sequence[int] | None, n: int) -> tuple[int, ...]:
+def _label_of_each(labels: Labels | None, n: int) -> tuple[Label, ...]:
     if labels is None:
         return (NO_LABEL,) * n
-    numbers = tuple(operator.index(label) for label in _plain(labels))
+    numbers = tuple(_label(label) for label in _plain(labels))
     if len(numbers) != n:
         raise ValueError(
             f"{len(numbers)} labels were given for {n} images: one per image is needed"
         )
     return numbers
+
+
+def _label(label: Any) -> Label:
+    """One image's: a number, or a row of them."""
+    if isinstance(label, list | tuple):
+        return tuple(float(number) for number in label)
+    return operator.index(label)
 
 
 def _scale_of_each(cfg_scale: float | Tensor | Sequence[float], n: int) -> tuple[float, ...]:

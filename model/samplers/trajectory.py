@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.guidance import needs_null
+from model.guidance import Label, needs_null
 from model.transfer import numbers_on
 
 Call = tuple[int, int, int]  # (t, t_prev, stage) of one network call; t_prev -1: the clean image
@@ -25,7 +25,7 @@ class Trajectory:
     history: dict[str, Tensor]  # what the sampler remembers of earlier steps: name -> (B, ...)
     plans: tuple[tuple[Call, ...], ...]  # the network calls of each image
     position: tuple[int, ...]  # how many of them are done, for each image
-    labels: tuple[int, ...]  # NO_LABEL where there is none
+    labels: tuple[Label, ...]  # NO_LABEL where there is none
     scales: tuple[float, ...]  # of guidance
     guided_steps: tuple[tuple[int, int], ...]  # first and last time step that is guided
     generators: tuple[torch.Generator, ...]  # of the noise that steps add, one per image

@@ -26,10 +26,12 @@ def describe(image_set: ImageSet, all_classes: bool = False) -> list[str]:
 
 def _classes(image_set: ImageSet, all_classes: bool) -> list[str]:
     names = image_set.class_names
+    lines = _numbers(image_set)
     if not names:
-        return []
-    lines = [f"classes     {len(names)}: {name_list(names, CLASSES_SHOWN)}"]
-    counts = np.bincount(image_set.labels.array, minlength=len(names))
+        return lines
+    kind = "classes" if image_set.conditions is None else "labels"
+    lines.append(f"{kind:11} {len(names)}: {name_list(names, CLASSES_SHOWN)}")
+    counts = image_set.label_counts()
     if all_classes:
         width = max(len(f"{count:,}") for count in counts)
         for name, count in zip(names, counts, strict=True):
@@ -41,6 +43,20 @@ def _classes(image_set: ImageSet, all_classes: bool) -> list[str]:
         lines.append(
             f"{INDENT}most images: {counts[most]:,} in {names[most]}; "
             f"fewest: {counts[fewest]:,} in {names[fewest]}"
+        )
+    return lines
+
+
+def _numbers(image_set: ImageSet) -> list[str]:
+    """Of labels.csv: each number, and of how many images it is known."""
+    if image_set.conditions is None:
+        return []
+    lines = []
+    for place, column in enumerate(image_set.conditions.numbers):
+        known = int((~np.isnan(image_set.conditions.rows[:, place])).sum())
+        lines.append(
+            f"number      {column.name}: {column.mean:.4g} +- {column.std:.4g}, known of {known:,} "
+            "images"
         )
     return lines
 

@@ -1,6 +1,7 @@
 """A folder of images as a data set."""
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,15 @@ from utils.data.cache_folder import default_cache_folder
 from utils.data.decode import read_image
 from utils.data.flat import FlatNames, FlatNumbers, readable
 from utils.data.index import FolderIndex, scan_folder
+from utils.data.labels_file import (
+    LABELS_FILE,
+    Conditions,
+    LabelRow,
+    LabelTable,
+    build_conditions,
+    match_rows,
+    read_labels,
+)
 from utils.data.reading import ReadFacts, checksum, in_mode
 from utils.errors import ReadError, UserError
 from utils.image_facts import CHANNELS
@@ -30,6 +40,8 @@ DARK = 0.25  # of the range: 16-bit images below it are likely to hold 10 or 12 
 @dataclass
 class ImageSet(Dataset):
     """A folder of images at one size. Item i is (pixels (C,H,W) uint8, label, i).
+
+    With `conditions`, `labels` are the combinations of labels, and a label is a row of them.
 
     Where a file that was read at first cannot be read any more, or has changed, the item is a
     `ReadError` instead: as a value, so that it crosses from a data-loading worker without a
@@ -48,6 +60,7 @@ class ImageSet(Dataset):
     remarks: list[str] = field(default_factory=list)  # for the plan
     pixels: np.ndarray | MappedPixels | None = None  # (R,C,H,W) uint8; None: decode at each use
     rows: np.ndarray | None = None  # (N,) int64: where image i lies in `pixels`; None: in row i
+    conditions: Conditions | None = None  # of labels.csv, in place of one label an image
     retry_pauses: Sequence[float] = (0.5, 1.0, 2.0, 4.0)  # seconds before reading once more
 
     def __post_init__(self) -> None:
@@ -65,14 +78,20 @@ class ImageSet(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int, int] | ReadError:
+    def __getitem__(self, i: int) -> tuple[Tensor, int | Tensor, int] | ReadError:
         try:
             image = self._kept(i)
             if image is None:
                 image = self._read_again(i)
         except ReadError as error:
             return error
-        return torch.from_numpy(image), self.labels[i], i
+        return torch.from_numpy(image), self.label(i), i
+
+    def label(self, i: int) -> int | Tensor:
+        """The class of image i; or where labels.csv says more, its numbers and labels (W,)."""
+        if self.conditions is None:
+            return self.labels[i]
+        return torch.from_numpy(self.conditions.rows[i])
 
     def name(self, i: int) -> str:
         """The file of image i, relative to the root."""
@@ -129,30 +148,53 @@ class ImageSet(Dataset):
             labels=FlatNumbers(self.labels.array[places]),
             checksums=self.checksums[places],
             rows=rows[places],
+            conditions=None if self.conditions is None else self.conditions.take(places),
         )
 
     def metadata(self) -> dict:
         """What a checkpoint keeps of the set."""
-        return {
+        kept = {
             "image_size": list(self.image_size),
             "mode": self.mode,
             "class_names": self.class_names,
             "images": len(self),
             "fingerprint": self.fingerprint(),
         }
+        if self.conditions is not None:
+            kept["numbers"] = [column.to_dict() for column in self.conditions.numbers]
+        return kept
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers describe an image."""
+        return 0 if self.conditions is None else len(self.conditions.numbers)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is anything to learn beside the pixels."""
+        return bool(self.class_names) or self.numbers > 0
+
+    def label_counts(self) -> np.ndarray:
+        """Images that have each label, (classes,)."""
+        classes = len(self.class_names)
+        if self.conditions is not None:
+            return self.conditions.label_counts(classes)
+        return np.bincount(self.labels.array, minlength=classes)
 
     def fingerprint(self) -> str:
         """A digest of labels and pixels: tells whether a resumed run sees the same data.
 
         A set that is forced into a mode has the digest of a set whose files hold these pixels.
         """
-        everything = (
+        everything: tuple = (
             self.class_names,
             self.image_size,
             self.mode,
             self.labels.tolist(),
             self.checksums.tolist(),
         )
+        if self.conditions is not None:
+            everything = (*everything, self.conditions.rows.tobytes(), self.conditions.numbers)
         return hashlib.sha256(repr(everything).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -180,21 +222,28 @@ def load_image_set(
 ) -> ImageSet:
     """Index and read every image below `root`; name and leave out the broken ones.
 
-    Conditional: the folders in root are the classes, labels follow their sorted names. Otherwise
-    everything below root is one set. None: as `scan_folder` finds it. `mode` is "auto" (one channel
-    if all images are grey), "L" (colours become luma) or "RGB". `cache` is one of `CACHE_CHOICES`,
-    see `cache.read_set`; its files lie in `cache_folder`, by default this user's. UserError without
-    any readable image.
+    Conditional: the folders in root are the classes, labels follow their sorted names; a labels.csv
+    in root takes their place. Otherwise everything below root is one set. None: as `scan_folder`
+    finds it. `mode` is "auto" (one channel if all images are grey), "L" (colours become luma) or
+    "RGB". `cache` is one of `CACHE_CHOICES`, see `cache.read_set`; its files lie in `cache_folder`,
+    by default this user's. UserError without any readable image.
     """
     if mode not in MODES:
         raise UserError(f"--mode {mode} is unknown; choose one of {', '.join(MODES)}")
     image_size = (int(image_size[0]), int(image_size[1]))
-    index = scan_folder(Path(root), conditional)
+    table = None
+    if conditional is not False and os.path.isfile(Path(root) / LABELS_FILE):
+        table = read_labels(Path(root) / LABELS_FILE)
+    index = scan_folder(Path(root), False if table is not None else conditional)
+    rows = match_rows(index, table) if table is not None and len(index) > 0 else None
     if len(index) == 0:
         raise UserError(_nothing_found(index))
     folder = cache_folder or default_cache_folder()
     found = read_set(CacheRequest(index, image_size, mode, quiet, Path(folder)), cache)
-    return _assemble(index, found, image_size)
+    assembled = _assemble(index, found, image_size)
+    if table is None or rows is None:
+        return assembled
+    return _with_conditions(assembled, [rows[place] for place in found.facts.places], table)
 
 
 def _nothing_found(index: FolderIndex) -> str:
@@ -242,6 +291,19 @@ def _assemble(index: FolderIndex, found: ReadSet, image_size: tuple[int, int]) -
         account=index.account,
         remarks=[*index.remarks, *_remarks_on_range(facts), *found.remarks],
         pixels=found.pixels,
+    )
+
+
+def _with_conditions(images: ImageSet, rows: list[LabelRow], table: LabelTable) -> ImageSet:
+    """The set with what labels.csv says of its readable images."""
+    names, combinations, conditions = build_conditions(rows, table.number_names)
+    if not names and not conditions.numbers:
+        raise UserError(
+            f"{images.root / LABELS_FILE} gives no image a label; pass --conditional False to "
+            "learn the images as one set"
+        )
+    return replace(
+        images, labels=FlatNumbers(combinations), class_names=names, conditions=conditions
     )
 
 

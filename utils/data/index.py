@@ -109,6 +109,12 @@ class FolderIndex:
     def __len__(self) -> int:
         return len(self.names)
 
+    def keep(self, places: np.ndarray) -> None:
+        """Only the candidates at these places."""
+        self.names = self.names.take(places)
+        self.sizes, self.times = self.sizes[places], self.times[places]
+        self.labels = self.labels[places]
+
 
 def scan_folder(root: Path, conditional: bool | None) -> FolderIndex:
     """List the images below `root`. Nothing is decoded; files with an unknown ending are sniffed.

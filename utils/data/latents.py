@@ -53,7 +53,7 @@ class LatentSet:
         """The file of image i."""
         return self.images.name(i)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int, int] | ReadError:
+    def __getitem__(self, i: int) -> tuple[Tensor, int | Tensor, int] | ReadError:
         row = np.array(self.moments[i])
         if isinstance(self.moments, MappedLatents) and not self._is_verified[i]:
             if row_checksum(row) != self.moments.checksums[i]:
@@ -64,7 +64,7 @@ class LatentSet:
                     "the same command makes them anew (with --resume, if the run has begun)"
                 )
             self._is_verified[i] = True
-        return torch.from_numpy(row), self.images.labels[i], i
+        return torch.from_numpy(row), self.images.label(i), i
 
 
 def load_latents(

@@ -25,9 +25,11 @@ def may_be_mirrored(images: ImageSet) -> bool:
     names = images.class_names
     if any(len(name.strip()) == 1 for name in names) or "left" in " ".join(names).lower():
         return False
-    labels = images.labels.array
-    for label in range(min(len(names), MOST_CLASSES)) if names else (None,):
-        places = np.flatnonzero(labels == label) if names else np.arange(len(images))
+    by_class = bool(names) and images.conditions is None
+    for label in range(min(len(names), MOST_CLASSES)) if by_class else (None,):
+        places = np.arange(len(images))
+        if by_class:
+            places = np.flatnonzero(images.labels.array == label)
         if len(places) < FEWEST_PER_CLASS:
             return False
         pixels = _pixels_of(images, places)

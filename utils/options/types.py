@@ -212,6 +212,27 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class NamedNumbers:
+    """Numbers with names: age=3.5,size=2."""
+
+    def __str__(self) -> str:
+        return "names and numbers such as age=3.5,size=2"
+
+    def __call__(self, text: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for part in text.split(","):
+            name, equals, value = part.rpartition("=")
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.inf
+            if not (name.strip() and equals) or not math.isfinite(number):
+                raise _refuse(str(self), text)
+            found[name.strip()] = number
+        return found
+
+
+@dataclass(frozen=True)
 class ReplicaName:
     """A name that can stand in an address and before a hyphen."""
 
@@ -257,6 +278,7 @@ not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)
 whole_numbers = WholeNumbers()
 interval = Interval()
+named_numbers = NamedNumbers()
 image_size = ImageSize()
 image_shapes = ImageShapes()
 path = PathType()

@@ -159,6 +159,11 @@ class Checkpoint:
         return self.config["data"]["class_names"]
 
     @property
+    def numbers(self) -> list[dict]:
+        """The numbers that describe an image, {"name", "mean", "std"} each."""
+        return self.config["data"].get("numbers", [])
+
+    @property
     def held_out(self) -> dict | None:
         """Which images were held out of training (`Split.to_record`); None: it does not say."""
         return self.config["data"].get("held_out")
@@ -248,6 +253,9 @@ def _check_config(config: _Fields, kind: str) -> None:
         "mode", lambda value: value in tuple(CHANNELS), f"one of {', '.join(CHANNELS)}"
     )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
+    numbers = data.value("numbers", _are_numbers, "a list of columns", default=[])
+    if len(numbers) != network.value("numbers", _is_count, "a whole number", default=0):
+        raise config.unusable(f"it describes {len(numbers)} numbers, its network takes others")
     data.value("held_out", _is_split, "a split of the images", default=None)
     channels = CHANNELS[mode]
     if kind == "diffusion":
@@ -324,6 +332,18 @@ def _is_list_of_numbers(value: Any) -> bool:
 
 def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_numbers(value: Any) -> bool:
+    """Whether these are the columns of labels.csv, as `NumberColumn.to_dict` writes them."""
+    return isinstance(value, list) and all(
+        isinstance(each, dict)
+        and _is_text(each.get("name"))
+        and type(each.get("mean")) is float
+        and type(each.get("std")) is float
+        and each["std"] > 0
+        for each in value
+    )
 
 
 def _is_split(value: Any) -> bool:

@@ -14,6 +14,7 @@ LABEL_TABLE = "condition.label.weight"  # (num_classes + 1, E); the last row is 
 TIME_BIAS = "condition.time_mlp.2.bias"  # (E,): what the label's row is added to
 CONV_IN = "conv_in.weight"  # (C, channels of the image, k, k)
 AUGMENTATION = "condition.augmentation.weight"
+NUMBERS = "condition.numbers."
 CONV_OUT = "conv_out.weight"  # (channels of the image, C, k, k)
 CONV_OUT_BIAS = "conv_out.bias"  # (channels of the image,)
 
@@ -117,6 +118,7 @@ def match_weights(
     matched = dict(weights)
     said = adapt_channels(matched, own) if are_images else []
     said += adapt_augmentation(matched, own)
+    said += adapt_numbers(matched, own)
     said += adapt_labels(matched, own, class_names, previous_class_names, source)
     check_fit(network, matched, source)
     return matched, said
@@ -136,6 +138,22 @@ def adapt_augmentation(weights: dict[str, Tensor], own: Mapping[str, Tensor]) ->
         del weights[AUGMENTATION]
         return ["the weights were trained with --augment, this run is without"]
     return []
+
+
+def adapt_numbers(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Take the network's own, new layers for numbers, in place, where those of the weights are for
+    other numbers or none.
+    """
+    shapes = [
+        {name: value.shape for name, value in each.items() if name.startswith(NUMBERS)}
+        for each in (weights, own)
+    ]
+    if shapes[0] == shapes[1]:
+        return []
+    for name in shapes[0]:
+        del weights[name]
+    weights |= {name: own[name].clone() for name in shapes[1]}
+    return ["the numbers of labels.csv are others than those of the weights: they start afresh"]
 
 
 # --- Grey and colour ---

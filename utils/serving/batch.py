@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model.guidance import NO_LABEL, needs_null
+from model.guidance import NO_LABEL, NOTHING, Label, needs_null
 from model.samplers import BaseDiffusion, Trajectory
 from utils.serving.jobs import Job
 
@@ -30,7 +30,7 @@ class ImageTask:
         return self.job.request.seeds[self.place]
 
     @property
-    def label(self) -> int:
+    def label(self) -> Label:
         labels = self.job.request.labels
         return NO_LABEL if labels is None else labels[self.place]
 
@@ -184,16 +184,34 @@ def advance(call: NetworkCall, bundles: Sequence[Bundle], null_label: int | None
 def _labels_of_rows(
     parts: Sequence[Tensor | None], counts: Sequence[int], null_label: int | None
 ) -> Tensor | None:
-    """The labels of all rows (R,); None where no row has one."""
+    """The labels of all rows, (R,), or (R,W) where some have several; None where no row has one."""
     given = [labels for labels in parts if labels is not None]
     if not given:
         return None
+    if any(labels.dim() == 2 for labels in given):
+        return _wide_labels(parts, counts, given[0].device)
     assert null_label is not None  # where there are labels, there are classes
     filled = [
         given[0].new_full((count,), null_label) if labels is None else labels
         for labels, count in zip(parts, counts, strict=True)
     ]
     return torch.cat(filled)
+
+
+def _wide_labels(
+    parts: Sequence[Tensor | None], counts: Sequence[int], device: torch.device
+) -> Tensor:
+    """(R,W): single labels beside rows of several become rows too, which end with nothing."""
+    given = [labels for labels in parts if labels is not None]
+    width = max(labels.shape[1] if labels.dim() == 2 else 1 for labels in given)
+    wide = torch.full((sum(counts), width), NOTHING, device=device)
+    start = 0
+    for labels, count in zip(parts, counts, strict=True):
+        if labels is not None:
+            rows = labels if labels.dim() == 2 else labels[:, None]
+            wide[start : start + count, : rows.shape[1]] = rows.to(wide)
+        start += count
+    return wide
 
 
 def singles(bundles: Sequence[Bundle]) -> Iterator[Bundle]:

@@ -3,9 +3,10 @@
 import random
 from dataclasses import dataclass, replace
 
+from model.guidance import NOTHING, Label
 from model.networks import check_image_size
 from model.samplers import SAMPLERS
-from utils.class_names import ONE_OF_EACH, label_of
+from utils.class_names import ONE_OF_EACH, label_of, labels_of, name_of
 from utils.errors import name_list
 from utils.generation import Sampling
 from utils.image_facts import SMALLEST_SIDE
@@ -50,7 +51,7 @@ class GenerationRequest:
 
     weight: Weight
     use_ema: bool
-    labels: tuple[int, ...] | None  # of each image; None: the network has no classes
+    labels: tuple[Label, ...] | None  # of each image; None: the network has no classes
     seeds: tuple[int, ...]  # of each image
     sampling: Sampling
     image_size: tuple[int, int]
@@ -69,10 +70,10 @@ class GenerationRequest:
         return self.sampling.steps(self.weight.noise_steps)
 
     def class_of(self, image: int) -> str | None:
-        """The name of an image's class."""
+        """The name of an image's class, or of its classes."""
         if self.labels is None:
             return None
-        return self.weight.classes[self.labels[image]]
+        return name_of(self.labels[image], self.weight.classes, self.weight.numbers)
 
     def to_dict(self) -> dict:
         """In the words that a client asks in."""
@@ -97,7 +98,7 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     labels = _labels(asked, weight)
     count = _count(asked, labels, limits)
     if labels is not None:
-        labels = tuple(labels[i % len(labels)] for i in range(count))
+        labels = tuple(_as_row(labels[i % len(labels)], weight) for i in range(count))
     image_size = _image_size(asked.image_size, weight, limits)
     _check_format(asked)
     _check_snapshots(asked.snapshots, count, image_size)
@@ -159,7 +160,7 @@ def _use_ema(asked: bool | None, weight: Weight) -> bool:
     return asked
 
 
-def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:
+def _labels(asked: Asked, weight: Weight) -> tuple[Label, ...] | None:
     """The labels to go through in turn; None for a network without classes."""
     if not weight.classes:
         if asked.class_name is not None:
@@ -177,6 +178,9 @@ def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:
         return (label,)
     if asked.class_name == ONE_OF_EACH:
         return tuple(range(len(weight.classes)))
+    several = labels_of(asked.class_name, weight.classes)
+    if several is not None:
+        return (several,)
     classes = name_list(weight.classes, len(weight.classes))
     raise invalid(
         f"class_name {asked.class_name!r:.80} is unknown; known are {classes}",
@@ -185,7 +189,17 @@ def _labels(asked: Asked, weight: Weight) -> tuple[int, ...] | None:
     )
 
 
-def _count(asked: Asked, labels: tuple[int, ...] | None, limits: Limits) -> int:
+def _as_row(label: Label, weight: Weight) -> Label:
+    """A label of a network that learned numbers too as a row that begins with these: with nothing,
+    since none can be asked for here.
+    """
+    if weight.numbers == 0:
+        return label
+    labels = label if isinstance(label, tuple) else (label,)
+    return (*(NOTHING,) * weight.numbers, *labels)
+
+
+def _count(asked: Asked, labels: tuple[Label, ...] | None, limits: Limits) -> int:
     count = asked.num_images
     if count is None:
         count = DEFAULT_IMAGES

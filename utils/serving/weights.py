@@ -55,6 +55,7 @@ class Weight:
     sample_steps: int | None = None
     timestep_spacing: str | None = None
     has_guidance: bool = False
+    numbers: int = 0  # that describe an image beside its labels
     noise_steps: int = 0
     scale: int | None = None  # of an upscaler
     has_ema: bool = True
@@ -251,6 +252,7 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         sampler=checkpoint.sampler if is_diffusion else "",
         sample_steps=checkpoint.sample_steps if is_diffusion else None,
         timestep_spacing=checkpoint.timestep_spacing if is_diffusion else None,
+        numbers=len(checkpoint.numbers),
         has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
         noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
         scale=getattr(network, "scale", None),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from model.codecs import LatentCodec
 from model.diffusion import GaussianDiffusion
@@ -38,7 +39,7 @@ class SampleOfImages:
     """Some images of a set, on the host."""
 
     pixels: Tensor  # (m,C,H,W) uint8
-    labels: Tensor  # (m,)
+    labels: Tensor  # (m,), or rows (m,W)
     numbers: list[int]  # of each image: what its noise is drawn from
 
     @classmethod
@@ -50,7 +51,7 @@ class SampleOfImages:
                 raise item
         pixels, labels, _ = zip(*items, strict=True)
         numbers = [int(images.checksums[place]) for place in places]
-        return cls(torch.stack(pixels), torch.tensor(labels), numbers)
+        return cls(torch.stack(pixels), default_collate(labels), numbers)
 
 
 def first_by_content(images: ImageSet, count: int) -> np.ndarray:

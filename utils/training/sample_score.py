@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.guidance import Label
 from model.metrics import kernel_distance
 from utils.console import Progress
 from utils.data import ImageSet
@@ -14,6 +15,18 @@ from utils.ranks import Ranks
 from utils.training.held_out import SampleOfImages, first_by_content
 
 MOST_REAL = 5000  # training images that generated ones are compared with
+
+
+def labels_as_in(training: ImageSet, count: int) -> list[Label] | None:
+    """Labels of `count` images as training images have them: in proportion, or with labels.csv
+    those of some images; None where none are learned.
+    """
+    if not training.is_labelled:
+        return None
+    if training.conditions is None:
+        return [*in_proportion(training.label_counts().tolist(), count)]
+    places = np.resize(first_by_content(training, count), count)
+    return [tuple(row) for row in training.conditions.rows[places].tolist()]
 
 
 class SampleScore:
@@ -36,10 +49,7 @@ class SampleScore:
         self.count = count
         self.batch_size = batch_size
         self.ranks = ranks
-        self.labels: list[int] | None = None
-        if training.class_names:
-            classes = np.bincount(training.labels.array, minlength=len(training.class_names))
-            self.labels = in_proportion(classes.tolist(), count)
+        self.labels = labels_as_in(training, count)
         self._real = self._features_of_training(training)
 
     def __call__(self, network: nn.Module) -> dict[str, float]:

@@ -11,6 +11,7 @@ from PIL import Image
 from serving_helpers import ANYONE, CPU, wait_until
 from upscaling_helpers import write_upscaler
 
+from model.samplers import SAMPLERS
 from utils.serving.engine import Engine
 from utils.serving.limits import Limits
 from utils.serving.requests import Asked, resolve
@@ -48,7 +49,7 @@ def check(images: list[bytes], folder: Path, tmp_path: Path) -> None:
                 assert ours.text == theirs.text
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "plms"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_pixels_and_upscaled(engine, images, tmp_path, script, sampler):
     script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
     results = tmp_path / "results"
@@ -67,6 +68,36 @@ def test_pixels_and_upscaled(engine, images, tmp_path, script, sampler):
         upscale="up",
     )
     check(ours, results / "generated", tmp_path)
+
+
+@pytest.mark.parametrize("header", ["file,labels", "file,labels,age"])
+def test_several_labels(engine, images, tmp_path, script, header):
+    """Beside a request for one label, and one for the images of all in turn."""
+    numbers = [",3", ",4", ","] if "age" in header else ["", "", ""]
+    files = sorted(file.relative_to(images) for file in images.rglob("*.png"))
+    rows = [
+        f'{file},"{file.parent.name},{"new" if number % 2 else "old"}"{numbers[number % 3]}'
+        for number, file in enumerate(files)
+    ]
+    (images / "labels.csv").write_text("\n".join([header, *rows]))
+    script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
+    results = tmp_path / "results"
+    how = ["--weight_path", results / "run" / "ema_last.pt", "--num_images", 2, "--seed", 5]
+    how += ["--sample_steps", 4]
+    first = str(files[0].parent.name)
+    asked = {"weight": "run", "num_images": 2, "seed": 5, "sample_steps": 4}
+    requests = [{"class_name": f"{first},new"}, {"class_name": first}, {}]
+    jobs = [
+        engine.submit(resolve(Asked(**asked, **each), WeightStore([results]), Limits()), ANYONE)
+        for each in requests
+    ]
+    wait_until(lambda: all(job.has_ended for job in jobs))
+    for number, (job, each) in enumerate(zip(jobs, requests, strict=True)):
+        assert job.status == "completed", job.error
+        options = ["--class_name", each["class_name"]] if each else []
+        script("generate", *how, *options, "--generate_name", f"made{number}")
+        ours = [engine.image(job, place) for place in range(2)]
+        check(ours, results / f"made{number}", tmp_path)
 
 
 def test_latents(engine, images, tmp_path, script):

@@ -10,7 +10,7 @@ FORWARD_SHARE = 1 / 3  # of a training step: one row of a network call without g
 EVALUATION_SHARE = 0.02  # of the steps' time, at most
 PREVIEW_SHARE = 0.05  # of the steps' time, for all previews but the last one
 MOST_PREVIEWS = 10  # in a run, where nobody says how often
-SECONDS_AT_THE_END = 1.5  # for the last checkpoint, and for the process to end
+SECONDS_AT_THE_END = 3.0  # for the last checkpoint, and for the process to end
 FEWEST_STEPS = 10
 SECONDS_PER_MINUTE = 60
 

@@ -14,6 +14,7 @@ from model.networks import AUTOENCODERS, build_network, check_image_size
 from model.networks.autoencoder import Autoencoder
 
 HALF_RANGE = 127.5  # of 8-bit pixels
+HALF_RANGE_16 = 32767.5
 
 # In pixels. One call of an autoencoder takes no more of them than such a tile has, so that its
 # memory is bounded: of small images many, and of a larger image a tile. With the network of Stable
@@ -49,6 +50,25 @@ class PixelCodec:
     def to(self, device: torch.device | str) -> "PixelCodec":
         """Itself: it works on any device."""
         return self
+
+
+class Grey16Codec(PixelCodec):
+    """Grey of 16 bits, 0..65535, as its high and its low byte <-> numbers in [-1, 1]."""
+
+    name = "grey16"
+
+    def shape(self, image_size: tuple[int, int], channels: int) -> tuple[int, int, int]:
+        return (1, *image_size)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B,2,H,W) uint8 -> (B,1,H,W) float in [-1, 1]."""
+        high, low = pixels.to(torch.get_default_dtype()).split(1, dim=1)
+        return (256 * high + low) / HALF_RANGE_16 - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        """(B,1,H,W) float -> (B,2,H,W) uint8: clamped first, so that nothing wraps."""
+        levels = ((x.clamp(-1, 1) + 1) * HALF_RANGE_16).round().to(torch.int32)
+        return torch.cat([levels // 256, levels % 256], dim=1).to(torch.uint8)
 
 
 class LatentCodec:
@@ -234,7 +254,11 @@ def _channel_numbers(name: str, values: Any, count: int) -> list[float]:
 # --- From a config ---
 
 Codec = PixelCodec | LatentCodec
-CODECS: dict[str, type[Codec]] = {"pixels": PixelCodec, "latents": LatentCodec}
+CODECS: dict[str, type[Codec]] = {
+    "pixels": PixelCodec,
+    "grey16": Grey16Codec,
+    "latents": LatentCodec,
+}
 LATENT_OPTIONS = ("network", "latents_mean", "latents_std", "hash")
 
 
@@ -258,6 +282,8 @@ def build_codec(config: dict, weights: Mapping[str, Tensor] | None = None) -> Co
         raise ValueError(f"codec {name!r} needs {', '.join(missing)}")
     if name == PixelCodec.name:
         return PixelCodec()
+    if name == Grey16Codec.name:
+        return Grey16Codec()
     if weights is None:
         raise ValueError(f"codec {name!r} needs the weights of its autoencoder, and there are none")
     network = frozen_autoencoder(arguments["network"], weights)

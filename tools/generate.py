@@ -117,7 +117,7 @@ def generate(args, ranks) -> None:
     labels, label_remark = choose_labels(args, checkpoint.class_names)
     labels = with_numbers(args, checkpoint.numbers, labels)
     generator = build_generator(args, checkpoint, sampling, precision)
-    upscaler = choose_upscaler(args, precision)
+    upscaler = choose_upscaler(args, precision, generator)
     for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
         if text and ranks.is_main:
             opt.say(f"warning: {text}")
@@ -239,12 +239,19 @@ def build_generator(args, checkpoint, sampling, precision):
     return generator
 
 
-def choose_upscaler(args, precision):
-    """The upscaler of --upscale, or None. Raises UserError for a checkpoint of another kind."""
+def choose_upscaler(args, precision, generator):
+    """The upscaler of --upscale, or None. Raises UserError for a checkpoint of another kind, and for
+    images that no upscaler takes.
+    """
     if args.upscale is None:
         return None
+    from utils.image_facts import USUAL_MODES, mode_of
     from utils.runs.checkpoint import Checkpoint
     from utils.upscaling import Upscaler
+
+    mode = mode_of(generator.channels)
+    if mode not in USUAL_MODES:
+        raise opt.UserError(f"--upscale enlarges grey and RGB images, and these are {mode}")
 
     return Upscaler.from_checkpoint(Checkpoint.read(args.upscale), precision)
 

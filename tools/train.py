@@ -25,7 +25,7 @@ from utils import options as opt
 from utils.options import Option
 
 if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
-    from model.codecs import Codec
+    from model.codecs import Codec, PixelCodec
     from model.diffusion import GaussianDiffusion
     from utils.data import ImageSet, TrainingSet
     from utils.data.split import Split
@@ -47,7 +47,7 @@ OPTIONS: opt.Table = {
         Option("--dataset_path",      "datasets/demo", opt.path,            "folder of images, with one folder per class in it"),
         Option("--result_path",       "results",       opt.path,            "folder that holds the runs"),
         Option("--image_size",        "28",            opt.image_size,      "64, or height,width such as 64,96"),
-        Option("--mode",              "auto",          opt.IMAGE_MODES,     "colour channels; auto: L (grey) if all images are grey, else RGB"),
+        Option("--mode",              "auto",          opt.IMAGE_MODES,     "auto: L (grey) if all images are grey, else RGB; RGBA: with opacity; I;16: grey of 16 bits"),
         Option("--conditional",       "auto",          opt.switch_or_auto,  "learn the classes; False: ignore the folders; auto: learn them where there are at least two", decides=True),
         Option("--num_classes",       None,            opt.positive,        "expected number of class folders; only checked"),
         Option("--val_fraction",      None,            opt.half,            "share of the images that is held out to measure on; 0: none; not set: 5%, at least 20 and at most 256, none below 200 images"),
@@ -327,7 +327,8 @@ def diffused_shape(
 ) -> tuple[int, tuple[int, int]]:
     """Channels, and height and width, of what the diffusion sees."""
     if autoencoder is None:
-        return dataset.channels, args.image_size
+        channels, *_ = pixel_codec(dataset.mode).shape(args.image_size, dataset.channels)
+        return channels, args.image_size
     factor = autoencoder.downsample_factor
     height, width = args.image_size
     return autoencoder.network["latent_channels"], (height // factor, width // factor)
@@ -364,7 +365,13 @@ def find_autoencoder(args: Namespace, run: TrainingRun) -> StoredAutoencoder | N
 
 
 def image_mode(args: Namespace, autoencoder: StoredAutoencoder | None) -> str:
-    """Where --mode is auto, and the autoencoder takes colour, grey images become RGB."""
+    """Where --mode is auto, and the autoencoder takes colour, grey images become RGB. Raises
+    UserError for a mode that no autoencoder takes.
+    """
+    from utils.image_facts import USUAL_MODES
+
+    if autoencoder is not None and args.mode not in ("auto", *USUAL_MODES):
+        raise opt.UserError(f"--mode {args.mode} is for pixels: an autoencoder takes grey or RGB")
     if args.mode == "auto" and autoencoder is not None and autoencoder.in_channels > 1:
         return "RGB"
     return args.mode
@@ -390,16 +397,23 @@ def build_diffusion(args: Namespace, size: tuple[int, int]) -> GaussianDiffusion
         raise opt.UserError(str(error)) from None
 
 
+def pixel_codec(mode: str) -> PixelCodec:
+    """What turns the pixels of that mode into what the diffusion sees, and back."""
+    from model.codecs import Grey16Codec, PixelCodec
+    from utils.image_facts import GREY_16
+
+    return Grey16Codec() if mode == GREY_16 else PixelCodec()
+
+
 def build_codec(
     args: Namespace, run: TrainingRun, autoencoder: StoredAutoencoder | None, dataset: ImageSet
 ) -> Codec:
     """What the diffusion sees of an image: its pixels, or its latents."""
-    from model.codecs import PixelCodec
     from utils.training.latent_inputs import first_batch
     from utils.training.latent_statistics import build_latent_codec
 
     if autoencoder is None:
-        return PixelCodec()
+        return pixel_codec(dataset.mode)
     if args.plan:
         dataset = first_batch(dataset, args.batch_size)
     return build_latent_codec(autoencoder, dataset, run.precision.device, run.ranks)
@@ -453,7 +467,7 @@ def build_config(
             f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
         )
     channels, _ = diffused_shape(args, dataset, autoencoder)
-    codec = {"name": "pixels"} if autoencoder is None else autoencoder.config()
+    codec = pixel_codec(dataset.mode).config if autoencoder is None else autoencoder.config()
     return {
         "network": network_config(args, channels, dataset),
         "diffusion": diffusion.config,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # fmt: off
 OWN: opt.Table = {
     "autoencoder": [
+        Option("--mode",              "auto",          opt.USUAL_IMAGE_MODES, "colour channels; auto: L (grey) if all images are grey, else RGB"),
         Option("--block_out_channels", "64,128,256",   opt.whole_numbers,   "width of each level; three levels make a side of the latent a quarter of the image's"),
         Option("--latent_channels",   4,               opt.positive,        "channels of the latent"),
         Option("--layers_per_block",  1,               opt.positive,        "residual blocks per level on the way down; one more on the way up"),
@@ -60,7 +61,7 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = ("num_vis",)  # of these options of train.py it has its own, or none
+INSTEAD = ("mode", "num_vis")  # of these options of train.py it has its own, or none
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 # Options that describe the network.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # fmt: off
 OWN: opt.Table = {
     "upscaling": [
+        Option("--mode",              "auto",          opt.USUAL_IMAGE_MODES, "colour channels; auto: L (grey) if all images are grey, else RGB"),
         Option("--scale",             2,               opt.Number(int, 2, 4),         "factor that each side grows by"),
         Option("--network",           "rdn",           opt.UPSCALERS,       "network architecture"),
         Option("--features",          64,              opt.positive,        "channels of the network"),
@@ -59,7 +60,7 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = ("flip", "num_vis")  # of these options of train.py it has its own, or none
+INSTEAD = ("flip", "mode", "num_vis")  # of these options of train.py it has its own, or none
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 

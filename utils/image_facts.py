@@ -1,15 +1,32 @@
 """Facts about images that several parts share. Standard library only."""
 
-# How many channels an image of each mode has: grey or colour.
-CHANNELS = {"L": 1, "RGB": 3}
+GREY_16 = "I;16"  # grey of 16 bits, in Pillow's word
+TRANSPARENT = "RGBA"
+
+# How many planes of 8 bits an image of each mode has: grey; colour; colour multiplied by the
+# opacity, and the opacity; the high and the low byte of grey.
+CHANNELS = {"L": 1, "RGB": 3, TRANSPARENT: 4, GREY_16: 2}
+
+# How many channels a network sees of them.
+NETWORK_CHANNELS = {**CHANNELS, GREY_16: 1}
+
+# The modes that everything takes: an autoencoder and an upscaler take no others.
+USUAL_MODES = ("L", "RGB")
 
 SMALLEST_SIDE = 4  # of an image, in pixels
 LARGEST_SIDE = 4096
 
 
 def mode_of(channels: int) -> str:
-    """The mode of images with so many channels. Raises ValueError where there is none."""
+    """The mode of images with so many planes. Raises ValueError where there is none."""
     for mode, count in CHANNELS.items():
         if count == channels:
             return mode
-    raise ValueError(f"images have 1 (grey) or 3 (RGB) channels, not {channels}")
+    raise ValueError(
+        f"images have 1 (grey), 3 (RGB), 4 (RGBA) or 2 (16 bits) planes, not {channels}"
+    )
+
+
+def shown_mode(mode: str) -> str:
+    """L or RGB: what a viewer shows of images of that mode, whose transparency lies on white."""
+    return "L" if NETWORK_CHANNELS[mode] == 1 else "RGB"

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, uint8
 
 from utils.errors import UserError
 from utils.fonts import readable
-from utils.image_facts import mode_of
+from utils.image_facts import CHANNELS, GREY_16, TRANSPARENT, USUAL_MODES, mode_of
+from utils.pixel_planes import STEP_16, shown_pixels
 from utils.text import printable
 from utils.text_drawing import draw_text, shorten, text_width
+
+WITH_16_BITS = (".png", ".tif", ".tiff")
 
 TEXT_SIZE = 12  # pixels
 GAP = 2  # pixels between two images
@@ -37,12 +41,29 @@ GAP_BETWEEN_GRIDS = 12  # pixels, in an animation
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
-    """(C,H,W) uint8, C 1 (grey) or 3 (RGB) -> a picture. ValueError for anything else."""
+    """(C,H,W) uint8 -> a picture of the mode that has C planes (`image_facts.CHANNELS`): L, RGB,
+    RGBA with colours that are no longer multiplied by the opacity, or I;16. ValueError for anything
+    else.
+    """
     _check_pixels(pixels, dimensions=3)
     channels_last = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    if len(pixels) == 1:
-        return Image.fromarray(channels_last[..., 0])
-    return Image.fromarray(channels_last)
+    mode = mode_of(len(pixels))
+    if mode == GREY_16:
+        high, low = channels_last[..., 0].astype(np.uint16), channels_last[..., 1]
+        return Image.fromarray((high << 8) | low)
+    if mode == TRANSPARENT:
+        return Image.fromarray(_unmultiplied(channels_last))
+    return Image.fromarray(channels_last[..., 0] if mode == "L" else channels_last)
+
+
+def _unmultiplied(pixels: np.ndarray) -> np.ndarray:
+    """(H,W,4) uint8, colours multiplied by the opacity -> as files have them; black where the
+    opacity is 0.
+    """
+    opacity = pixels[..., 3:].astype(np.float32)
+    colour = pixels[..., :3] * (255 / np.maximum(opacity, 1))
+    colour = np.where(opacity > 0, colour.round().clip(0, 255), 0)
+    return np.concatenate([colour, opacity], axis=2).astype(np.uint8)
 
 
 def image_grid(
@@ -56,15 +77,17 @@ def image_grid(
 ) -> Image.Image:
     """(N,C,H,W) uint8 -> one picture of N images, row by row.
 
-    Small images are enlarged by a whole factor, pixel for pixel. row_names stand to the left of the
-    rows, captions below the images; what does not fit is shortened with an ellipsis.
-    caption_ends follow the captions and are not shortened, such as the seed after a class name.
-    fallbacks, such as "class 3", stand in for those names or captions (whichever are given) for
-    which no font on this machine has the characters.
+    Images are shown as a viewer shows them, transparency on white. Small ones are enlarged by a
+    whole factor, pixel for pixel. row_names stand to the left of the rows, captions below the
+    images; what does not fit is shortened with an ellipsis. caption_ends follow the captions and
+    are not shortened, such as the seed after a class name. fallbacks, such as "class 3", stand in
+    for those names or captions (whichever are given) for which no font on this machine has the
+    characters.
 
     Raises ValueError where the pixels are not of this kind, or the numbers of texts do not fit.
     """
     _check_pixels(pixels, dimensions=4)
+    pixels = shown_pixels(pixels)
     count = len(pixels)
     rows = -(-count // columns)
     has_captions = bool(captions or caption_ends)
@@ -134,10 +157,10 @@ def _readable_or(texts: Sequence[str], fallbacks: Sequence[str]) -> list[str]:
 
 def _check_pixels(pixels: Tensor, dimensions: int) -> None:
     channels = pixels.shape[-3] if pixels.ndim == dimensions else 0
-    if pixels.dtype != uint8 or channels not in (1, 3):
+    if pixels.dtype != uint8 or channels not in CHANNELS.values():
         shape = "(N,C,H,W)" if dimensions == 4 else "(C,H,W)"
         raise ValueError(
-            f"pixels are {shape} uint8 with 1 or 3 channels, not {tuple(pixels.shape)} "
+            f"pixels are {shape} uint8 with 1 to 4 planes, not {tuple(pixels.shape)} "
             f"{str(pixels.dtype).removeprefix('torch.')}"
         )
 
@@ -182,8 +205,25 @@ def encoded_image(
 ) -> bytes:
     """The same as the bytes of a file with this ending. ValueError for images too large for it."""
     buffer = io.BytesIO()
+    image = for_format(image, suffix)
     image.save(buffer, Image.registered_extensions()[suffix], **_options(suffix, settings))
     return buffer.getvalue()
+
+
+def for_format(image: Image.Image, suffix: str) -> Image.Image:
+    """The picture as files with that ending can hold it: 16 bits only in PNG and TIFF, and
+    transparency in these and WebP; elsewhere it lies on white.
+    """
+    suffix = suffix.lower()
+    if suffix in WITH_16_BITS or image.mode in USUAL_MODES:
+        return image
+    if image.mode == GREY_16:
+        levels = np.asarray(image).astype(np.float32) / STEP_16
+        return Image.fromarray(levels.round().astype(np.uint8))
+    if image.mode == TRANSPARENT and suffix != ".webp":
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image
 
 
 def _options(suffix: str, settings: Mapping[str, object] | None) -> dict[str, Any]:
@@ -250,7 +290,7 @@ def _write(image: Image.Image, path: Path, options: Mapping[str, Any]) -> None:
         raise UserError(f"cannot write {path}: no image format has the ending {suffix!r}")
     try:
         buffer = io.BytesIO()
-        image.save(buffer, formats[suffix], **options)
+        for_format(image, suffix).save(buffer, formats[suffix], **options)
         half = path.with_name(f".{path.name}.tmp")
         half.write_bytes(buffer.getvalue())
         os.replace(half, path)

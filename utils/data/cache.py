@@ -24,6 +24,7 @@ from utils.data.index import FolderIndex
 from utils.data.locks import FileLock, LocksUnsupported
 from utils.data.reading import ReadFacts, Store, read_all, reading_progress
 from utils.errors import UserError
+from utils.image_facts import CHANNELS
 
 CACHE_CHOICES = ("auto", "disk", "ram", "none")
 LARGEST_IN_RAM = 2 * 2**30  # bytes of a set that "auto" keeps in memory where the disk fails
@@ -46,7 +47,7 @@ class CacheRequest:
 
     index: FolderIndex
     image_size: tuple[int, int]
-    mode: str  # "auto", "L", "RGB"
+    mode: str  # "auto" or one of CHANNELS
     quiet: bool
     folder: Path
 
@@ -54,7 +55,7 @@ class CacheRequest:
     def largest_size(self) -> int:
         """Bytes that the pixels need at most."""
         height, width = self.image_size
-        return len(self.index) * 3 * height * width
+        return len(self.index) * CHANNELS.get(self.mode, 3) * height * width
 
     def key(self) -> str:
         """A digest of all that decides the pixels: files, transform, decoder."""

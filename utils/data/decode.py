@@ -10,6 +10,7 @@ from PIL import __version__ as pillow_version
 from utils.data.colour import to_srgb
 from utils.data.opening import Picture, open_picture
 from utils.data.silence import quiet_pillow
+from utils.image_facts import GREY_16, TRANSPARENT
 
 # Raise the first number whenever a file can give other pixels than before: it is part of the key of
 # the cache.
@@ -24,6 +25,7 @@ TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+WHITE_16 = 65535
 TIFF_PHOTOMETRIC = 262
 WHITE_IS_ZERO = 0
 
@@ -32,7 +34,7 @@ WHITE_IS_ZERO = 0
 class Decoded:
     """Pixels and what the plan says of their file."""
 
-    pixels: np.ndarray  # (H,W,3) uint8, sRGB
+    pixels: np.ndarray  # (H,W,3) uint8, sRGB; or the planes of another mode
     own_size: tuple[int, int]  # (H, W) before it was fitted, upright
     has_16_bits: bool = False
     brightest: float = 1.0  # of a file with 16 bits: its largest sample, as a part of the range
@@ -56,21 +58,68 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     return decode(path, size).pixels
 
 
-def decode(path: str | Path, size: tuple[int, int] | None) -> Decoded:
-    """`read_image`, with facts for the plan. Without a size, the image keeps its own."""
+def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") -> Decoded:
+    """`read_image`, with facts for the plan. Without a size, the image keeps its own.
+
+    `mode` "RGBA": (H,W,4), colours multiplied by the opacity and the opacity. "I;16": (H,W,2), the
+    high and the low byte of grey as the file has it, without its profile; 8 bits are spread over
+    the 16, colours become luma, transparency lies on white. Any other mode: (H,W,3) sRGB.
+    """
     with open(path, "rb") as file, quiet_pillow():
         picture = open_picture(file)
         colour, alpha = colour_and_alpha(picture)
         has_16_bits = picture.depth > 8
         brightest = _brightest(colour) if has_16_bits else 1.0
-        shown = _on_white(to_srgb(colour, picture.profile), alpha)
+        shown = _in_mode(colour, alpha, picture.profile, mode)
         method = TRANSPOSE.get(picture.orientation)
         if method is not None:
             shown = shown.transpose(method)
         own_size = (shown.height, shown.width)
         if size is not None and size != own_size:
             shown = ImageOps.fit(shown, size[::-1], Image.Resampling.BICUBIC)
-        return Decoded(np.asarray(shown), own_size, has_16_bits, brightest)
+        return Decoded(_planes(shown), own_size, has_16_bits, brightest)
+
+
+def _in_mode(
+    colour: Image.Image, alpha: Image.Image | None, profile: bytes | None, mode: str
+) -> Image.Image:
+    """RGB; for "RGBA" RGBa, Pillow's word for multiplied colours; for "I;16" F, of 0..65535, which
+    Pillow can scale.
+    """
+    if mode == GREY_16:
+        return _grey_on_white(colour, alpha, profile)
+    shown = to_srgb(colour, profile)
+    if mode != TRANSPARENT:
+        return _on_white(shown, alpha)
+    layer = shown.convert("RGB").convert("RGBA")
+    if alpha is not None:
+        layer.putalpha(alpha)
+    return layer.convert("RGBa")
+
+
+def _grey_on_white(
+    colour: Image.Image, alpha: Image.Image | None, profile: bytes | None
+) -> Image.Image:
+    if colour.mode not in (GREY_16, "L"):
+        colour = to_srgb(colour, profile).convert("L")
+    levels = np.asarray(colour).astype(np.float64)
+    if colour.mode == "L":
+        levels = levels * (WHITE_16 / 255)
+    if alpha is not None:
+        opacity = np.asarray(alpha) / 255
+        levels = levels * opacity + WHITE_16 * (1 - opacity)
+    return Image.fromarray(levels.astype(np.float32))
+
+
+def _planes(shown: Image.Image) -> np.ndarray:
+    """The picture as (H,W,planes) uint8."""
+    pixels = np.asarray(shown)
+    if shown.mode == "F":
+        levels = pixels.round().clip(0, WHITE_16).astype(np.uint16)
+        return np.stack([levels >> 8, levels & 255], axis=2).astype(np.uint8)
+    if shown.mode == "RGBa":  # sharpened edges may go beyond what the opacity allows
+        return np.concatenate([np.minimum(pixels[..., :3], pixels[..., 3:]), pixels[..., 3:]], 2)
+    return pixels
 
 
 # --- From the file's numbers to sRGB ---

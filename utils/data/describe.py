@@ -6,6 +6,7 @@ from utils.data.image_set import BROKEN, ImageSet
 from utils.data.index import SECOND_FOLDER, SYSTEM_FOLDER
 from utils.errors import name_list
 
+MODE_IN_WORDS = {"L": "grey", "RGB": "RGB", "RGBA": "RGB with opacity", "I;16": "grey of 16 bits"}
 CLASSES_SHOWN = 20
 INDENT = " " * 12
 
@@ -15,7 +16,7 @@ def describe(image_set: ImageSet, all_classes: bool = False) -> list[str]:
     each class, one line a class.
     """
     size = ",".join(str(side) for side in image_set.image_size)
-    mode = "grey" if image_set.mode == "L" else "RGB"
+    mode = MODE_IN_WORDS[image_set.mode]
     lines = [f"images      {len(image_set):,} at {size}, {mode}, from {image_set.root}"]
     lines += _classes(image_set, all_classes)
     lines += _left_out(image_set)

@@ -16,7 +16,7 @@ from utils.data.account import Account
 from utils.data.cache import CacheRequest, ReadSet, read_set
 from utils.data.cache_file import MappedPixels
 from utils.data.cache_folder import default_cache_folder
-from utils.data.decode import read_image
+from utils.data.decode import decode
 from utils.data.flat import FlatNames, FlatNumbers, readable
 from utils.data.index import FolderIndex, scan_folder
 from utils.data.labels_file import (
@@ -30,7 +30,7 @@ from utils.data.labels_file import (
 )
 from utils.data.reading import ReadFacts, checksum, in_mode
 from utils.errors import ReadError, UserError
-from utils.image_facts import CHANNELS
+from utils.image_facts import CHANNELS, USUAL_MODES
 
 MODES = ("auto", *CHANNELS)
 BROKEN = "damaged or unreadable"
@@ -50,7 +50,7 @@ class ImageSet(Dataset):
 
     root: Path
     image_size: tuple[int, int]  # height, width
-    mode: str  # "L": one channel; "RGB": three
+    mode: str  # one of CHANNELS, which says how many planes
     files: FlatNames  # relative to root
     labels: FlatNumbers
     class_names: list[str]  # empty for an unconditional set
@@ -104,7 +104,9 @@ class ImageSet(Dataset):
         row = i if self.rows is None else int(self.rows[i])
         image = np.array(self.pixels[row])
         if not self._is_verified[i]:
-            rows = np.broadcast_to(image, (3, *self.image_size)).transpose(1, 2, 0)
+            rows = image.transpose(1, 2, 0)
+            if self.mode in USUAL_MODES:  # grey ones were three equal channels when they were read
+                rows = np.broadcast_to(image, (3, *self.image_size)).transpose(1, 2, 0)
             if checksum(rows) != self.checksums[i]:
                 return None
             self._is_verified[i] = True
@@ -116,7 +118,7 @@ class ImageSet(Dataset):
         name = readable(self.files[i])
         for pause in (*self.retry_pauses, None):
             try:
-                pixels = in_mode(read_image(path, self.image_size), self.mode)
+                pixels = in_mode(decode(path, self.image_size, self.mode).pixels, self.mode)
                 break
             except OSError as error:
                 if pause is None:
@@ -224,9 +226,9 @@ def load_image_set(
 
     Conditional: the folders in root are the classes, labels follow their sorted names; a labels.csv
     in root takes their place. Otherwise everything below root is one set. None: as `scan_folder`
-    finds it. `mode` is "auto" (one channel if all images are grey), "L" (colours become luma) or
-    "RGB". `cache` is one of `CACHE_CHOICES`, see `cache.read_set`; its files lie in `cache_folder`,
-    by default this user's. UserError without any readable image.
+    finds it. `mode` is "auto" (one channel if all images are grey), "L" (colours become luma),
+    "RGB", or as `decode` knows it. `cache` is one of `CACHE_CHOICES`, see `cache.read_set`; its
+    files lie in `cache_folder`, by default this user's. UserError without any readable image.
     """
     if mode not in MODES:
         raise UserError(f"--mode {mode} is unknown; choose one of {', '.join(MODES)}")

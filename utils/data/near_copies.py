@@ -10,6 +10,7 @@ from utils.console import Progress
 from utils.data.image_set import ImageSet, stacked_pixels
 from utils.data.split import FindNearCopies
 from utils.devices import one_thread
+from utils.pixel_planes import shown_pixels
 
 SEARCHED_AT_ONCE = 2**16  # images, of which a search keeps small copies
 READ_AT_ONCE = 2**25  # bytes of pixels
@@ -42,8 +43,10 @@ def near_copy_finder(images: ImageSet, quiet: bool = False) -> FindNearCopies:
 
 
 def _batches(images: ImageSet, places: np.ndarray) -> Iterator[Tensor]:
-    """The images at these places, (n,C,H,W) uint8, as many at a time as the memory should hold."""
+    """The images at these places as they are shown, (n,C,H,W) uint8, as many at a time as the
+    memory should hold.
+    """
     height, width = images.image_size
     at_once = max(1, READ_AT_ONCE // (images.channels * height * width))
     for start in range(0, len(places), at_once):
-        yield stacked_pixels(images, places[start : start + at_once])
+        yield shown_pixels(stacked_pixels(images, places[start : start + at_once]))

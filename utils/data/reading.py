@@ -15,7 +15,7 @@ from PIL import Image
 from utils.console import Progress
 from utils.data.decode import Decoded, decode
 from utils.data.index import FolderIndex
-from utils.image_facts import CHANNELS
+from utils.image_facts import CHANNELS, USUAL_MODES
 
 AHEAD_PER_THREAD = 4  # decodes that are finished or under way before their turn
 LARGEST_POOL = 32
@@ -49,22 +49,32 @@ class Store(Protocol):
 
 
 class PixelWriter:
-    """Writes images into a store, CHW; grey ones with one channel until a coloured one comes."""
+    """Writes images into a store, CHW; in the modes L and RGB, grey ones with one channel until a
+    coloured one comes.
+    """
 
     def __init__(self, store: Store | None, mode: str):
-        """`mode` is "auto", "L" or "RGB"."""
+        """`mode` is "auto" or one of CHANNELS."""
         self.store = store
-        self.is_grey = mode != "RGB"
+        self.mode = mode
+        self.is_grey = mode in ("auto", "L")
         self.rows = 0
 
     def append(self, pixels: np.ndarray) -> None:
-        """(H,W,3) uint8."""
+        """(H,W,3) uint8, or the planes of the mode."""
         if self.is_grey and not is_grey(pixels):
             self._widen(pixels[..., 0].size)
         if self.store is not None:
             shown = pixels[..., :1] if self.is_grey else pixels
             self.store.write(self.rows, shown.transpose(2, 0, 1).tobytes())
         self.rows += 1
+
+    @property
+    def written_mode(self) -> str:
+        """What the images have become."""
+        if self.mode not in ("auto", *USUAL_MODES):
+            return self.mode
+        return "L" if self.is_grey else "RGB"
 
     def _widen(self, length: int) -> None:
         """From one channel to three, in place: the last image first, so none is overwritten."""
@@ -81,7 +91,9 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 
 def in_mode(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """(H,W,3) -> (H,W,3): for mode "L" the luma of ITU-R 601 in all three channels."""
+    """(H,W,3) -> (H,W,3): for mode "L" the luma of ITU-R 601 in all three channels. The planes of
+    other modes stay as they are.
+    """
     if mode != "L" or is_grey(pixels):
         return pixels
     luma = np.asarray(Image.fromarray(pixels).convert("L"))
@@ -103,8 +115,8 @@ def read_all(
 ) -> ReadFacts:
     """Decode every image of the index into the store. Broken images are noted and left out.
 
-    `mode` is "auto" (grey if all images are), "L" or "RGB". `report` is called with the number of
-    images that are done.
+    `mode` is "auto" (grey if all images are) or one of CHANNELS. `report` is called with the number
+    of images that are done.
     """
     writer = PixelWriter(store, mode)
     places, checksums = array("q"), array("L")
@@ -112,7 +124,7 @@ def read_all(
 
     def decode_place(place: int) -> Decoded | Exception:
         path = os.path.join(index.root, index.names[place])
-        return try_decode(path, image_size)
+        return try_decode(path, image_size, mode)
 
     with reading_progress(len(index), quiet) as progress:
         for place, result in enumerate(ahead(decode_place, range(len(index)))):
@@ -130,7 +142,7 @@ def read_all(
                     facts.brightest_16_bits = max(facts.brightest_16_bits, result.brightest)
             progress.update()
             report(place + 1)
-    facts.mode = "L" if writer.is_grey else "RGB"
+    facts.mode = writer.written_mode
     facts.places = np.array(places, np.int64)
     facts.checksums = np.array(checksums, np.uint32)
     return facts
@@ -167,13 +179,16 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def try_decode(path: str, image_size: tuple[int, int] | None) -> Decoded | Exception:
-    """The pixels, or why there are none. Pillow's plugins raise what they like on damaged files.
+def try_decode(
+    path: str, image_size: tuple[int, int] | None, mode: str = "RGB"
+) -> Decoded | Exception:
+    """The pixels in a mode, see `decode`, or why there are none. Pillow's plugins raise what they
+    like on damaged files.
 
     Without a size, the image keeps its own.
     """
     try:
-        return decode(path, image_size)
+        return decode(path, image_size, mode)
     except MemoryError:  # not the image's fault
         raise
     except Exception as error:

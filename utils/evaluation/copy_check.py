@@ -9,7 +9,8 @@ from utils.data import ImageSet, load_image_set
 from utils.errors import name_list
 from utils.evaluation.copies import TrainingImages
 from utils.evaluation.copy_report import near_copy_remark, share_line, write_table
-from utils.image_facts import mode_of
+from utils.image_facts import mode_of, shown_mode
+from utils.pixel_planes import shown_pixels
 from utils.ranks import Ranks
 
 KINDS = {"L": "grey", "RGB": "colour"}
@@ -26,7 +27,7 @@ class CopyCheck:
         of the generated ones. Raises UserError where there are none.
         """
         self.ranks = ranks
-        image_set = self._load(folder, image_size, mode_of(channels))
+        image_set = self._load(folder, image_size, shown_mode(mode_of(channels)))
         ranks.wait_for_all()
         self.images = TrainingImages(image_set, quiet=not ranks.is_main)
         threshold = self._calibrate() if ranks.is_main else None
@@ -35,7 +36,7 @@ class CopyCheck:
 
     def look_at(self, name: str, pixels: Tensor) -> dict:
         """(C,H,W) uint8 -> nearest (a file name), distance and copy, kept for the image `name`."""
-        (match,) = self.images.matches(pixels[None], self.threshold)
+        (match,) = self.images.matches(shown_pixels(pixels[None]), self.threshold)
         found = {
             "nearest": match.nearest,
             "distance": f"{match.distance:.4f}",

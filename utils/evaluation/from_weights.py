@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.evaluation.extract import Reader
 from utils.evaluation.image_folder import ImageFolder
 from utils.generation import ImageGenerator, Sampling, image_settings
-from utils.image_facts import mode_of
+from utils.image_facts import mode_of, shown_mode
 from utils.pictures import save_image, to_picture
 from utils.runs.checkpoint import Checkpoint
 from utils.text import composed
@@ -70,7 +70,8 @@ class ImageMaker:
     @property
     def reader(self) -> Reader:
         """How REAL is read for the comparison: as in the network's training."""
-        return Reader(self.generator.image_size, mode_of(self.checkpoint.channels))
+        mode = shown_mode(mode_of(self.checkpoint.channels))
+        return Reader(self.generator.image_size, mode)
 
     def write(self, folder: Path) -> None:
         """All images, as folder/<class>/<number>.png. UserError where the disk refuses it."""

@@ -14,7 +14,8 @@ from utils.evaluation.feature_cache import FeatureCache
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import ImageFolder
 from utils.generation import ImageGenerator
-from utils.image_facts import mode_of
+from utils.image_facts import mode_of, shown_mode
+from utils.pixel_planes import as_colour
 
 FEWEST_IMAGES = 3  # for a KID
 MOST_REAL = 5000  # images that generated ones are compared with
@@ -68,9 +69,7 @@ def answer(
 
 def features_of(pixels: Tensor, features: FeatureNetwork) -> Tensor:
     """(B,C,H,W) uint8 -> (B,D) float32, on the CPU."""
-    if pixels.shape[1] == 1:
-        pixels = pixels.expand(-1, 3, -1, -1)
-    return features(pixels.to(features.device)).cpu()
+    return features(as_colour(pixels).to(features.device)).cpu()
 
 
 def features_of_real(
@@ -81,7 +80,7 @@ def features_of_real(
     batch_size: int,
 ) -> Tensor:
     """(N,D): of at most 5,000 real images, read as for training. Raises UserError for too few."""
-    reader = Reader(image_size, mode_of(channels))
+    reader = Reader(image_size, shown_mode(mode_of(channels)))
     places = folder.order()[:MOST_REAL]
     found = feature_set(folder, places, features, reader, batch_size, FeatureCache()).features
     if len(found) < FEWEST_IMAGES:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.image_facts import CHANNELS, LARGEST_SIDE, SMALLEST_SIDE
+from utils.image_facts import CHANNELS, LARGEST_SIDE, SMALLEST_SIDE, USUAL_MODES
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255, and endings come behind it
 
@@ -155,7 +155,7 @@ class ImageShapes:
 
     def _shape(self, part: str, text: str) -> tuple[int, int]:
         side, x, channels = part.partition("x")
-        allowed = [str(count) for count in CHANNELS.values()]
+        allowed = [str(CHANNELS[mode]) for mode in USUAL_MODES]
         if not x or channels not in allowed:
             raise _refuse(f"{self}, with {' or '.join(allowed)} channels", text)
         try:
@@ -303,6 +303,7 @@ LR_SCHEDULES = Choice(("linear", "cosine", "warmup_cosine", "constant"))
 TIME_EMBEDDINGS = Choice(("additive", "scale_shift"))
 IMAGE_FORMATS = Choice(("png", "jpg", "jpeg", "webp"))
 IMAGE_MODES = Choice(("auto", *CHANNELS))
+USUAL_IMAGE_MODES = Choice(("auto", *USUAL_MODES))
 CACHES = Choice(("auto", "disk", "ram", "none"))
 GRADIENT_COMPRESSIONS = Choice(("none", "bf16"))
 ANIMATIONS = Choice(("webp", "gif"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.image_facts import mode_of
+from utils.image_facts import CHANNELS, USUAL_MODES, mode_of
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.weights import AUGMENTATION
 
@@ -51,10 +51,12 @@ def describe_bare_weights(contents: dict, told: Told, source: Path) -> Checkpoin
         },
         source,
     )
-    try:
-        mode = mode_of(network["in_channels"])
-    except ValueError as error:
-        raise UserError(f"the weights in {source} cannot be used: {error}") from None
+    if network["in_channels"] not in (CHANNELS[mode] for mode in USUAL_MODES):
+        raise UserError(
+            f"the weights in {source} cannot be used: images have 1 (grey) or 3 (RGB) channels, "
+            f"not {network['in_channels']}"
+        )
+    mode = mode_of(network["in_channels"])
     config = {
         "network": network,
         "diffusion": {

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.image_facts import CHANNELS, LARGEST_SIDE
+from utils.image_facts import CHANNELS, LARGEST_SIDE, NETWORK_CHANNELS
 from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
 # The kinds of checkpoint, and what each is for.
@@ -257,7 +257,7 @@ def _check_config(config: _Fields, kind: str) -> None:
     if len(numbers) != network.value("numbers", _is_count, "a whole number", default=0):
         raise config.unusable(f"it describes {len(numbers)} numbers, its network takes others")
     data.value("held_out", _is_split, "a split of the images", default=None)
-    channels = CHANNELS[mode]
+    channels = NETWORK_CHANNELS[mode]
     if kind == "diffusion":
         _check_diffusion(config, names)
         channels = _diffused_channels(config, channels)

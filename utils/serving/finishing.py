@@ -15,7 +15,13 @@ from torch import Tensor
 
 from utils.devices import Precision
 from utils.errors import UserError
-from utils.pictures import FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS, encoded_image, to_picture
+from utils.pictures import (
+    FRAME_MILLISECONDS,
+    LAST_FRAME_MILLISECONDS,
+    encoded_image,
+    for_format,
+    to_picture,
+)
 from utils.serving.jobs import COMPLETED, FAILED, Job, JobTable
 from utils.serving.refusal import SERVER_ERROR, Refusal
 from utils.serving.requests import FILM_FORMAT
@@ -130,7 +136,7 @@ class Finisher:
 
 def encoded_film(states: Sequence[Tensor]) -> bytes:
     """States (C,H,W) uint8 of one image -> an animated GIF that ends with the last one."""
-    pictures = [to_picture(state) for state in states]
+    pictures = [for_format(to_picture(state), ".gif") for state in states]
     durations = [FRAME_MILLISECONDS] * (len(pictures) - 1) + [LAST_FRAME_MILLISECONDS]
     buffer = io.BytesIO()
     pictures[0].save(

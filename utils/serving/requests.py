@@ -9,7 +9,7 @@ from model.samplers import SAMPLERS
 from utils.class_names import ONE_OF_EACH, label_of, labels_of, name_of
 from utils.errors import name_list
 from utils.generation import Sampling
-from utils.image_facts import SMALLEST_SIDE
+from utils.image_facts import SMALLEST_SIDE, USUAL_MODES
 from utils.options import types
 from utils.serving.limits import Limits
 from utils.serving.refusal import UNAVAILABLE, Refusal, invalid, not_found
@@ -95,6 +95,10 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     """Raises Refusal, naming the field, for what cannot be made or is more than is allowed."""
     weight = weight_of(asked.weight, weights)
     upscaler = _upscaler(asked.upscale, weights)
+    if upscaler is not None and weight.mode not in USUAL_MODES:
+        raise invalid(
+            f"{weight.name} makes images of mode {weight.mode}: no upscaler takes these", "upscale"
+        )
     labels = _labels(asked, weight)
     count = _count(asked, labels, limits)
     if labels is not None:

@@ -11,6 +11,7 @@ from utils.data import ImageSet
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.from_weights import in_proportion
 from utils.generation import ImageGenerator
+from utils.pixel_planes import as_colour
 from utils.ranks import Ranks
 from utils.training.held_out import SampleOfImages, first_by_content
 
@@ -83,9 +84,7 @@ class SampleScore:
 
     def _features(self, pixels: Tensor) -> Tensor:
         """(B,C,H,W) uint8 -> (B,D) float32, on the CPU."""
-        if pixels.shape[1] == 1:
-            pixels = pixels.expand(-1, 3, -1, -1)
-        return self.features(pixels.to(self.features.device)).cpu()
+        return self.features(as_colour(pixels).to(self.features.device)).cpu()
 
     def _nothing(self) -> Tensor:
         return torch.empty(0, self.features.dimension)

@@ -32,9 +32,9 @@ def decodes(monkeypatch):
     seen = []
     real = reading.decode
 
-    def decode(path, size):
+    def decode(path, size, mode="RGB"):
         seen.append(os.path.basename(path))
-        return real(path, size)
+        return real(path, size, mode)
 
     monkeypatch.setattr(reading, "decode", decode)
     return seen
@@ -144,10 +144,10 @@ def test_a_damaged_cache_file_is_noticed(images, folder, decodes, damage):
 def test_a_file_that_becomes_readable_is_read(images, folder, monkeypatch):
     real = reading.decode
 
-    def decode(path, size):
+    def decode(path, size, mode="RGB"):
         if path.endswith("boot/000.png"):
             raise PermissionError(errno.EACCES, "Permission denied", path)
-        return real(path, size)
+        return real(path, size, mode)
 
     monkeypatch.setattr(reading, "decode", decode)
     found = load(images, folder)
@@ -231,10 +231,10 @@ sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from utils.data import load_image_set, reading
 real, log = reading.decode, os.open(sys.argv[3], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-def decode(path, size):
+def decode(path, size, mode="RGB"):
     os.write(log, b"%d\\n" % os.getpid())
     time.sleep(float(sys.argv[4]))
-    return real(path, size)
+    return real(path, size, mode)
 reading.decode = decode
 found = load_image_set(Path(sys.argv[1]), (8, 8), True, cache_folder=Path(sys.argv[2]))
 print(found.fingerprint(), len(found))

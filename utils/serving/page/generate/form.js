@@ -134,7 +134,7 @@ export class GenerateForm {
     }
     const { className, weight: field, size: sizeField, steps, guidance, sampler } = this.fields;
     const classes = weight.classes ?? [];
-    const kind = weight.mode === "L" ? "grey" : "colour";
+    const kind = ["L", "I;16"].includes(weight.mode) ? "grey" : "colour";
     const about = [`${size(weight.image_size)} ${kind}`];
     about.push(classes.length > 0 ? counted(classes.length, "class") : "no classes");
     about.push(`${count(weight.noise_steps)} steps in training`);

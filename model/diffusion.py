@@ -49,23 +49,23 @@ class NoiseLevels:
     def __init__(self, alphas_squared: Tensor, sigmas_squared: Tensor):
         self.alphas_squared = alphas_squared  # (T,) float64, on the CPU
         self.sigmas_squared = sigmas_squared
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, dict[str, Tensor]] = {}
 
     def alpha_squared(self, t: Tensor) -> Tensor:
         """alpha_t^2 for t (B,) in -1..T-1 -> (B,1,1,1), on t's device; 1 for the clean image."""
-        return self._tables_on(t.device)[0][t].view(-1, 1, 1, 1)
+        return self._at(t, "alpha_squared")
 
     def sigma_squared(self, t: Tensor) -> Tensor:
         """sigma_t^2 for t (B,) in -1..T-1 -> (B,1,1,1), on t's device; 0 for the clean image."""
-        return self._tables_on(t.device)[1][t].view(-1, 1, 1, 1)
+        return self._at(t, "sigma_squared")
 
     def alpha(self, t: Tensor) -> Tensor:
         """The weight of the image in x_t, (B,1,1,1)."""
-        return self.alpha_squared(t).sqrt()
+        return self._at(t, "alpha")
 
     def sigma(self, t: Tensor) -> Tensor:
         """The standard deviation of the noise in x_t, (B,1,1,1)."""
-        return self.sigma_squared(t).sqrt()
+        return self._at(t, "sigma")
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha_t^2 / sigma_t^2), (B,1,1,1); infinite for the clean image, minus infinity for
@@ -73,15 +73,24 @@ class NoiseLevels:
         """
         return self.alpha_squared(t).log() - self.sigma_squared(t).log()
 
-    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Both tables (T+1,), with one entry more, so that index -1 is the clean image."""
-        if device not in self._tables:
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            clean = torch.ones(1, dtype=torch.float64)
-            alphas = torch.cat([self.alphas_squared, clean])
-            sigmas = torch.cat([self.sigmas_squared, 1 - clean])
-            self._tables[device] = (alphas.to(device, dtype), sigmas.to(device, dtype))
-        return self._tables[device]
+    def _at(self, t: Tensor, name: str) -> Tensor:
+        if t.device not in self._tables:
+            self._tables[t.device] = self._tables_for(t.device)
+        return self._tables[t.device][name][t].view(-1, 1, 1, 1)
+
+    def _tables_for(self, device: torch.device) -> dict[str, Tensor]:
+        """All tables (T+1,), with one entry more, so that index -1 is the clean image."""
+        clean = torch.ones(1, dtype=torch.float64)
+        alphas = torch.cat([self.alphas_squared, clean])
+        sigmas = torch.cat([self.sigmas_squared, 1 - clean])
+        tables = {
+            "alpha_squared": alphas,
+            "sigma_squared": sigmas,
+            "alpha": alphas.sqrt(),
+            "sigma": sigmas.sqrt(),
+        }
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        return {name: table.to(device, dtype) for name, table in tables.items()}
 
 
 class GaussianDiffusion:
@@ -314,17 +323,18 @@ class GaussianDiffusion:
         """
         alpha = self.levels.alpha(t).to(x_t)
         sigma = self.levels.sigma(t).to(x_t)
-        if self.prediction == "v":
-            noise_weight, image_weight = self.velocity(t)
-            x0 = noise_weight.to(x_t) * x_t - sigma * prediction
-            eps = image_weight.to(x_t) * x_t + alpha * prediction
-        elif self.prediction == "x0":
+        if self.prediction == "x0":
             x0 = prediction
-            eps = (x_t - alpha * x0) / sigma
+        elif self.prediction == "eps":
+            x0 = (x_t - sigma * prediction) / alpha.clamp(min=SMALLEST_ALPHA)
         else:
-            eps = prediction
-            x0 = (x_t - sigma * eps) / alpha.clamp(min=SMALLEST_ALPHA)
+            noise_weight = 1.0 if self.is_flow else alpha
+            x0 = noise_weight * x_t - sigma * prediction
         if clip:
             x0 = x0.clamp(-1, 1)
-            eps = (x_t - alpha * x0) / sigma
-        return x0, eps
+        if clip or self.prediction == "x0":
+            return x0, (x_t - alpha * x0) / sigma
+        if self.prediction == "eps":
+            return x0, prediction
+        image_weight = 1.0 if self.is_flow else sigma
+        return x0, image_weight * x_t + alpha * prediction

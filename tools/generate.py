@@ -45,6 +45,15 @@ OPTIONS: opt.Table = {
         shared("--guide_scale", 2.0),
         shared("--use_ema", True),
     ],
+    "editing": [
+        Option("--init_image",     None,        opt.path,            "begin with this image instead of noise"),
+        Option("--strength",       None,        opt.strength,        "with --init_image: the share of the network calls that are made; little keeps much of the image; not set: 0.6, with --mask 1"),
+        Option("--mask",           None,        opt.path,            "with --init_image: paint only where this image is white; the rest stays to the bit"),
+        Option("--repeats",        1,           opt.positive,        "with --mask or --outpaint: make each step so many times, so that both parts agree better"),
+        Option("--outpaint",       None,        opt.borders,         "with --init_image: paint borders around it, so many pixels at the top,right,bottom,left"),
+        Option("--interpolate",    None,        opt.two_seeds,       "from the noise of one seed to that of another, such as 3,8, in --num_images images and a film"),
+        Option("--invert",         None,        opt.path,            "find the noise that becomes this image, with ddim, and draw it from that again"),
+    ],
     "output": [
         Option("--generate_name",  "generated", opt.file_name,       "images go to <result_path>/<generate_name>"),
         shared("--result_path", "results"),
@@ -78,6 +87,8 @@ MOST_IN_GRID = 256  # images that are shown together
 MOST_FRAMES = 60  # of an animation
 FILMED = 16  # images in an animation
 ONE_OF_EACH = "-1"  # as --class_name
+USUAL_STRENGTH = 0.6  # of --init_image
+INVERSION_ROUNDS = 5  # network calls for each step back
 
 
 def build_parser() -> opt.Parser:
@@ -88,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.class_name != ONE_OF_EACH:
         opt.check_seeds(args.seed, args.num_images)
+    check_editing(args)
     if args.nearest is not None and not args.nearest.is_dir():
         found = "is a file" if args.nearest.exists() else "does not exist"
         raise opt.UserError(f"--nearest {args.nearest} {found}; name the folder of training images")
@@ -101,6 +113,26 @@ def main(argv: list[str] | None = None) -> None:
         on_gpu=args.use_gpu >= 0,
     )
     launch(partial(generate, args), processes)
+
+
+def check_editing(args) -> None:
+    """Raise UserError for options of editing that do not go together."""
+    begun = [
+        f"--{name}"
+        for name in ("init_image", "interpolate", "invert")
+        if getattr(args, name) is not None
+    ]
+    if len(begun) > 1:
+        raise opt.UserError(f"{begun[0]} and {begun[1]} both say where to begin: choose one")
+    for name in ("mask", "outpaint", "strength"):
+        if getattr(args, name) is not None and args.init_image is None:
+            raise opt.UserError(f"--{name} belongs to --init_image")
+    if args.mask is not None and args.outpaint is not None:
+        raise opt.UserError("--mask and --outpaint both say where to paint: choose one")
+    if args.repeats > 1 and args.mask is None and args.outpaint is None:
+        raise opt.UserError("--repeats belongs to --mask or --outpaint")
+    if args.distributed and args.invert is not None:
+        raise opt.UserError("--invert works on one image: leave --distributed out")
 
 
 def generate(args, ranks) -> None:
@@ -126,17 +158,19 @@ def generate(args, ranks) -> None:
     count = args.num_images if labels is None else len(labels)
     opt.check_seeds(args.seed, count)
     copies = choose_copies(args, generator, ranks)
+    edit = choose_edit(args, generator, sampling, labels, count)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = names_of(labels, checkpoint)
     settings = image_settings(
         sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
     )
+    settings |= editing_settings(args)
     if upscaler is not None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
-    for place, pixels in images_of(args, ranks, generator, labels, count, frames):
+    for place, pixels in images_of(args, ranks, generator, labels, count, frames, edit):
         about = {"seed": args.seed + place}
         if names:
             about["class"] = names[place]
@@ -155,14 +189,30 @@ def generate(args, ranks) -> None:
     if not ranks.is_main:
         return
     pixels = [pixels for _, pixels in sorted(everyones, key=lambda pair: pair[0])]
+    write_overviews(args, pixels, labels, names, frames, folder, settings, count)
+    if copies is not None:
+        opt.say(copies.write(nearest, folder))
+
+
+def write_overviews(
+    args,
+    pixels: list,
+    labels: list | None,
+    names: list[str],
+    frames: list,
+    folder: Path,
+    settings: dict,
+    count: int,
+) -> None:
+    """The grid and the films, and a line on each."""
     height, width = pixels[0].shape[-2:]
     plural = "" if count == 1 else "s"
     opt.say(f"{count} image{plural} of {height}x{width} in {folder}")
     write_grid(pixels, labels, names, args, folder, settings)
+    if args.interpolate is not None:
+        write_film(pixels, folder / "interpolation.webp")
     if frames:
         write_animation(frames, folder / f"denoising.{args.animate}")
-    if copies is not None:
-        opt.say(copies.write(nearest, folder))
 
 
 # --- What the checkpoint and the options say ---
@@ -256,6 +306,57 @@ def choose_upscaler(args, precision, generator):
     return Upscaler.from_checkpoint(Checkpoint.read(args.upscale), precision)
 
 
+def choose_edit(args, generator, sampling, labels, count: int):
+    """What the images begin with, where it is not the noise of their seeds; else None."""
+    from utils import editing
+
+    if args.interpolate is not None:
+        return editing.Blended(args.interpolate, args.seed, count)
+    if args.invert is not None:
+        return invert(args, generator, sampling, labels)
+    if args.init_image is None:
+        return None
+    strength = args.strength
+    if args.mask is None and args.outpaint is None:
+        image = editing.read_for(generator, args.init_image)
+        return editing.FromImage(image, USUAL_STRENGTH if strength is None else strength)
+    editing.check_changeable(sampling.sampler)
+    strength = 1.0 if strength is None else strength
+    if args.outpaint is not None:
+        edit = editing.widened(generator, args.init_image, args.outpaint, strength)
+    else:
+        image = editing.read_for(generator, args.init_image)
+        edit = editing.Filled(image, editing.read_mask(generator, args.mask), strength)
+    edit.repeats = args.repeats
+    return edit
+
+
+def editing_settings(args) -> dict:
+    """What the text of each PNG says of editing."""
+    names = ("init_image", "strength", "mask", "outpaint", "interpolate", "invert")
+    given = {name: getattr(args, name) for name in names}
+    return {
+        name: value.name if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+def invert(args, generator, sampling, labels):
+    """The noise of the image of --invert; says how well the image comes out of it again."""
+    from utils import editing
+
+    if sampling.sampler != "ddim" or sampling.eta != 0:
+        raise opt.UserError("--invert needs a sampler that adds no noise: --sample ddim --eta 0")
+    image = editing.read_for(generator, args.invert)
+    label = None if labels is None else labels[0]
+    total = generator.calls * INVERSION_ROUNDS
+    with opt.Progress(total, title="inverting", unit="call", leave=False) as progress:
+        found = editing.recover(generator, image, label, INVERSION_ROUNDS, progress.update)
+    opt.say(f"drawn again, {args.invert} differs by {found.error:.4f} of the range (RMS)")
+    return found.edit
+
+
 def choose_copies(args, generator, ranks):
     """What compares the images with those of --nearest, or None."""
     if args.nearest is None:
@@ -341,7 +442,7 @@ def names_of(labels: list | None, checkpoint) -> list[str]:
 # --- Making and writing ---
 
 
-def images_of(args, ranks, generator, labels, count: int, frames: list):
+def images_of(args, ranks, generator, labels, count: int, frames: list, edit=None):
     """Yields (place, pixels (C,H,W) uint8) of this process's share, batch by batch.
 
     If an animation is requested, fills `frames` with (x_t, estimate of x0) of the first images.
@@ -358,13 +459,13 @@ def images_of(args, ranks, generator, labels, count: int, frames: list):
             places = mine[start : start + args.batch_size]
             seeds = [args.seed + place for place in places]
             part = None if labels is None else [labels[place] for place in places]
-            for denoised in generator.denoise(seeds, part):
+            for denoised in generator.denoise(seeds, part, edit):
                 progress.update(images=f"{start} of {len(mine)}")
                 is_due = denoised.calls_done % every == 0 or denoised.is_last
                 if filming and start == 0 and is_due:
                     pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
                     frames.append(tuple(generator.pixels(x) for x in pair))
-            yield from zip(places, generator.finished(denoised), strict=True)
+            yield from zip(places, generator.finished(denoised, edit), strict=True)
 
 
 def write_image(pixels, file: Path, settings: dict) -> None:
@@ -380,6 +481,14 @@ def write_animation(frames: list, file: Path) -> None:
 
     save_animation(frames, file)
     opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
+
+
+def write_film(pixels: list, file: Path) -> None:
+    """Images (C,H,W) uint8 one after the other, there and back."""
+    from utils.pictures import save_film
+
+    save_film(pixels, file)
+    opt.say(f"one after the other in {file}")
 
 
 def write_grid(

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from model.codecs import Codec, build_codec
+from model.editing import Change
 from model.guidance import Autoguided, Label, null_of
 from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_class
@@ -106,17 +107,33 @@ class Sampling:
 
 
 @dataclass
+class Beginning:
+    """Where images start that do not start from the noise of their seeds."""
+
+    x_T: Tensor | None  # (B,C,H,W): at the noise level of the first call; None: of the seeds
+    first_call: int = 0
+    change: Change | None = None  # between steps
+
+
+class EditOfImages(Protocol):
+    """See `utils.editing`."""
+
+    def begin(self, generator: "ImageGenerator", seeds: Sequence[int]) -> Beginning: ...
+    def finish(self, pixels: Tensor) -> Tensor: ...
+
+
+@dataclass
 class Denoised:
     """Images after one network call of their sampling."""
 
     calls_done: int
-    calls: int  # in all
+    calls: int  # in all, for images that start from noise
     trajectory: Trajectory
     x0: Tensor  # (B,C,H,W): the current estimate
 
     @property
     def is_last(self) -> bool:
-        return self.calls_done == self.calls
+        return self.trajectory.all_done
 
 
 class ImageGenerator:
@@ -203,25 +220,38 @@ class ImageGenerator:
         """Network calls that a batch of images takes."""
         return len(self.sampler.calls())
 
-    def denoise(self, seeds: Sequence[int], labels: Sequence[Label] | None) -> Iterator[Denoised]:
-        """The images of these seeds after each network call; labels: one per image, or None.
-
-        Raises ValueError for seeds or labels out of range.
+    def start(
+        self, seeds: Sequence[int], labels: Sequence[Label] | None, begin: Beginning | None = None
+    ) -> Trajectory:
+        """The images of these seeds before their first network call; labels: one per image, or
+        None. Raises ValueError for seeds or labels out of range.
         """
-        null = null_of(self.network, labels)
-        channels, *size = self.codec.shape(self.image_size, self.channels)
-        start = self.sampler.start(
+        begin = begin or Beginning(None)
+        channels, height, width = self.codec.shape(self.image_size, self.channels)
+        return self.sampler.start(
             len(seeds),
-            (size[0], size[1]),
+            (height, width),
             channels,
             labels,
             self.cfg_scale,
             seeds,
-            null_label=null,
+            begin.x_T,
+            begin.first_call,
+            null_label=null_of(self.network, labels),
             cfg_interval=self.cfg_interval,
         )
+
+    def denoise(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[Label] | None,
+        edit: EditOfImages | None = None,
+    ) -> Iterator[Denoised]:
+        """The images of these seeds after each network call. Raises ValueError as `start` does."""
+        begin = Beginning(None) if edit is None else edit.begin(self, seeds)
+        start = self.start(seeds, labels, begin)
         with evaluation_mode(self.network):
-            steps = self.sampler.denoise(self._network_call, start)
+            steps = self.sampler.denoise(self.call, start, begin.change)
             for done, (trajectory, x0) in enumerate(steps, start=1):
                 yield Denoised(done, self.calls, trajectory, x0)
 
@@ -230,22 +260,25 @@ class ImageGenerator:
         seeds: Sequence[int],
         labels: Sequence[Label] | None,
         after_call: Callable[[], None] = lambda: None,
+        edit: EditOfImages | None = None,
     ) -> Tensor:
         """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call."""
-        for denoised in self.denoise(seeds, labels):
+        for denoised in self.denoise(seeds, labels, edit):
             after_call()
             last = denoised
-        return self.finished(last)
+        return self.finished(last, edit)
 
-    def finished(self, last: Denoised) -> Tensor:
+    def finished(self, last: Denoised, edit: EditOfImages | None = None) -> Tensor:
         """The pixels of finished images, (B,C,H,W) uint8, on the CPU."""
-        return self.pixels(self.sampler.finished_images(last.trajectory))
+        pixels = self.pixels(self.sampler.finished_images(last.trajectory))
+        return pixels if edit is None else edit.finish(pixels)
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the diffusion sees -> (B,C,H,W) uint8, on the CPU."""
         return self.codec.decode(x).cpu()
 
-    def _network_call(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def call(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The network, in the generator's number format."""
         with self.precision.autocast():
             return self.network(x, t, labels)
 

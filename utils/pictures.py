@@ -267,6 +267,26 @@ def save_animation(frames: Sequence[tuple[Tensor, Tensor]], file: Path) -> None:
     _write(pictures[0], file, options)
 
 
+def save_film(pixels: Sequence[Tensor], file: Path) -> None:
+    """Images (C,H,W) uint8 one after the other, there and back, as a film: a WebP or GIF.
+
+    UserError where it cannot be written; ValueError where there are no images.
+    """
+    if not pixels:
+        raise ValueError("a film needs at least one image")
+    there = [image_grid(image[None], 1) for image in pixels]
+    pictures = [*there, *there[-2:0:-1]]
+    options = {
+        "save_all": True,
+        "append_images": pictures[1:],
+        "duration": FRAME_MILLISECONDS,
+        "loop": 0,
+    }
+    if file.suffix.lower() == ".webp":
+        options["lossless"] = True
+    _write(pictures[0], file, options)
+
+
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     width = left.width + GAP_BETWEEN_GRIDS + right.width
     canvas = Image.new(left.mode, (width, left.height), "white")

@@ -265,14 +265,21 @@ class BaseDiffusion(GaussianDiffusion):
 
     @torch.no_grad()
     def denoise(
-        self, network: Callable[..., Tensor], trajectory: Trajectory
+        self,
+        network: Callable[..., Tensor],
+        trajectory: Trajectory,
+        change: Callable[[Trajectory, Trajectory], Trajectory] | None = None,
     ) -> Iterator[tuple[Trajectory, Tensor]]:
         """Denoise the images until they are done: yields the trajectory after each network call,
         and the estimate of x0 (B,C,H,W). The network should be in evaluation mode meanwhile.
+
+        `change` gets the trajectory before and after each step, and returns the one to go on from
+        (`model.editing`).
         """
         while not trajectory.all_done:
             output = network(*self.rows(trajectory))
-            trajectory, x0 = self.update(trajectory, output)
+            after, x0 = self.update(trajectory, output)
+            trajectory = after if change is None else change(trajectory, after)
             yield trajectory, x0
 
     def finished_images(self, trajectory: Trajectory) -> Tensor:

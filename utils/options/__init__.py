@@ -53,6 +53,7 @@ from utils.options.types import (
     Switch,
     SwitchOrAuto,
     below_one,
+    borders,
     ema_length,
     file_name,
     half,
@@ -74,9 +75,11 @@ from utils.options.types import (
     replica_name,
     seconds,
     seed,
+    strength,
     switch,
     switch_or_auto,
     text,
+    two_seeds,
     whole_numbers,
 )
 
@@ -119,6 +122,7 @@ __all__ = [
     "USUAL_IMAGE_MODES",
     "UserError",
     "below_one",
+    "borders",
     "check_seeds",
     "checked_default",
     "default_text",
@@ -153,7 +157,9 @@ __all__ = [
     "shared",
     "shared_flags",
     "switch",
+    "strength",
     "switch_or_auto",
+    "two_seeds",
     "text",
     "whole_numbers",
 ]

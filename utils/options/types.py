@@ -212,6 +212,40 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Borders:
+    """Pixels at the top, right, bottom and left: 0,8,0,8."""
+
+    largest = LARGEST_SIDE
+
+    def __str__(self) -> str:
+        return "pixels at the top,right,bottom,left such as 0,8,0,8"
+
+    def __call__(self, text: str) -> tuple[int, int, int, int]:
+        parts = text.split(",")
+        if len(parts) != 4 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise _refuse(str(self), text)
+        top, right, bottom, left = (int(part) for part in parts)
+        if max(top, right, bottom, left) > self.largest or top + right + bottom + left == 0:
+            raise _refuse(str(self), text)
+        return top, right, bottom, left
+
+
+@dataclass(frozen=True)
+class TwoSeeds:
+    """Two random seeds with a comma between them."""
+
+    def __str__(self) -> str:
+        return "two seeds such as 3,8"
+
+    def __call__(self, text: str) -> tuple[int, int]:
+        try:
+            first, second = (int(seed(part)) for part in text.split(","))
+        except (ValueError, argparse.ArgumentTypeError):
+            raise _refuse(str(self), text) from None
+        return first, second
+
+
+@dataclass(frozen=True)
 class NamedNumbers:
     """Numbers with names: age=3.5,size=2."""
 
@@ -278,6 +312,9 @@ not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)
 whole_numbers = WholeNumbers()
 interval = Interval()
+borders = Borders()
+two_seeds = TwoSeeds()
+strength = Number(float, 0, 1, open_low=True)
 named_numbers = NamedNumbers()
 image_size = ImageSize()
 image_shapes = ImageShapes()

@@ -364,6 +364,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.fault
 def test_a_mistake_is_said_once(images, tmp_path):
     run = command(
         images, tmp_path, "a", "--distributed", "--main_gpu", 1, script=ROOT / "tools/train.py"

@@ -96,6 +96,7 @@ def test_kernel_distance_is_the_u_statistic(monkeypatch):
         assert abs(kernel_distance(real, generated)[0] - expected) < 1e-9 * max(1, abs(expected))
 
 
+@pytest.mark.fault
 def test_standard_error_of_the_kernel_distance():
     """Over many pairs of sets it is the standard deviation of the value, and the value is 0 on
     average for sets from one distribution.

@@ -17,6 +17,7 @@ from utils.serving.limits import Limits
 from utils.serving.requests import Asked, resolve
 from utils.serving.weights import WeightStore
 
+OTHERS = sorted(SAMPLERS.keys() - {"ddpm", "unipc"})
 AUTOENCODER = ["--block_out_channels", "8,8", "--norm_num_groups", "4", "--image_size", "12"]
 DIFFUSION = ["--channels", "8", "--channel_mult", "1", "--head_channels", "8"]
 
@@ -49,7 +50,10 @@ def check(images: list[bytes], folder: Path, tmp_path: Path) -> None:
                 assert ours.text == theirs.text
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler",
+    ["ddpm", "unipc", *(pytest.param(name, marks=pytest.mark.fault) for name in OTHERS)],
+)
 def test_pixels_and_upscaled(engine, images, tmp_path, script, sampler):
     script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
     results = tmp_path / "results"

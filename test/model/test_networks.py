@@ -9,7 +9,7 @@ import torch
 from model.ema import EMA
 from model.modules.attention import attend
 from model.networks import DENOISERS, UNet, build_network
-from utils.benchmarks.diffusers_names import diffusers_state
+from utils.exchange.diffusers_names import diffusers_state
 
 SMALL = {
     "channels": 8,

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from utils.benchmarks.case import NOISE_STEPS, Case
 from utils.benchmarks.contenders import Contender
-from utils.benchmarks.diffusers_names import diffusers_state
 from utils.devices import Precision
 from utils.errors import UserError
+from utils.exchange.diffusers_names import diffusers_state
+from utils.exchange.to_diffusers import model_options
 
 # The defaults of train_unconditional.py.
 LEARNING_RATE = 1e-4
@@ -66,26 +67,6 @@ def build_network(case: Case, weights: dict[str, Tensor] | None = None) -> nn.Mo
     if weights is not None:
         network.load_state_dict(diffusers_state(case.build_network(weights)))
     return network
-
-
-def model_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of the UNet2DModel with the layers of our network of this config."""
-    levels = range(len(config["channel_mult"]))
-    attends = [level in config["attention_levels"] for level in levels]
-    is_scale_shift = config["time_embedding"] == "scale_shift"
-    groups = config["norm_groups"]
-    return {
-        "in_channels": config["in_channels"],
-        "out_channels": config["in_channels"],
-        "block_out_channels": [config["channels"] * mult for mult in config["channel_mult"]],
-        "layers_per_block": config["blocks_per_level"],
-        "down_block_types": ["AttnDownBlock2D" if at else "DownBlock2D" for at in attends],
-        "up_block_types": ["AttnUpBlock2D" if at else "UpBlock2D" for at in reversed(attends)],
-        "attention_head_dim": config["head_channels"],
-        "resnet_time_scale_shift": "scale_shift" if is_scale_shift else "default",
-        "norm_num_groups": groups,
-        "attn_norm_num_groups": groups,  # or else the middle has no norm under scale_shift
-    }
 
 
 @torch.no_grad()

@@ -90,8 +90,11 @@ def read_checkpoint(path: Path) -> dict:
     Bare weights come back as {"network": weights}, and where the file has averaged weights too,
     {"network": weights, "ema": averaged}: a state_dict alone or within the dict of another
     program, in torch's format (also that before 1.6) or as safetensors. Prefixes of wrappers, such
-    as `module.`, are taken off.
+    as `module.`, are taken off. A folder of diffusers' unconditional pipelines, or of their
+    network, comes back as a checkpoint.
     """
+    if path.is_dir():
+        return _read_folder(path)
     try:
         # One open file for all checks and for loading: a run may replace the checkpoint meanwhile.
         with open_regular(path) as file:
@@ -115,12 +118,26 @@ def read_checkpoint(path: Path) -> dict:
     return contents
 
 
+def _read_folder(path: Path) -> dict:
+    """The contents that a folder of diffusers has. Raises UserError for any other folder."""
+    from utils.exchange.from_diffusers import is_diffusers_folder, read_diffusers_unet
+
+    if not is_diffusers_folder(path):
+        raise UserError(
+            f"the checkpoint {path} is a folder, and none of diffusers: name a file in it"
+        )
+    return read_diffusers_unet(path)
+
+
 def read_metadata(path: Path) -> dict:
     """The contents of one of this project's own checkpoints with its tensors on the meta device:
     names and shapes, but no numbers, so that a large file is described in milliseconds.
 
-    Raises UserError for any other file. Damage within the tensors is found by `read_checkpoint`.
+    Raises UserError for any other file. Damage within the tensors is found by `read_checkpoint`. A
+    folder of diffusers is read as there, tensors and all.
     """
+    if path.is_dir():
+        return _read_folder(path)
     try:
         with open_regular(path) as file:
             head = file.read(foreign.HEAD_BYTES)

@@ -1,11 +1,12 @@
 """The safetensors format: the length of the header in 8 bytes, the header in JSON, the numbers.
 
-Read here without the library, since the format is small and the library is no requirement.
+Read and written here without the library: the format is small, and the library no requirement.
 """
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -18,6 +19,7 @@ from utils.runs.foreign import shown
 
 LENGTH_BYTES = 8
 MAX_HEADER = 16 * 2**20  # bytes: over 100,000 tensors; JSON takes many times its size in memory
+ALIGNMENT = 8  # bytes: of the numbers' beginning
 MAX_DIMENSIONS = 32
 MAX_LENGTH = 2**40  # of a dimension, and bytes of a file
 
@@ -77,6 +79,40 @@ def read(file: IO[bytes], path: Path) -> dict[str, Tensor]:
     entries = parse_header(file.read(length), path)
     check_layout(entries, data_size, path)
     return {entry.name: read_tensor(file, entry, path) for entry in entries}
+
+
+def write(
+    weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a file, by a temporary one; `metadata` goes into its header.
+
+    Raises OSError where the disk refuses it, ValueError for numbers of a kind not in DTYPES.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    place = 0
+    for name, tensor in weights.items():
+        if tensor.dtype not in names:
+            raise ValueError(f"{name} holds {tensor.dtype}, which the format does not know")
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+            for tensor in weights.values():
+                raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+                file.write(raw.numpy().tobytes())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def damaged(path: Path, what: str) -> UserError:

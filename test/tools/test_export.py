@@ -1,0 +1,274 @@
+"""export.py and folders of diffusers: the same images in both libraries."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
+from helpers import ROOT, TINY, copy_some
+from PIL import Image
+
+from model.samplers import build_sampler
+from utils.generation import load_for_inference
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import read_checkpoint, save_checkpoint
+
+DEMO = ROOT / "weight/demo.pt"
+
+
+def random_network(network, seed=0):
+    torch.manual_seed(seed)
+    for parameter in network.parameters():  # the zero-initialised layers too
+        fan = parameter[0].numel() if parameter.ndim > 1 else 100
+        torch.nn.init.normal_(parameter, std=fan**-0.5)
+    return network.eval()
+
+
+def ddim_images(pipeline, sampler, seeds, shape):
+    """What diffusers' DDIM makes of the noise that our sampler begins with."""
+    pipeline.set_progress_bar_config(disable=True)
+    x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    scheduler = diffusers.DDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=True
+    )
+    scheduler.set_timesteps(len(sampler.grid))
+    assert scheduler.timesteps.tolist() == sampler.grid
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = pipeline.unet(x, t).sample
+            x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
+    return x
+
+
+# --- Out ---
+
+
+def test_a_class_of_the_demo_is_drawn_by_diffusers(script, tmp_path):
+    script("export", DEMO, tmp_path / "boots", "--class_name", "boot")
+    network, process, names = load_for_inference(DEMO)
+    label = names.index("boot")
+    sampler = build_sampler("ddim", process, sample_steps=20)
+    ours = sampler.sample(network, 2, (28, 28), 1, labels=[label] * 2, seeds=[5, 6])
+    for kind in (DDPMPipeline, DDIMPipeline):
+        pipeline = kind.from_pretrained(tmp_path / "boots", local_files_only=True)
+        theirs = ddim_images(pipeline, sampler, [5, 6], (1, 28, 28))
+        assert (ours - theirs).abs().max() < 1e-4
+    image = pipeline(num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 28, 28, 1)
+
+
+PROCESSES = [
+    [],
+    ["--noise_schedule", "linear", "--prediction", "eps"],
+    ["--noise_schedule", "sqrt", "--prediction", "x0"],
+    ["--noise_schedule", "sqrt_linear", "--zero_terminal_snr", "True"],
+    ["--noise_shift", "2"],
+    ["--noise_steps", "250"],
+]
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: " ".join(process) or "usual")
+def test_any_process_goes_out_and_comes_back(script, tmp_path, process):
+    images = copy_some(tmp_path / "images")
+    common = ["--dataset_path", images, *TINY, "--vis", "False", "--conditional", "False"]
+    script("train", *common, "--epochs", 1, "--lr", 0.01, "--augment", 0, *process)
+    weights = tmp_path / "results/demo/ema_last.pt"
+    script("export", weights, tmp_path / "out")
+    network, config, _ = load_for_inference(weights)
+    sampler = build_sampler("ddim", config, sample_steps=10)
+    ours = sampler.sample(network, 2, (8, 8), 1, seeds=[1, 2])
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
+    theirs = ddim_images(pipeline, sampler, [1, 2], (1, 8, 8))
+    assert (ours - theirs).abs().max() < 1e-3
+    if "trained_betas" in json.loads(
+        (tmp_path / "out/scheduler/scheduler_config.json").read_text()
+    ):
+        return  # only its betas name such a process
+    back, again, _ = load_for_inference(tmp_path / "out")
+    plain = build_sampler("ddim", again, sample_steps=10)
+    assert (plain.alphas_cumprod - sampler.alphas_cumprod).abs().max() < 1e-9
+    assert (plain.sample(back, 2, (8, 8), 1, seeds=[1, 2]) - ours).abs().max() < 1e-5
+
+
+def test_safetensors_has_the_weights_and_the_config(script, tmp_path):
+    import safetensors
+
+    script("export", DEMO, tmp_path / "demo.safetensors", "--format", "safetensors")
+    checkpoint = Checkpoint.read(DEMO)
+    with safetensors.safe_open(tmp_path / "demo.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        assert config["network"] == json.loads(json.dumps(checkpoint.config["network"]))
+        assert config["data"]["class_names"] == checkpoint.class_names
+        for name in file.keys():  # noqa: SIM118
+            assert torch.equal(file.get_tensor(name), checkpoint.ema[name])
+    bare = read_checkpoint(tmp_path / "demo.safetensors")["network"]
+    assert bare.keys() == checkpoint.ema.keys()
+
+
+def test_mistakes(script, tmp_path):
+    out = tmp_path / "out"
+    assert "--class_name" in script("export", DEMO, out, status=2).stderr
+    unknown = script("export", DEMO, out, "--class_name", "hat", status=2).stderr
+    assert "known are bag" in unknown
+    assert not out.exists()
+    exists = script("export", DEMO, tmp_path, "--class_name", "boot", status=2).stderr
+    assert "exists: choose another name" in exists
+    upscaler = ROOT / "weight/upscaler_x2.pt"
+    assert "upscaler" in script("export", upscaler, out, status=2).stderr
+    contents = read_checkpoint(DEMO)
+    contents["config"]["diffusion"] |= {"noise_schedule": "flow"}
+    save_checkpoint(contents, tmp_path / "flow.pt")
+    flow = script("export", tmp_path / "flow.pt", out, "--class_name", "boot", status=2).stderr
+    assert "no rectified flow" in flow
+
+
+# --- In ---
+
+CIFAR = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+    "act_fn": "silu",
+}
+
+
+def pipeline_of(folder, scheduler=None, **options):
+    network = random_network(UNet2DModel(**{**CIFAR, **options}))
+    scheduler = scheduler or diffusers.DDPMScheduler(1000, clip_sample=True)
+    DDPMPipeline(network, scheduler).save_pretrained(folder)
+    return DDPMPipeline.from_pretrained(folder, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0},
+        {"attention_head_dim": 16, "in_channels": 1, "out_channels": 1},
+        {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
+        {"add_attention": False, "layers_per_block": 1},
+    ],
+    ids=["google", "defaults", "grey", "scale_shift", "no middle attention"],
+)
+def test_a_pipeline_of_diffusers_comes_in(tmp_path, options):
+    pipeline = pipeline_of(tmp_path / "theirs", **options)
+    network, process, names = load_for_inference(tmp_path / "theirs")
+    assert names == []
+    channels = network.config["in_channels"]
+    sampler = build_sampler("ddim", process, sample_steps=20)
+    ours = sampler.sample(network, 2, (16, 16), channels, seeds=[1, 2])
+    theirs = ddim_images(pipeline, sampler, [1, 2], (channels, 16, 16))
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_generate_evaluate_and_fine_tune_from_a_folder(script, tmp_path):
+    pipeline_of(tmp_path / "theirs")
+    script("generate", "--weight_path", tmp_path / "theirs", "--num_images", 2, "--sample_steps", 3)
+    with Image.open(tmp_path / "results/generated/00000.png") as picture:
+        assert picture.size == (16, 16) and picture.mode == "RGB" and np.asarray(picture).std() > 0
+    # fine-tuned on grey pictures in colour, without another option but the network's
+    images = copy_some(tmp_path / "images")
+    options = ["--dataset_path", images, "--mode", "RGB", "--image_size", 16, "--epochs", 1]
+    options += ["--conditional", "False", "--vis", "False", "--batch_size", 4, "--augment", 0]
+    options += ["--prediction", "eps", "--noise_schedule", "linear"]
+    out = script("train", *options, "--pretrain", "--pretrain_path", tmp_path / "theirs").stdout
+    assert "the weights were trained" not in out and "are new" not in out
+    theirs = read_checkpoint(tmp_path / "theirs")
+    ours = read_checkpoint(tmp_path / "results/demo/ema_last.pt")
+    assert ours["config"]["network"]["channel_mult"] == theirs["config"]["network"]["channel_mult"]
+
+
+def test_old_names_and_bin_files(tmp_path):
+    pipeline_of(tmp_path / "theirs")
+    network, _, _ = load_for_inference(tmp_path / "theirs")
+    unet = tmp_path / "theirs/unet"
+    weights = UNet2DModel.from_pretrained(unet, local_files_only=True).state_dict()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, before in old.items():
+        weights = {
+            name.replace(f".{new}.", f".{before}."): value[:, :, None, None]
+            if f".{new}.weight" in name and value.dim() == 2
+            else value
+            for name, value in weights.items()
+        }
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(weights, unet / "diffusion_pytorch_model.bin")
+    again, _, _ = load_for_inference(tmp_path / "theirs")
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    alone, _, _ = load_for_inference(unet)  # the network's folder by itself
+    assert alone.config == network.config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"block_out_channels": [32, 48, 64]}, "multiples of the first"),
+        ({"down_block_types": ["DownBlock2D"] * 3}, "the same on the way up"),
+        ({"_class_name": "UNet2DConditionModel"}, "describes 'UNet2DConditionModel'"),
+        ({"strange": 1}, "options that are not supported here: strange"),
+        ({"layers_per_block": 1}, "hold what this network has not"),
+        ({"act_fn": "mish"}, "mish"),
+        ({"sample_size": "big"}, "sample_size"),
+    ],
+)
+def test_what_our_network_cannot_be_is_said(script, tmp_path, change, message):
+    pipeline_of(tmp_path / "theirs")
+    file = tmp_path / "theirs/unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    error = script("generate", "--weight_path", tmp_path / "theirs", status=2).stderr
+    assert message in error, error
+
+
+def test_other_folders_and_schedulers(script, tmp_path):
+    (tmp_path / "empty").mkdir()
+    error = script("generate", "--weight_path", tmp_path / "empty", status=2).stderr
+    assert "none of diffusers" in error
+    pipeline_of(tmp_path / "theirs", diffusers.DDPMScheduler(beta_schedule="sigmoid"))
+    error = script("generate", "--weight_path", tmp_path / "theirs", status=2).stderr
+    assert "beta_schedule 'sigmoid' is not supported" in error
+
+
+# --- ONNX ---
+
+
+@pytest.mark.export
+def test_onnx_runs_in_onnxruntime(script, tmp_path):
+    import onnxruntime
+
+    script("export", DEMO, tmp_path / "net.onnx", "--format", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    network, _, _ = load_for_inference(DEMO)
+    for batch in (1, 2, 5):
+        x, t = torch.randn(batch, 1, 28, 28), torch.randint(0, 1000, (batch,))
+        labels = torch.arange(batch) * 2
+        inputs = {"x": x.numpy(), "t": t.numpy(), "labels": labels.numpy()}
+        (found,) = session.run(None, inputs)
+        with torch.no_grad():
+            assert np.abs(found - network(x, t, labels).numpy()).max() < 1e-4
+
+
+def test_without_the_packages_the_command_is_named(tmp_path):
+    script = (
+        "import sys; sys.modules['onnxscript'] = None; sys.argv = ['export.py', *sys.argv[1:]];"
+        "import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    command = [sys.executable, "-c", script, ROOT / "tools/export.py", DEMO, tmp_path / "a.onnx"]
+    done = subprocess.run(
+        [*map(str, command), "--format", "onnx"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install -r requirements-export.txt" in done.stderr
+    shutil.rmtree(tmp_path)

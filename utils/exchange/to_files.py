@@ -1,0 +1,82 @@
+"""A checkpoint's network as one file: safetensors or ONNX."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.runs import safetensors
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.inference import inference_network
+
+ONNX_PACKAGES = ("onnx", "onnxscript")
+INSTALL = "pip install -r requirements-export.txt"
+BATCH = 2  # of the example that the graph is made from; any other works too
+
+
+def export_safetensors(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> None:
+    """The weights under our names, and the checkpoint's config as JSON in the header's "config"."""
+    weights = checkpoint.weights(use_ema)
+    config = json.dumps({"kind": checkpoint.kind, **checkpoint.config}, default=list)
+    safetensors.write(weights, file, {"config": config, "format": "pt"})
+
+
+class _Call(nn.Module):
+    """A network as a graph takes it: inputs that are always there."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.network(x, t, labels)
+
+
+class _CallWithoutLabels(_Call):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
+        return self.network(x, t)
+
+
+def export_onnx(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> None:
+    """The network as an ONNX graph: x (B,C,H,W) at the size of training, t (B,) and, where it has
+    classes, labels (B,), of which the number of classes is the null label -> prediction (B,C,H,W).
+
+    Raises UserError where a package is missing, or for a checkpoint of another kind.
+    """
+    checkpoint.check_kind("diffusion")
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: {INSTALL}")
+    network = inference_network(checkpoint, use_ema)
+    config = cast(dict, network.config)
+    height, width = checkpoint.image_size
+    factor = 1
+    if "codec" in checkpoint.config and checkpoint.config["codec"]["name"] == "latents":
+        channels = checkpoint.config["codec"]["network"]["block_out_channels"]
+        factor = 2 ** (len(channels) - 1)
+    example: tuple[Tensor, ...] = (
+        torch.zeros(BATCH, config["in_channels"], height // factor, width // factor),
+        torch.zeros(BATCH, dtype=torch.long),
+    )
+    names = ["x", "t"]
+    call: nn.Module = _CallWithoutLabels(network)
+    if config["num_classes"] is not None:
+        call = _Call(network)
+        example = (*example, torch.zeros(BATCH, dtype=torch.long))
+        names.append("labels")
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(
+        call.eval(),
+        example,
+        str(file),
+        input_names=names,
+        output_names=["prediction"],
+        dynamic_shapes=tuple({0: batch} for _ in example),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )

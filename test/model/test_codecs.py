@@ -59,7 +59,9 @@ def test_pixels_survive_the_way_in_and_out():
 
 
 def test_an_unknown_codec():
-    with pytest.raises(ValueError, match="codec 'vae' is unknown; known are pixels, latents"):
+    with pytest.raises(
+        ValueError, match="codec 'vae' is unknown; known are pixels, grey16, latents"
+    ):
         build_codec({"name": "vae"})
     with pytest.raises(ValueError, match=r"codec \[\] is unknown"):
         build_codec({"name": []})

@@ -235,7 +235,7 @@ def test_what_our_network_cannot_be_is_said(script, tmp_path, change, message):
 def test_other_folders_and_schedulers(script, tmp_path):
     (tmp_path / "empty").mkdir()
     error = script("generate", "--weight_path", tmp_path / "empty", status=2).stderr
-    assert "none of diffusers" in error
+    assert "Is a directory, and none of diffusers" in error
     pipeline_of(tmp_path / "theirs", diffusers.DDPMScheduler(beta_schedule="sigmoid"))
     error = script("generate", "--weight_path", tmp_path / "theirs", status=2).stderr
     assert "beta_schedule 'sigmoid' is not supported" in error

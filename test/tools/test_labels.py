@@ -78,6 +78,7 @@ def test_a_labelled_run_resumes_to_the_bit(script, folder, tmp_path):
     assert "the images" in refused
 
 
+@pytest.mark.fault
 def test_two_processes_train_as_one(script, folder, tmp_path):
     data = ["--dataset_path", folder, *SHORT, "--epochs", 2, "--vis", "False"]
     data += ["--optim", "sgd", "--lr", 0.01]

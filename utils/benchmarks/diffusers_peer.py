@@ -3,13 +3,14 @@ its example train_unconditional.py, sampled as in its DDIMPipeline.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from model.networks import build_network as build_unet
 from utils.benchmarks.case import NOISE_STEPS, Case
 from utils.benchmarks.contenders import Contender
 from utils.devices import Precision
@@ -63,7 +64,9 @@ def build(case: Case, precision: Precision, weights: dict[str, Tensor] | None) -
 
 def build_network(case: Case, weights: dict[str, Tensor] | None = None) -> nn.Module:
     """The UNet2DModel with the layers of our network, on the CPU; with its weights where given."""
-    network: Any = UNet2DModel(sample_size=case.side, **model_options(case.network_config()))
+    with torch.device("meta"):
+        config = build_unet(case.network_config()).config
+    network: Any = UNet2DModel(sample_size=case.side, **model_options(cast(dict, config)))
     if weights is not None:
         network.load_state_dict(diffusers_state(case.build_network(weights)))
     return network

@@ -124,7 +124,7 @@ def _read_folder(path: Path) -> dict:
 
     if not is_diffusers_folder(path):
         raise UserError(
-            f"the checkpoint {path} is a folder, and none of diffusers: name a file in it"
+            f"the checkpoint {path} cannot be read: Is a directory, and none of diffusers"
         )
     return read_diffusers_unet(path)
 

@@ -19,7 +19,7 @@ LOSS_WEIGHT = "min_snr"
 EMA_LENGTH = 0.1  # share of the run
 
 # A network sees each image of a small set many times, and learns it by heart.
-FEW_IMAGES = 2_000
+FEW_IMAGES = 1_000
 MANY_IMAGES = 1_000_000
 AUGMENTATION = 0.12  # Karras et al. 2206.00364, table 7
 

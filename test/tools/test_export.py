@@ -72,6 +72,7 @@ PROCESSES = [
 ]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: " ".join(process) or "usual")
 def test_any_process_goes_out_and_comes_back(script, tmp_path, process):
     images = copy_some(tmp_path / "images")

@@ -138,6 +138,7 @@ def test_a_guide_of_another_kind_is_refused(script, run, tmp_path, script_server
 # --- Other processes ---
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     "process",
     [

@@ -26,7 +26,8 @@ def start(images, results, *options, script="tools/train.py", env=None):
     )
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.fault)])
+@pytest.mark.fault
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_is_moved_away_ends_the_run_saved(images, tmp_path, workers):
     options = [*LONG, "--cache", "none", "--num_workers", workers]
     process = start(images, tmp_path, *options)

@@ -101,8 +101,9 @@ def _where_from(numbers: Tensor, aspect: float) -> Tensor:
     # In units of half the height, so that a turned circle stays one.
     inverse = _unstretch(numbers) @ turn.transpose(1, 2) * scale
     shift = 2 * SHIFT * numbers[:, SHIFT_X:]  # (B,2), in halves of the sides
-    to_square = torch.tensor([aspect, 1.0]).to(numbers)
-    inverse = inverse * to_square / to_square.view(2, 1)
+    inverse = _matrix(
+        inverse[:, 0, 0], inverse[:, 0, 1] / aspect, inverse[:, 1, 0] * aspect, inverse[:, 1, 1]
+    )
     moved_back = -inverse @ shift.unsqueeze(2)
     return torch.cat([inverse, moved_back], dim=2)
 

@@ -138,6 +138,11 @@ class Autoguided(nn.Module):
         return self.network.num_classes  # type: ignore[return-value]
 
     @property
+    def downsample_factor(self) -> int:
+        """Of the network that is guided."""
+        return self.network.downsample_factor  # type: ignore[return-value]
+
+    @property
     def config(self) -> dict:
         """Of the network that is guided."""
         return self.network.config  # type: ignore[return-value]

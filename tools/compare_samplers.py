@@ -68,6 +68,8 @@ def check(args) -> None:
         raise opt.UserError(
             f"--num_images {args.num_images} is too few for a KID: {FEWEST_IMAGES} are the fewest"
         )
+    if args.write and args.weight.is_dir():
+        raise opt.UserError(f"{args.weight} is a folder of diffusers: pass --write False")
     args.num_shown = min(args.num_shown, args.num_images)
 
 

@@ -157,8 +157,8 @@ def generate(args, ranks) -> None:
     # Images: this process takes every world_size-th
     count = args.num_images if labels is None else len(labels)
     opt.check_seeds(args.seed, count)
-    copies = choose_copies(args, generator, ranks)
     edit = choose_edit(args, generator, sampling, labels, count)
+    copies = choose_copies(args, generator, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = names_of(labels, checkpoint)
@@ -302,7 +302,6 @@ def choose_upscaler(args, precision, generator):
     mode = mode_of(generator.channels)
     if mode not in USUAL_MODES:
         raise opt.UserError(f"--upscale enlarges grey and RGB images, and these are {mode}")
-
     return Upscaler.from_checkpoint(Checkpoint.read(args.upscale), precision)
 
 

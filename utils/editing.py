@@ -1,5 +1,6 @@
 """generate.py's images that begin with an image: changed, filled in, blended, inverted."""
 
+import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,12 @@ HALF_WHITE = 127
 Borders = tuple[int, int, int, int]  # pixels at the top, right, bottom and left
 
 
-class Edit:
+class Edit(abc.ABC):
     """What images begin with, and what is made of them at the end."""
 
+    @abc.abstractmethod
     def begin(self, generator: ImageGenerator, seeds: Sequence[int]) -> Beginning:
         """Where the images of these seeds start."""
-        raise NotImplementedError
 
     def finish(self, pixels: Tensor) -> Tensor:
         """(B,C,H,W) uint8 when they are done."""
@@ -109,10 +110,10 @@ class FromNoise(Edit):
 # --- Files ---
 
 
-def read_for(generator: ImageGenerator, file: Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_for(generator: ImageGenerator, file: Path) -> Tensor:
     """An image file as the network's training read its own, (1,C,H,W) uint8. Raises UserError."""
     mode = mode_of(generator.channels)
-    pixels = _read(file, size or generator.image_size, mode)
+    pixels = _read(file, generator.image_size, mode)
     planes = pixels[..., : generator.channels].transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(planes))[None]
 

@@ -80,6 +80,9 @@ def test_outpainting(script, weights, photo, tmp_path):
     for image in found:
         assert np.array_equal(image[2:, 4:12], pixels_of(photo))
     assert found[:, :2].std() > 0
+    # with everything that asks for the size
+    guided = ["--guide_path", weights, "--nearest", photo.parent, "--generate_name", "guided"]
+    script("generate", "--weight_path", weights, "--num_images", 1, *options, *guided)
     options[3] = "1,0,0,0"
     error = script("generate", "--weight_path", weights, *options, status=2).stderr
     assert "with these borders" in error and "would work" in error

@@ -260,6 +260,13 @@ def usual_sampling(weight: Weight) -> Sampling:
     return Sampling(weight.sampler, weight.sample_steps, weight.timestep_spacing)
 
 
+def usual_steps(weight: Weight) -> int | None:
+    """The steps of that; None for an upscaler, and for a sampler that is not known here."""
+    if weight.sampler not in SAMPLERS:
+        return None
+    return usual_sampling(weight).steps(weight.noise_steps)
+
+
 def _image_size(asked: tuple[int, int] | None, weight: Weight, limits: Limits) -> tuple[int, int]:
     height, width = asked or weight.image_size
     if not all(SMALLEST_SIDE <= side <= limits.max_side for side in (height, width)):

@@ -49,7 +49,7 @@ class Weight:
     stamp: tuple[int, int, int]  # which state of the file this is about
     classes: tuple[str, ...]  # empty: trained without
     image_size: tuple[int, int]  # (H, W) of training
-    mode: str  # L or RGB
+    mode: str  # one of image_facts.CHANNELS
     downsample_factor: int  # what the sides of an image must be divisible by
     sampler: str = ""  # as the checkpoint says; of diffusions, as the next four
     sample_steps: int | None = None

@@ -1,6 +1,7 @@
 """Weights from files, as train.py writes them: the server's images are those of generate.py."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ import pytest
 import torch
 from helpers import TINY
 from PIL import Image
-from serving_helpers import ANYONE, CPU, wait_until
+from serving_helpers import ANYONE, CPU, wait_until, weight_of
 from upscaling_helpers import write_upscaler
 
 from model.samplers import SAMPLERS
 from utils.serving.engine import Engine
 from utils.serving.limits import Limits
-from utils.serving.requests import Asked, resolve
+from utils.serving.requests import Asked, resolve, usual_steps
 from utils.serving.weights import WeightStore
 
 OTHERS = sorted(SAMPLERS.keys() - {"ddpm", "unipc"})
@@ -72,6 +73,13 @@ def test_pixels_and_upscaled(engine, images, tmp_path, script, sampler):
         upscale="up",
     )
     check(ours, results / "generated", tmp_path)
+
+
+def test_a_sampler_of_another_version_is_described_without_steps():
+    weight = weight_of()
+    assert usual_steps(weight) == 50
+    assert usual_steps(replace(weight, sampler="of the future")) is None
+    assert usual_steps(replace(weight, sample_steps=7)) == 7
 
 
 @pytest.mark.parametrize("header", ["file,labels", "file,labels,age"])

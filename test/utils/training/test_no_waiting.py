@@ -32,6 +32,7 @@ NETWORK = {
     "blocks_per_level": 1,
     "head_channels": 8,
     "dropout": 0.1,
+    "augmentation": 9,
 }
 SIZE = (8, 8)
 READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
@@ -79,6 +80,7 @@ def training_loop(device: torch.device, optimizer: str = "adamw") -> TrainingLoo
         PixelCodec(),
         conditional=True,
         flip=True,
+        augment=0.5,
     )
     precision = Precision(torch.float32, device)
     state = TrainState(
@@ -164,12 +166,12 @@ class Copies(TorchDispatchMode):
 
 
 def test_a_step_copies_what_is_new_and_no_table():
-    """Of a micro-batch: pixels, labels, indices, mirrored, t, dropped, noise."""
+    """Of a micro-batch: pixels, labels, indices, augmentation, mirrored, t, dropped, noise."""
     loop = training_loop(torch.device("meta"))
     loop.take_step()
     with Copies() as copies:
         loop.take_step()
-    assert copies.count == 2 * 7
+    assert copies.count == 2 * 8
 
 
 @pytest.mark.parametrize(("name", "noise"), [("ddpm", 1), ("ddim", 1), ("plms", 0)])

@@ -14,7 +14,7 @@ from utils.serving.requests import (
     DEFAULT_CFG_SCALE,
     DEFAULT_IMAGES,
     IMAGE_FORMATS,
-    usual_sampling,
+    usual_steps,
 )
 from utils.serving.services import Services
 from utils.serving.weights import UPSCALER, Weight
@@ -29,7 +29,7 @@ class WeightAnswer(BaseModel):
     kind: str = Field(description="diffusion or upscaler")
     classes: list[str]
     image_size: list[int] = Field(description="height and width of training")
-    mode: str = Field(description="L (grey) or RGB")
+    mode: str = Field(description="L (grey), RGB, RGBA or I;16 (grey of 16 bits)")
     downsample_factor: int = Field(description="what the sides must be divisible by")
     sampler: str
     sample_steps: int | None = Field(description="that it takes where nobody says how many")
@@ -70,9 +70,7 @@ def describe_weight(weight: Weight) -> WeightAnswer:
         mode=weight.mode,
         downsample_factor=weight.downsample_factor,
         sampler=weight.sampler,
-        sample_steps=usual_sampling(weight).steps(weight.noise_steps)
-        if weight.is_diffusion
-        else None,
+        sample_steps=usual_steps(weight),
         guidance=weight.has_guidance and bool(weight.classes),
         noise_steps=weight.noise_steps,
         scale=weight.scale,

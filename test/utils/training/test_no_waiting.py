@@ -121,7 +121,7 @@ def sampling_steps(sampler: BaseDiffusion, count: int = 3) -> None:
             trajectory, _ = sampler.update(trajectory, network(*sampler.rows(trajectory)))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_a_training_step_reads_no_value(optimizer):
     loop = training_loop(torch.device("meta"), optimizer)
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_the_counter_counts(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_a_training_step_never_waits_for_the_gpu(optimizer):
     device = torch.device("cuda")
     loop = training_loop(device, optimizer)

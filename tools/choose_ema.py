@@ -69,7 +69,7 @@ def choose(args) -> None:
     from utils.evaluation.from_weights import labels_like
     from utils.evaluation.image_folder import open_folder
     from utils.evaluation.same_seeds import Questions, answer, features_of_real
-    from utils.generation import ImageGenerator, Sampling
+    from utils.generation import ImageGenerator, Sampling, unguided
     from utils.ranks import Ranks
     from utils.runs.checkpoint import Checkpoint
     from utils.runs.folder import new_folder
@@ -109,7 +109,7 @@ def choose(args) -> None:
     answers = {}
     with opt.Progress(total, title="sampling", unit="call", leave=False) as progress:
         for length in args.lengths:
-            generator.network.load_state_dict(average_of(snapshots, length))
+            unguided(generator.network).load_state_dict(average_of(snapshots, length))
             answers[length] = answer(generator, questions, features, real, progress.update)
 
     # What people read

@@ -50,7 +50,7 @@ OPTIONS: opt.Table = {
         shared("--cfg_scale", None),
         shared("--cfg_interval", None),
         shared("--guide_path", None),
-        shared("--guide_scale", 2.0),
+        shared("--guide_scale", None),
         shared("--use_ema", True),
     ],
     "output": [
@@ -303,6 +303,7 @@ def prepare_maker(args, device, real, network, warnings: Warnings):
         check_numbers(len(real), args.num_images, args.num_compared)
     checkpoint = Checkpoint.read(args.weight_path)
     checkpoint.check_kind("diffusion")
+    guide = None if args.guide_path is None else Checkpoint.read(args.guide_path)
     sampling = Sampling.of_checkpoint(
         checkpoint,
         sampler=args.sample,
@@ -312,13 +313,13 @@ def prepare_maker(args, device, real, network, warnings: Warnings):
         clip_sample=args.clip_sample,
         cfg_scale=args.cfg_scale,
         cfg_interval=args.cfg_interval,
+        guide_scale=args.guide_scale,
+        guide=guide,
     )
     precision, remark = choose_precision(args.amp, device)
     generator = ImageGenerator.from_checkpoint(
-        checkpoint, sampling, precision, args.image_size, args.use_ema
+        checkpoint, sampling, precision, args.image_size, args.use_ema, guide
     )
-    if args.guide_path is not None:
-        generator.guide(Checkpoint.read(args.guide_path), args.guide_scale, args.use_ema)
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
     warnings.add(remark, label_remark, *sampling_remarks(generator.sampler))
     return ImageMaker(

@@ -42,7 +42,7 @@ OPTIONS: opt.Table = {
         shared("--cfg_scale", None),
         shared("--cfg_interval", None),
         shared("--guide_path", None),
-        shared("--guide_scale", 2.0),
+        shared("--guide_scale", None),
         shared("--use_ema", True),
     ],
     "editing": [
@@ -138,17 +138,20 @@ def check_editing(args) -> None:
 def generate(args, ranks) -> None:
     """One process: its share of the images, written as they are done."""
     from utils.devices import choose_device, choose_precision
-    from utils.generation import image_settings, sampling_remarks
+    from utils.generation import ImageGenerator, image_settings, sampling_remarks
     from utils.runs.folder import new_folder
 
     # Weights and their metadata
     device = choose_device(args.use_gpu, ranks)
     precision, remark = choose_precision(args.amp, device)
     checkpoint = open_checkpoint(args)
-    sampling = choose_sampling(args, checkpoint)
+    guide = open_guide(args)
+    sampling = choose_sampling(args, checkpoint, guide)
     labels, label_remark = choose_labels(args, checkpoint.class_names)
     labels = with_numbers(args, checkpoint.numbers, labels)
-    generator = build_generator(args, checkpoint, sampling, precision)
+    generator = ImageGenerator.from_checkpoint(
+        checkpoint, sampling, precision, args.image_size, args.use_ema, guide
+    )
     upscaler = choose_upscaler(args, precision, generator)
     for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
         if text and ranks.is_main:
@@ -260,7 +263,14 @@ def open_checkpoint(args):
     return checkpoint
 
 
-def choose_sampling(args, checkpoint):
+def open_guide(args):
+    """The worse checkpoint of --guide_path, or None."""
+    from utils.runs.checkpoint import Checkpoint
+
+    return None if args.guide_path is None else Checkpoint.read(args.guide_path)
+
+
+def choose_sampling(args, checkpoint, guide):
     """How the images are made. Raises UserError for guidance that was not trained."""
     from utils.generation import Sampling
 
@@ -273,20 +283,9 @@ def choose_sampling(args, checkpoint):
         clip_sample=args.clip_sample,
         cfg_scale=args.cfg_scale,
         cfg_interval=args.cfg_interval,
+        guide_scale=args.guide_scale,
+        guide=guide,
     )
-
-
-def build_generator(args, checkpoint, sampling, precision):
-    """What makes the images. Raises UserError for what does not fit together."""
-    from utils.generation import ImageGenerator
-    from utils.runs.checkpoint import Checkpoint
-
-    generator = ImageGenerator.from_checkpoint(
-        checkpoint, sampling, precision, args.image_size, args.use_ema
-    )
-    if args.guide_path is not None:
-        generator.guide(Checkpoint.read(args.guide_path), args.guide_scale, args.use_ema)
-    return generator
 
 
 def choose_upscaler(args, precision, generator):

@@ -101,6 +101,7 @@ OPTIONS: opt.Table = {
         Option("--ema_length",        None,            opt.ema_length,      "width of the EMA, as a share of the steps so far", decides=True),
         Option("--ema_decay",         None,            opt.below_one,       "instead, a fixed width: the EMA averages about the last 1/(1-decay) steps", decides=True),
         Option("--ema_snapshots",     0,               opt.natural,         "keep two further averages and so many snapshots of them, from which choose_ema.py makes the EMA of the best length"),
+        Option("--guide_share",       None,            opt.below_one,       "share of the run after which the averaged weights are kept too, to guide sampling by (autoguidance); 0: none; not set: 0.2 from 1,000 images on", decides=True),
         Option("--amp --fp16",        "auto",          opt.switch_or_auto,  "mixed precision (bf16 or fp16) where the hardware benefits; auto: where it has bf16", decides=True),
     ],
     "saving, evaluation and previews": [
@@ -139,7 +140,7 @@ OPTIONS: opt.Table = {
 # Groups and options that only a diffusion has: the other training scripts leave them out.
 OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
 OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
-OF_DIFFUSION += ("checkpoint_activations", "augment", "ema_snapshots", "balance")
+OF_DIFFUSION += ("checkpoint_activations", "augment", "ema_snapshots", "balance", "guide_share")
 
 FEWEST_FOR_KID = 3  # images
 

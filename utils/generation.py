@@ -17,12 +17,13 @@ from model.samplers.base import evaluation_mode
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
-from utils.runs.inference import inference_network
+from utils.runs.inference import guide_network, inference_network
 
 # A first time step further from T-1 than this share of T leaves a visible step of noise out.
 LARGEST_GAP = 0.05
 
 USUAL_CFG_SCALE = 1.5
+USUAL_GUIDE_SCALE = 1.5  # of autoguidance
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Sampling:
     clip_sample: bool = True
     cfg_scale: float = 1.0
     cfg_interval: tuple[float, float] | None = None  # of sigma / alpha; None: guided everywhere
+    guide_scale: float = 1.0  # of autoguidance by the guide that the weights hold; 1: none
 
     @classmethod
     def of_checkpoint(
@@ -48,13 +50,25 @@ class Sampling:
         clip_sample: bool,
         cfg_scale: float | None,  # None: the usual one where guidance was trained
         cfg_interval: tuple[float, float] | None = None,
+        guide_scale: float | None = None,  # None: the usual one where there is a guide
+        guide: Checkpoint | None = None,  # instead of the one that the checkpoint holds
     ) -> "Sampling":
         """What is not given is as the checkpoint says; its steps and spacing belong to its sampler.
 
-        Raises UserError for guidance that was not trained.
+        An image is guided in one way unless both are asked for. Raises UserError for guidance that
+        was not trained, or a guide that is not there.
         """
+        has_guide = guide is not None or checkpoint.guide is not None
+        if guide_scale is None:
+            is_led = guide is not None or (has_guide and cfg_scale is None)
+            guide_scale = USUAL_GUIDE_SCALE if is_led else 1.0
+        if guide_scale != 1 and not has_guide:
+            raise UserError(
+                f"{checkpoint.source} holds no guide for --guide_scale: name one by --guide_path"
+            )
         if cfg_scale is None:
-            cfg_scale = USUAL_CFG_SCALE if checkpoint.guidance_was_trained else 1.0
+            is_guided = guide_scale != 1 or not checkpoint.guidance_was_trained
+            cfg_scale = 1.0 if is_guided else USUAL_CFG_SCALE
         if checkpoint.class_names and not checkpoint.guidance_was_trained and cfg_scale != 1:
             raise UserError(
                 f"{checkpoint.source} was trained with --label_drop 0, without guidance: "
@@ -72,6 +86,7 @@ class Sampling:
             clip_sample,
             cfg_scale,
             cfg_interval,
+            guide_scale,
         )
 
     def steps(self, noise_steps: int) -> int:
@@ -170,6 +185,7 @@ class ImageGenerator:
         precision: Precision,
         image_size: tuple[int, int] | None = None,  # None: that of training
         use_ema: bool = True,
+        guide: Checkpoint | None = None,  # instead of the one that the checkpoint holds
     ) -> "ImageGenerator":
         """The generator that a checkpoint describes. Raises UserError for what does not fit."""
         checkpoint.check_kind("diffusion")
@@ -184,8 +200,12 @@ class ImageGenerator:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.source}: {error}") from None
+        network = precision.place(network)
+        if sampling.guide_scale != 1:
+            worse = precision.place(_guide_network(checkpoint, guide, use_ema))
+            network = Autoguided(network, worse, sampling.guide_scale)
         return cls(
-            precision.place(network),
+            network,
             sampler,
             codec.to(precision.device),
             size,
@@ -194,26 +214,6 @@ class ImageGenerator:
             sampling.cfg_scale,
             sampling.cfg_interval,
         )
-
-    def guide(self, checkpoint: Checkpoint, scale: float, use_ema: bool = True) -> None:
-        """Lead the network away from the worse one of a checkpoint. Raises UserError where that is
-        not of the same kind.
-        """
-        checkpoint.check_kind("diffusion")
-        network = inference_network(checkpoint, use_ema and checkpoint.ema is not None)
-        theirs = (
-            checkpoint.config["diffusion"],
-            network.config["in_channels"],  # type: ignore[index]
-            network.config.get("num_classes"),  # type: ignore[union-attr,operator]
-        )
-        own = cast(dict, self.network.config)
-        ours = (self.sampler.config, own["in_channels"], own.get("num_classes"))
-        if theirs != ours:
-            raise UserError(
-                f"{checkpoint.source} cannot guide these weights: it was trained with another "
-                "diffusion process, other channels or other classes"
-            )
-        self.network = Autoguided(self.network, self.precision.place(network), scale)
 
     @property
     def calls(self) -> int:
@@ -281,6 +281,29 @@ class ImageGenerator:
         """The network, in the generator's number format."""
         with self.precision.autocast():
             return self.network(x, t, labels)
+
+
+def _guide_network(checkpoint: Checkpoint, guide: Checkpoint | None, use_ema: bool) -> nn.Module:
+    """The worse network that leads the checkpoint's. Raises UserError for one of another kind."""
+    if guide is None:
+        return guide_network(checkpoint)
+    guide.check_kind("diffusion")
+    network = inference_network(guide, use_ema and guide.ema is not None)
+    for part, names in (("diffusion", None), ("network", ("in_channels", "num_classes"))):
+        theirs, ours = guide.config[part], checkpoint.config[part]
+        if names is not None:
+            theirs, ours = ([config.get(name) for name in names] for config in (theirs, ours))
+        if theirs != ours:
+            raise UserError(
+                f"{guide.source} cannot guide these weights: it was trained with another "
+                "diffusion process, other channels or other classes"
+            )
+    return network
+
+
+def unguided(network: nn.Module) -> nn.Module:
+    """The network itself, where a worse one guides it."""
+    return network.network if isinstance(network, Autoguided) else network
 
 
 def load_for_inference(path: str | Path, use_ema: bool = True) -> tuple[nn.Module, dict, list[str]]:

@@ -36,7 +36,7 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
     "--cfg_scale": (
         t.not_negative,
         "guidance scale; 1: none; larger: clearer but less varied; not set: 1.5, or 1 where "
-        "guidance was not trained",
+        "guidance was not trained or there is a guide",
     ),
     "--cfg_interval": (
         t.interval,
@@ -46,7 +46,11 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
         t.path,
         "worse checkpoint to lead away from (autoguidance), such as an early one of the same run",
     ),
-    "--guide_scale": (t.not_negative, "with --guide_path: how far; 1: not at all"),
+    "--guide_scale": (
+        t.not_negative,
+        "how far to lead away from --guide_path, or from the guide that the weights hold; 1: not "
+        "at all; not set: 1.5 where there is a guide and --cfg_scale is not set",
+    ),
     "--batch_size": (t.positive, "images per network call"),
     # What is written
     "--result_path": (t.path, "folder that holds the results"),

@@ -60,6 +60,7 @@ class Checkpoint:
     optimizer: dict | None = None
     scaler: dict | None = None
     averages: dict | None = None  # of runs with --ema_snapshots: weights by length
+    guide: dict | None = None  # averaged weights of an early step, to guide sampling by
     args: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     source: Path | str = "the checkpoint"
@@ -83,6 +84,8 @@ class Checkpoint:
             contents["codec"] = self.codec
         if self.averages is not None:
             contents["averages"] = self.averages
+        if self.guide is not None:
+            contents["guide"] = self.guide
         return contents
 
     @classmethod
@@ -117,6 +120,7 @@ class Checkpoint:
             optimizer=fields.value("optimizer", _is_dict, "a dict", default=None),
             scaler=fields.value("scaler", _is_dict, "a dict", default=None),
             averages=fields.value("averages", _is_dict, "a dict of weights", default=None),
+            guide=fields.value("guide", _is_dict, "a dict of tensors", default=None),
             args=args,
             versions=fields.value("versions", _is_dict, "a dict", default={}),
             source=source,

@@ -1,5 +1,6 @@
 """From a checkpoint of any kind to the network that it describes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,11 @@ def inference_network(checkpoint: Checkpoint, use_ema: bool = True) -> nn.Module
     load_weights(network, weights, checkpoint.source, assign=True)
     check_finite(weights, checkpoint.source)
     return network.to(torch.get_default_dtype()).eval().requires_grad_(False)
+
+
+def guide_network(checkpoint: Checkpoint) -> nn.Module:
+    """The same with the weights of the guide that it holds."""
+    return inference_network(replace(checkpoint, ema=checkpoint.guide))
 
 
 def network_without_weights(config: dict, source: Path | str) -> nn.Module:

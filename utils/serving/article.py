@@ -18,6 +18,7 @@ from utils.serving.http.fields import (
     ClassNumber,
     Count,
     Name,
+    SamplerName,
     Scale,
     Seed,
     Side,
@@ -46,7 +47,7 @@ class ArticleQuestion(BaseModel):
     weight_path: Path = Field(description="its last part, without .pt, is the name of a weight")
     result_path: Path | None = None
     type: Literal["base64", "url"] = BASE64
-    sample: Literal["ddpm", "ddim", "plms"] | None = None
+    sample: SamplerName | None = None
     image_size: Side | Sides | None = Field(
         default=None, description="a side, or height and width; that of training if not set"
     )

@@ -1,4 +1,4 @@
-"""All jobs with the same weights and image size: they share network calls."""
+"""All jobs with the same weights, image size and guide: they share network calls."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.guidance import NO_LABEL
+from model.guidance import NO_LABEL, Autoguided
 from model.samplers import BaseDiffusion
 from utils.devices import Precision
 from utils.errors import is_out_of_memory
@@ -15,7 +15,7 @@ from utils.serving.batch import Bundle, ImageTask, JobShare
 from utils.serving.jobs import Job
 from utils.serving.weights import LoadedDiffusion
 
-LaneKey = tuple  # (path of the weights, which state of that file, use_ema, image size)
+LaneKey = tuple  # (path of the weights, state of that file, use_ema, image size, guide_scale)
 
 MOST_ROWS = 64  # of a network call
 CALLS_TIMED = 3  # of each number of rows
@@ -28,7 +28,8 @@ def lane_key(job: Job) -> LaneKey:
     """Which lane a job belongs to."""
     request = job.request
     weight = request.weight
-    return (weight.path, weight.stamp, request.use_ema, request.image_size)
+    how = (request.use_ema, request.image_size, request.sampling.guide_scale)
+    return (weight.path, weight.stamp, *how)
 
 
 class Lane:
@@ -39,8 +40,12 @@ class Lane:
         loaded: LoadedDiffusion,
         image_size: tuple[int, int],
         precision: Precision,
+        guide_scale: float = 1.0,
     ):
         self.loaded = loaded
+        self.network = loaded.network
+        if guide_scale != 1 and loaded.guide is not None:
+            self.network = Autoguided(loaded.network, loaded.guide, guide_scale)
         self.image_size = image_size
         self.shares: dict[str, JobShare] = {}  # by the job's id
         self.bundles: list[Bundle] = []
@@ -118,7 +123,7 @@ class Lane:
     def call(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The network, as generate.py calls it."""
         with torch.no_grad(), self._precision.autocast():
-            return self.loaded.network(x, t, labels)
+            return self.network(x, t, labels)
 
     def decode(self, x: Tensor) -> Tensor:
         """What the diffusion sees -> (B,C,H,W) uint8, on the CPU."""

@@ -8,7 +8,7 @@ from model.networks import check_image_size
 from model.samplers import SAMPLERS
 from utils.class_names import ONE_OF_EACH, label_of, labels_of, name_of
 from utils.errors import name_list
-from utils.generation import Sampling
+from utils.generation import USUAL_CFG_SCALE, USUAL_GUIDE_SCALE, Sampling
 from utils.image_facts import SMALLEST_SIDE, USUAL_MODES
 from utils.options import types
 from utils.serving.limits import Limits
@@ -18,10 +18,9 @@ from utils.serving.weights import UPSCALER, Weight, WeightStore
 IMAGE_FORMATS = ("png", "webp", "jpeg")
 FILM_FORMAT = "gif"  # the states on the way of an image; only some protocols offer it
 MOST_SNAPSHOT_PIXELS = 2**24  # of all states that a job keeps: they lie in memory
-DEFAULT_CFG_SCALE = 1.5  # as that of generate.py
 DEFAULT_IMAGES = 1
 LARGEST_SEED = int(types.seed.high)
-LARGEST_CFG_SCALE = 100.0
+LARGEST_SCALE = 100.0  # of guidance
 UNKNOWN_WEIGHT = "model_not_found"  # the code of a refusal, as in the OpenAI API
 
 
@@ -36,6 +35,7 @@ class Asked:
     sample: str | None = None
     sample_steps: int | None = None
     cfg_scale: float | None = None
+    guide_scale: float | None = None
     seed: int | None = None  # of the first image; the next ones count up
     image_size: tuple[int, int] | None = None  # (H, W)
     image_format: str = "png"
@@ -84,6 +84,7 @@ class GenerationRequest:
             "sample": self.sampling.sampler,
             "sample_steps": self.steps,
             "cfg_scale": self.sampling.cfg_scale,
+            "guide_scale": self.sampling.guide_scale,
             "seed": self.seeds[0],
             "image_size": list(self.image_size),
             "image_format": self.image_format,
@@ -228,19 +229,9 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
     if sampler not in SAMPLERS:
         known = ", ".join(SAMPLERS)
         raise invalid(f"sample is one of {known}, not {sampler!r:.40}", "sample")
-    is_guided = bool(weight.classes) and weight.has_guidance
-    cfg_scale = asked.cfg_scale
-    if cfg_scale is None:
-        cfg_scale = DEFAULT_CFG_SCALE if is_guided else 1.0
-    if not 0 <= cfg_scale <= LARGEST_CFG_SCALE:  # NaN is not, either
-        raise invalid(f"cfg_scale is 0 to {LARGEST_CFG_SCALE:g}, not {cfg_scale}", "cfg_scale")
-    if weight.classes and not is_guided and cfg_scale != 1:
-        raise invalid(
-            f"{weight.name} was trained without guidance: cfg_scale is 1, not {cfg_scale:g}",
-            "cfg_scale",
-        )
+    cfg_scale, guide_scale = _guidance(asked, weight)
     usual = usual_sampling(weight) if sampler == weight.sampler else Sampling(sampler)
-    sampling = replace(usual, cfg_scale=cfg_scale)
+    sampling = replace(usual, cfg_scale=cfg_scale, guide_scale=guide_scale)
     if asked.sample_steps is not None:
         sampling = replace(sampling, sample_steps=asked.sample_steps)
     steps = sampling.steps(weight.noise_steps)
@@ -253,6 +244,29 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
             f"sample_steps is 1 to {most} with {weight.name}, not {steps}", "sample_steps"
         )
     return sampling
+
+
+def _guidance(asked: Asked, weight: Weight) -> tuple[float, float]:
+    """cfg_scale and guide_scale, as generate.py has them where they are not said."""
+    is_guided = bool(weight.classes) and weight.has_guidance
+    cfg_scale, guide_scale = asked.cfg_scale, asked.guide_scale
+    if guide_scale is None:
+        guide_scale = USUAL_GUIDE_SCALE if weight.has_guide and cfg_scale is None else 1.0
+    if cfg_scale is None:
+        cfg_scale = USUAL_CFG_SCALE if is_guided and guide_scale == 1 else 1.0
+    for name, scale in (("cfg_scale", cfg_scale), ("guide_scale", guide_scale)):
+        if not 0 <= scale <= LARGEST_SCALE:  # NaN is not, either
+            raise invalid(f"{name} is 0 to {LARGEST_SCALE:g}, not {scale}", name)
+    if weight.classes and not is_guided and cfg_scale != 1:
+        raise invalid(
+            f"{weight.name} was trained without guidance: cfg_scale is 1, not {cfg_scale:g}",
+            "cfg_scale",
+        )
+    if guide_scale != 1 and not weight.has_guide:
+        raise invalid(
+            f"{weight.name} holds no guide: guide_scale is 1, not {guide_scale:g}", "guide_scale"
+        )
+    return cfg_scale, guide_scale
 
 
 def usual_sampling(weight: Weight) -> Sampling:

@@ -42,7 +42,8 @@ class Rotation:
         lane = self._lanes.get(key)
         if lane is None or lane.loaded is not model:
             self._forget_idle()
-            lane = Lane(model, job.request.image_size, self._precision)
+            request = job.request
+            lane = Lane(model, request.image_size, self._precision, request.sampling.guide_scale)
             self._lanes[key] = lane
         return lane
 

@@ -135,7 +135,7 @@ def _settings(lane: Lane, task: ImageTask, bundle: Bundle) -> dict:
     class_name = request.class_of(task.place)
     if class_name is not None:
         about["class"] = class_name
-    network = lane.loaded.network
+    network = lane.network
     settings = image_settings(
         request.sampling, bundle.sampler, network, request.weight.path, request.use_ema
     )

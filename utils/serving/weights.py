@@ -19,7 +19,7 @@ from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_metadata
-from utils.runs.inference import inference_network, network_without_weights
+from utils.runs.inference import guide_network, inference_network, network_without_weights
 from utils.text import composed, printable
 from utils.upscaling import Upscaler
 
@@ -55,6 +55,7 @@ class Weight:
     sample_steps: int | None = None
     timestep_spacing: str | None = None
     has_guidance: bool = False
+    has_guide: bool = False  # of autoguidance
     numbers: int = 0  # that describe an image beside its labels
     noise_steps: int = 0
     scale: int | None = None  # of an upscaler
@@ -166,6 +167,7 @@ class LoadedDiffusion:
     process: dict  # the diffusion's config
     channels: int  # of the images
     null_label: int | None  # None: trained without classes
+    guide: nn.Module | None = None  # a worse network, of autoguidance
 
 
 def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> LoadedDiffusion:
@@ -184,6 +186,7 @@ def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> Loade
         process=checkpoint.config["diffusion"],
         channels=checkpoint.channels,
         null_label=checkpoint.config["network"].get("num_classes"),
+        guide=None if checkpoint.guide is None else precision.place(guide_network(checkpoint)),
     )
 
 
@@ -254,6 +257,7 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         timestep_spacing=checkpoint.timestep_spacing if is_diffusion else None,
         numbers=len(checkpoint.numbers),
         has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
+        has_guide=checkpoint.guide is not None,
         noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
         scale=getattr(network, "scale", None),
         has_ema=checkpoint.ema is not None,

@@ -88,6 +88,9 @@ def size_of_checkpoints(
     if state.codec is not None:  # in every file
         codec = BYTES_PER_WEIGHT * sum(weight.numel() for weight in state.codec.values())
         full, slim = full + codec, slim + codec
+    if state.guide_step > 0:
+        guide = BYTES_PER_WEIGHT * weights // 2  # in bf16
+        full, slim = full + guide, slim + guide
     best = full + slim if has_best else 0
     return (2 + kept) * full + slim + best + averages_kept * averages
 

@@ -23,6 +23,9 @@ FEW_IMAGES = 1_000
 MANY_IMAGES = 1_000_000
 AUGMENTATION = 0.12  # Karras et al. 2206.00364, table 7
 
+# Of the run: the weights from then guide sampling afterwards. With few images they lead to copies.
+GUIDE_SHARE = 0.2
+
 # The options of train.py that may be left open: of the network, and of its training.
 NETWORK_OPTIONS = (
     "channels",
@@ -42,10 +45,16 @@ OPEN_OPTIONS = (
     "augment",
     "loss_weight",
     "ema_length",
+    "guide_share",
 )
 
 # What runs of earlier versions did where their checkpoints do not say.
-EARLIER = {"loss_weight": "uniform", "ema_length": EMA_LENGTH, "augment": 0.0}
+EARLIER = {
+    "loss_weight": "uniform",
+    "ema_length": EMA_LENGTH,
+    "augment": 0.0,
+    "guide_share": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -242,6 +251,7 @@ def training_options(preset: Preset, images: int) -> dict[str, Any]:
         "augment": usual_augmentation(images),
         "loss_weight": LOSS_WEIGHT,
         "ema_length": EMA_LENGTH,
+        "guide_share": GUIDE_SHARE if images >= FEW_IMAGES else 0.0,
     }
 
 

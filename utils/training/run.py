@@ -307,6 +307,7 @@ class TrainingRun:
         """
         options, state = self.options, work.state
         schedule = self._schedule(work)
+        state.guide_step = round(options.guide_share * schedule.total_steps)
 
         remarks = [self.precision_remark, *work.remarks, *self._length_remarks(schedule)]
         remarks += self._restored

@@ -55,6 +55,7 @@ class RunOptions:
     gradient_compression: str
     # Only where a script has them
     ema_snapshots: int = 0
+    guide_share: float = 0.0
     # All of the script's options
     record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint
     of_a_machine: tuple[str, ...] = ()  # the names of those that may differ between machines

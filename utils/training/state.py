@@ -63,6 +63,8 @@ class TrainState:
     versions: dict  # what exact repetition depends on beside the config
     codec: dict | None = None  # of a diffusion on latents: the autoencoder's weights
     averages: PowerAverages | None = None  # for an average to be chosen afterwards
+    guide: dict | None = None  # the averaged weights of an early step, in bf16, to guide sampling
+    guide_step: int = 0  # after so many steps they are taken; 0: never
     step: int = 0
     is_whole: bool = True  # False within an update, when the objects are of different steps
 
@@ -77,6 +79,7 @@ class TrainState:
             versions=self.versions,
             codec=self.codec,
             averages=None if self.averages is None else self.averages.state_dict(),
+            guide=self.guide,
             **objects,
         )
 
@@ -85,6 +88,8 @@ class TrainState:
         self.ema.update(self.network, self.step)
         if self.averages is not None:
             self.averages.update(self.network, self.step)
+        if self.step + 1 == self.guide_step:
+            self.guide = halved(self.ema.state_dict())
 
     def restore(self, checkpoint: Checkpoint) -> list[str]:
         """Take back what was saved; returns remarks on what was left out.
@@ -98,6 +103,7 @@ class TrainState:
         ]
         if self.averages is not None:
             remarks.append(self._restore_averages(checkpoint))
+        self.guide = checkpoint.guide
         self.step = checkpoint.state["step"]
         return [remark for remark in remarks if remark]
 
@@ -118,7 +124,7 @@ class TrainState:
         averages = None
         if self.averages is not None:
             averages = copy.deepcopy(self.averages.state_dict())
-        return {**objects, "averages": averages, "step": self.step}
+        return {**objects, "averages": averages, "guide": self.guide, "step": self.step}
 
     def put_back(self, snapshot: dict[str, Any]) -> None:
         """Undo the steps since a snapshot, to the bit."""
@@ -127,6 +133,7 @@ class TrainState:
             holder.load_state_dict(snapshot[name])
         if self.averages is not None:
             self.averages.load_state_dict(snapshot["averages"])
+        self.guide = snapshot["guide"]
         self.step = snapshot["step"]
 
     def weights_are_finite(self) -> bool:
@@ -135,3 +142,11 @@ class TrainState:
         weights = [value for network in networks for value in network.state_dict().values()]
         finite = torch.stack([weight.isfinite().all() for weight in weights])
         return bool(finite.all())
+
+
+def halved(weights: dict) -> dict:
+    """A copy of weights in half as many bytes. Nothing waits for the device."""
+    return {
+        name: value.to(torch.bfloat16) if value.is_floating_point() else value.clone()
+        for name, value in weights.items()
+    }

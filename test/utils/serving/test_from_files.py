@@ -15,6 +15,7 @@ from upscaling_helpers import write_upscaler
 from model.samplers import SAMPLERS
 from utils.serving.engine import Engine
 from utils.serving.limits import Limits
+from utils.serving.refusal import Refusal
 from utils.serving.requests import Asked, resolve, usual_steps
 from utils.serving.weights import WeightStore
 
@@ -73,6 +74,45 @@ def test_pixels_and_upscaled(engine, images, tmp_path, script, sampler):
         upscale="up",
     )
     check(ours, results / "generated", tmp_path)
+
+
+def test_weights_with_a_guide(engine, images, tmp_path, script):
+    """Led by it unless other guidance is asked for; the kinds of jobs share a model, not a call."""
+    options = ["--run_name", "run", "--epochs", 3, "--lr", 0.01, "--guide_share", 0.4]
+    script("train", *TINY, "--dataset_path", images, *options)
+    results = tmp_path / "results"
+    how = ["--weight_path", results / "run" / "ema_last.pt", "--num_images", 2, "--seed", 5]
+    questions = [
+        {},
+        {"cfg_scale": 2.0},
+        {"guide_scale": 3.0},
+        {"cfg_scale": 2.0, "guide_scale": 2.0},
+    ]
+    store = WeightStore([results])
+    common = {"weight": "run", "num_images": 2, "seed": 5, "sample_steps": 4}
+    jobs = [
+        engine.submit(resolve(Asked(**common, **each), store, Limits()), ANYONE)
+        for each in questions
+    ]
+    wait_until(lambda: all(job.has_ended for job in jobs))
+    for number, (job, asked) in enumerate(zip(jobs, questions, strict=True)):
+        assert job.status == "completed", job.error
+        options = [word for name, value in asked.items() for word in (f"--{name}", value)]
+        script("generate", *how, "--sample_steps", 4, *options, "--generate_name", f"g{number}")
+        check([engine.image(job, place) for place in range(2)], results / f"g{number}", tmp_path)
+    first = jobs[0].request.to_dict()
+    assert (first["cfg_scale"], first["guide_scale"]) == (1.0, 1.5)
+    again = resolve(Asked(**{**common, "cfg_scale": 1.0, "guide_scale": 1.5}), store, Limits())
+    assert again == jobs[0].request
+
+
+def test_a_guide_that_a_weight_does_not_hold(images, tmp_path, script):
+    script("train", *TINY, "--dataset_path", images, "--run_name", "run", "--epochs", 1)
+    store = WeightStore([tmp_path / "results"])
+    with pytest.raises(Refusal, match="holds no guide"):
+        resolve(Asked(weight="run", guide_scale=2.0), store, Limits())
+    with pytest.raises(Refusal, match="guide_scale is 0 to 100"):
+        resolve(Asked(weight="run", guide_scale=float("nan")), store, Limits())
 
 
 def test_a_sampler_of_another_version_is_described_without_steps():

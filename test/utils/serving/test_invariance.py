@@ -11,12 +11,13 @@ from serving_helpers import CLASSES, CPU, NOISE_STEPS, PROCESS, SIDE, Bench
 from torch import Tensor
 
 from model.codecs import PixelCodec
+from model.samplers import SAMPLERS
 from utils.generation import ImageGenerator
 from utils.serving import lane
 from utils.serving.jobs import Job
 
 TOLERANCE = 1e-4
-ALL_SAMPLERS = ("ddpm", "ddim", "plms")
+ALL_SAMPLERS = tuple(SAMPLERS)
 
 
 @pytest.fixture

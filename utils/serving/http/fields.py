@@ -1,6 +1,6 @@
 """Kinds of fields that several APIs have."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -23,4 +23,5 @@ Side = Annotated[int, Field(ge=1, le=2**16), AS_WHOLE]  # pixels
 Sides = Annotated[list[Side], Field(min_length=2, max_length=2)]  # height and width
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), AS_WHOLE]
 Scale = Annotated[float, Field(ge=0, le=100)]  # of guidance
+SamplerName = Literal["ddpm", "ddim", "plms", "dpmpp2m", "unipc"]  # those of SAMPLERS
 Name = Annotated[str, Field(max_length=500)]

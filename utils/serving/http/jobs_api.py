@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from utils.pictures import encoded_image, image_grid
 from utils.serving.http.asking import Asking, resolved
 from utils.serving.http.errors import ErrorDetail, answers
-from utils.serving.http.fields import Count, Name, Scale, Seed, Side, Sides
+from utils.serving.http.fields import Count, Name, SamplerName, Scale, Seed, Side, Sides
 from utils.serving.http.watching import StreamPlaces, Watch
 from utils.serving.jobs import COMPLETED, Job
 from utils.serving.refusal import Refusal, not_found
@@ -39,9 +39,12 @@ class JobQuestion(BaseModel):
         description="name or number of a class; -1: one image of each; none: all in turn",
     )
     num_images: Count | None = None
-    sample: Literal["ddpm", "ddim", "plms"] | None = Field(default=None, description="sampler")
+    sample: SamplerName | None = Field(default=None, description="sampler")
     sample_steps: Count | None = None
     cfg_scale: Scale | None = Field(default=None, description="guidance; 1: none")
+    guide_scale: Scale | None = Field(
+        default=None, description="autoguidance by the guide that the weight holds; 1: none"
+    )
     seed: Seed | None = Field(default=None, description="of the first image")
     image_size: Side | Sides | None = Field(default=None, description="a side, or height and width")
     image_format: Literal["png", "webp", "jpeg"] | None = None
@@ -58,6 +61,7 @@ class JobQuestion(BaseModel):
             sample=self.sample,
             sample_steps=self.sample_steps,
             cfg_scale=self.cfg_scale,
+            guide_scale=self.guide_scale,
             seed=self.seed,
             image_size=None if size is None else (size[0], size[1]),
             image_format=self.image_format or "png",

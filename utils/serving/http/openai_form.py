@@ -10,6 +10,7 @@ from utils.serving.http.fields import (
     Frames,
     Name,
     PartialImages,
+    SamplerName,
     Scale,
     Seed,
 )
@@ -68,7 +69,7 @@ class ImagesQuestion(BaseModel):
         default=None, description="name or number of a class, instead of the prompt"
     )
     seed: Seed | None = Field(default=None, description="of the first image")
-    sampler: Literal["ddpm", "ddim", "plms"] | None = None
+    sampler: SamplerName | None = None
     num_inference_steps: Count | None = None
     sample_steps: Count | None = Field(default=None, description="the same")
     guidance_scale: Scale | None = Field(default=None, description="1: none")

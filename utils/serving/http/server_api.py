@@ -6,12 +6,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.samplers import SAMPLERS
+from utils.generation import USUAL_CFG_SCALE
 from utils.serving.http.errors import answers
 from utils.serving.http.metrics import Metrics
 from utils.serving.http.security import AUTHENTICATION, TOKEN_COOKIE, is_one_of
 from utils.serving.refusal import UNAVAILABLE, Refusal
 from utils.serving.requests import (
-    DEFAULT_CFG_SCALE,
     DEFAULT_IMAGES,
     IMAGE_FORMATS,
     usual_steps,
@@ -34,6 +34,7 @@ class WeightAnswer(BaseModel):
     sampler: str
     sample_steps: int | None = Field(description="that it takes where nobody says how many")
     guidance: bool = Field(description="whether cfg_scale may be other than 1")
+    guide: bool = Field(description="whether guide_scale may be; then it is, unless asked for")
     noise_steps: int
     scale: int | None = Field(description="of an upscaler")
     run: str | None = Field(description="the run that it is of")
@@ -72,6 +73,7 @@ def describe_weight(weight: Weight) -> WeightAnswer:
         sampler=weight.sampler,
         sample_steps=usual_steps(weight),
         guidance=weight.has_guidance and bool(weight.classes),
+        guide=weight.has_guide,
         noise_steps=weight.noise_steps,
         scale=weight.scale,
         run=weight.run,
@@ -90,7 +92,7 @@ def describe_server(services: Services) -> Capabilities:
         limits=services.limits.to_dict(),
         defaults={
             "num_images": DEFAULT_IMAGES,
-            "cfg_scale": DEFAULT_CFG_SCALE,
+            "cfg_scale": USUAL_CFG_SCALE,
             "image_format": IMAGE_FORMATS[0],
         },
         features={"training": services.training is not None, "token": bool(services.tokens)},

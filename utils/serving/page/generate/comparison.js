@@ -1,9 +1,9 @@
 // Jobs that differ in the sampler alone, one below the other: each column is a seed.
 
 import { button, element, icon, notice, onPress, setText, show } from "../lib/dom.js";
-import { counted, duration, measure } from "../lib/format.js";
+import { counted, duration } from "../lib/format.js";
 import { picture, imageTitle, saveAll } from "./gallery.js";
-import { STATUS_WORDS, jobTitle } from "./job_card.js";
+import { STATUS_WORDS, guidance, jobTitle } from "./job_card.js";
 import { isActive } from "./jobs.js";
 import { LivePicture } from "./live_picture.js";
 
@@ -52,7 +52,7 @@ export class ComparisonCard {
     setText(
       this.details,
       `${request.weight} · ${samplers} at equal seeds · ` +
-        `${counted(request.sample_steps, "step")} · guidance ${measure(request.cfg_scale)}`,
+        `${counted(request.sample_steps, "step")} · ${guidance(request)}`,
     );
     for (const job of jobs) {
       if (!this.rows.has(job.id)) {

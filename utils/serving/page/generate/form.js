@@ -65,7 +65,7 @@ export class GenerateForm {
       ),
       guidance: new Field(
         "Guidance",
-        numberInput({ min: 0, step: "any", value: defaults.cfg_scale ?? "" }),
+        numberInput({ min: 0, step: "any" }),
       ),
       seed: new Field("Seed", seed, { beside: dice }),
       size: new Field("Size", element("input", { inputmode: "numeric", autocomplete: "off" })),
@@ -151,6 +151,7 @@ export class GenerateForm {
     }
     steps.control.placeholder = weight.sample_steps ?? "";
     guidance.control.disabled = !weight.guidance;
+    guidance.control.placeholder = weight.guide ? "by its guide" : this.server.defaults.cfg_scale;
     guidance.remark(weight.guidance ? "" : "not trained in this weight");
     if (this.shownWeight !== weight.name) {
       sampler.value = weight.sampler;
@@ -238,6 +239,7 @@ export class GenerateForm {
         unused.push(`the sampler ${settings.sample} is not served here`);
       }
     }
+    const isLed = (settings.guide_scale ?? 1) !== 1; // which an empty field asks for
     const plain = {
       num_images: fields.count,
       sample_steps: fields.steps,
@@ -248,7 +250,7 @@ export class GenerateForm {
     };
     for (const [name, field] of Object.entries(plain)) {
       if (settings[name] !== undefined) {
-        field.value = settings[name];
+        field.value = field === fields.guidance && isLed ? "" : settings[name];
         field.fault(null);
       }
     }

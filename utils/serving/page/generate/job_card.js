@@ -20,6 +20,15 @@ export function jobTitle({ request }) {
   return request.class_name ? `${what} of ${request.class_name}` : what;
 }
 
+/** How far an image is led towards its class, and away from what a worse network makes. */
+export function guidance(request) {
+  const parts = [`guidance ${measure(request.cfg_scale)}`];
+  if (request.guide_scale !== undefined && request.guide_scale !== 1) {
+    parts.push(`guide ${measure(request.guide_scale)}`);
+  }
+  return parts.join(", ");
+}
+
 /** How it is made, in a line. */
 export function jobDetails({ request }) {
   const last = request.seed + request.num_images - 1;
@@ -28,7 +37,7 @@ export function jobDetails({ request }) {
   const parts = [
     request.weight,
     `${request.sample}, ${counted(request.sample_steps, "step")}`,
-    `guidance ${measure(request.cfg_scale)}`,
+    guidance(request),
     size(request.image_size),
     seeds,
   ];

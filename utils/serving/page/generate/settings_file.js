@@ -7,7 +7,12 @@ import { pngTexts } from "../lib/png_text.js";
 const LARGEST_FILE = 64 * 1024 * 1024; // bytes
 
 // Entries of the file -> names of the API
-const NUMBERS = { seed: "seed", sample_steps: "sample_steps", cfg_scale: "cfg_scale" };
+const NUMBERS = {
+  seed: "seed",
+  sample_steps: "sample_steps",
+  cfg_scale: "cfg_scale",
+  guide_scale: "guide_scale",
+};
 
 export class SettingsFile {
   /** @param onUse (settings) -> what could not be used, in words */
@@ -128,6 +133,7 @@ export class SettingsFile {
     setText(this.title, isUsable ? `Settings of ${name}` : name);
     const words = { class_name: "class", sample: "sampler", sample_steps: "steps" };
     words.cfg_scale = "guidance";
+    words.guide_scale = "guide";
     this.facts.replaceChildren(
       ...Object.entries(settings).map(([key, value]) =>
         element("div", {}, element("dt", {}, words[key] ?? key), element("dd", {}, String(value))),

@@ -89,6 +89,7 @@ export class Viewer {
       weight: request.weight,
       sampler: `${request.sample}, ${request.sample_steps} steps`,
       guidance: measure(request.cfg_scale),
+      guide: request.guide_scale === 1 ? null : request.guide_scale,
       size: size(request.image_size),
       "enlarged with": request.upscale,
       image: images.length > 1 ? `${place + 1} of ${images.length}` : null,

@@ -1,0 +1,161 @@
+"""Autoguidance by a run's own early average: what train.py keeps, and what is made with it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, TINY, copy_some, wait_for_step
+from PIL import Image
+
+from model.guidance import Autoguided
+from utils.devices import Precision
+from utils.generation import ImageGenerator, Sampling
+from utils.runs.checkpoint import Checkpoint
+from utils.training.recipe import GUIDE_SHARE, options_of
+
+# 13 images in batches of 4 are four steps an epoch: half of the run is the end of the second one.
+LONG = [*TINY, "--vis", "False", "--epochs", 4, "--lr", 0.01, "--conditional", "True"]
+HALF = ["--guide_share", 0.5]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, script_server):
+    """A run with a guide, and numbered checkpoints of each epoch."""
+    folder = tmp_path_factory.mktemp("guided")
+    command = [ROOT / "tools/train.py", *LONG, *HALF, "--use_gpu", -1, "--result_path", folder]
+    command += ["--dataset_path", copy_some(folder / "images")]
+    command += ["--save_model_interval", "--save_model_interval_epochs", 1]
+    done = script_server.run([*map(str, command)], folder, 120)
+    assert done.returncode == 0, done.stderr
+    return folder / "demo"
+
+
+def made(script, folder, *options, name):
+    """The images, and the text of the first."""
+    script("generate", "--num_images", 4, "--sample_steps", 5, *options, "--generate_name", name)
+    files = sorted((folder / "results" / name).glob("0*.png"))
+    with Image.open(files[0]) as first:
+        text = dict(first.text)
+    return np.stack([np.asarray(Image.open(file)).astype(int) for file in files]), text
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# --- What a run keeps ---
+
+
+def test_the_guide_is_the_average_of_that_share_of_the_run(run):
+    at_half = Checkpoint.read(run / "ckpt_2.pt").ema
+    for file in ("ema_last.pt", "ckpt_last.pt", "ckpt_2.pt"):
+        guide = Checkpoint.read(run / file).guide
+        assert equal(guide, {name: value.bfloat16() for name, value in at_half.items()})
+    assert Checkpoint.read(run / "ckpt_1.pt").guide is None  # from before
+
+
+@pytest.mark.parametrize(("images", "share"), [(999, 0.0), (1_000, GUIDE_SHARE)])
+def test_few_images_have_no_guide_unless_it_is_asked_for(images, share):
+    assert options_of("tiny", (28, 28), None, images)["guide_share"] == share
+    given = dict.fromkeys(options_of("tiny", (28, 28)))
+    assert options_of("tiny", (28, 28), given | {"guide_share": 0.4}, images)["guide_share"] == 0.4
+
+
+def test_few_images_in_a_run(images, tmp_path, script):
+    script("train", *LONG, "--epochs", 1, "--dataset_path", images)
+    assert Checkpoint.read(tmp_path / "results/demo/ema_last.pt").guide is None
+
+
+def test_a_run_that_is_lengthened(images, tmp_path, script):
+    """As an uninterrupted one, where the share is still to come; later on, its guide stays."""
+    common = [*LONG, *HALF, "--dataset_path", images, "--lr_func", "constant"]
+
+    def last(name, epochs, *options):
+        script("train", *common, "--epochs", epochs, "--run_name", name, *options)
+        return Checkpoint.read(tmp_path / "results" / name / "ckpt_last.pt")
+
+    whole = last("whole", 4)
+    last("parts", 1)
+    parts = last("parts", 4, "--resume")
+    assert equal(whole.ema, parts.ema) and equal(whole.guide, parts.guide)
+    longer = last("parts", 5, "--resume")
+    assert equal(longer.guide, parts.guide)
+
+
+def test_a_run_killed_after_its_guide_was_kept(images, tmp_path):
+    command = [sys.executable, ROOT / "tools/train.py", *LONG, *HALF, "--dataset_path", images]
+    command += ["--epochs", 400, "--save_every_steps", 1, "--log_interval", 1, "--use_gpu", -1]
+    command += ["--guide_share", 0.002, "--result_path", tmp_path]  # after step 3
+    words = [*map(str, command)]
+    running = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "demo", 10)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    before = Checkpoint.read(tmp_path / "demo/ckpt_last.pt")
+    assert before.guide is not None and before.state["step"] >= 8
+    resumed = subprocess.Popen([*words, "--resume"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "demo", before.state["step"] + 5)
+    resumed.terminate()
+    resumed.wait()
+    after = Checkpoint.read(tmp_path / "demo/ckpt_last.pt")
+    assert after.state["step"] > before.state["step"]
+    assert equal(before.guide, after.guide)
+
+
+# --- What is made with it ---
+
+
+def test_images_are_led_by_it_where_nobody_says_otherwise(run, script, tmp_path):
+    weights = ["--weight_path", run / "ema_last.pt"]
+    usual, text = made(script, tmp_path, *weights, name="usual")
+    assert text["guide_scale"] == "1.5" and text["cfg_scale"] == "1.0"
+    # As a file of its own, but for the rounding to bf16
+    other = ["--guide_path", run / "ckpt_2.pt", "--guide_scale", 1.5, "--cfg_scale", 1]
+    by_path, _ = made(script, tmp_path, *weights, *other, name="by_path")
+    plain, text = made(script, tmp_path, *weights, "--cfg_scale", 1, name="plain")
+    assert "guide_scale" not in text
+    assert np.abs(usual - by_path).max() <= 6
+    assert np.abs(usual - plain).max() > 20
+    both, text = made(script, tmp_path, *weights, "--cfg_scale", 3, "--guide_scale", 2, name="both")
+    assert text["guide_scale"] == "2.0" and text["cfg_scale"] == "3.0"
+    classes, text = made(script, tmp_path, *weights, "--cfg_scale", 3, name="classes")
+    assert text["cfg_scale"] == "3.0" and "guide_scale" not in text
+    off, text = made(script, tmp_path, *weights, "--guide_scale", 1, name="off")
+    assert text["cfg_scale"] == "1.5" and "guide_scale" not in text
+    assert np.abs(both - classes).max() > 1 and np.abs(off - plain).max() > 1
+
+
+def test_a_network_without_classes_is_led_too(images, script, tmp_path):
+    script("train", *LONG, *HALF, "--conditional", "False", "--dataset_path", images)
+    weights = ["--weight_path", tmp_path / "results/demo/ema_last.pt"]
+    led, text = made(script, tmp_path, *weights, name="led")
+    alone, _ = made(script, tmp_path, *weights, "--guide_scale", 1, name="alone")
+    assert text["guide_scale"] == "1.5"
+    assert np.abs(led - alone).max() > 1
+
+
+def test_what_is_led_is_the_extrapolation(run):
+    """guide + 1.5 (network - guide), at one call."""
+    checkpoint = Checkpoint.read(run / "ema_last.pt")
+    sampling = Sampling.of_checkpoint(checkpoint, None, None, None, 0.0, True, None)
+    precision = Precision(torch.float32, torch.device("cpu"))
+    generator = ImageGenerator.from_checkpoint(checkpoint, sampling, precision)
+    network = generator.network
+    assert isinstance(network, Autoguided) and network.scale == 1.5
+    x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([5, 500, 999]), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        good, worse = network.network(x, t, labels), network.guide(x, t, labels)
+        assert (good - worse).abs().max() > 1e-3
+        wanted = worse + 1.5 * (good - worse)
+        assert (generator.call(x, t, labels) - wanted).abs().max() <= 1e-6
+
+
+def test_a_guide_that_is_not_there(images, script, tmp_path):
+    script("train", *LONG, "--epochs", 1, "--dataset_path", images)
+    options = ["--weight_path", tmp_path / "results/demo/ema_last.pt", "--guide_scale", 2]
+    said = script("generate", *options, status=2).stderr
+    assert "holds no guide" in said and "--guide_path" in said

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.condition import without_condition
 from model.guidance import without_labels
 from model.noise_schedule import FLOW, signal_and_noise
 from model.randomness import Generators, draw_normal, draw_stratified, draw_uniform
@@ -244,13 +245,16 @@ class GaussianDiffusion:
         draws: dict[str, Tensor],
         kind: str = "mse",
         weight: str = "uniform",
+        condition: Tensor | None = None,
     ) -> Tensor:
         """x0 (B,C,H,W), labels (B,), rows of them (B,W) or None, and what `draw` gave, all on one
         device -> (B,).
 
         Each image's loss is multiplied by `loss_weight` of its time step. A dropped label becomes
         the null label (classifier-free guidance, Ho & Salimans 2207.12598), image by image. Where
-        x0 are augmented, `draws` say how ("augmentation"), and the network is told.
+        x0 are augmented, `draws` say how ("augmentation"), and the network is told. A `condition`
+        (B,K,H,W), see model/condition.py, goes in behind x_t, but for the images where it is
+        dropped ("condition_dropped").
         """
         if labels is not None:
             if len(labels) != len(x0) or labels.dim() > 2:
@@ -259,6 +263,9 @@ class GaussianDiffusion:
         t = draws["t"]
         noise = draws["noise"].to(x0)
         x_t, noise = self.noise_images(x0, t, noise)
+        if condition is not None:
+            kept = without_condition(condition, draws["condition_dropped"])
+            x_t = torch.cat([x_t, kept.to(x_t)], dim=1)
         augmentation = {key: draws[key] for key in ("augmentation",) if key in draws}
         prediction = network(x_t, t, labels, **augmentation)
         target = self.target(x0, noise, t)

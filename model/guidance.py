@@ -89,12 +89,16 @@ def needs_null(scale: float) -> bool:
     return scale not in (0, 1)
 
 
-def guided_places(labels: Sequence[Label], scales: Sequence[float]) -> list[int]:
-    """The places of the images that need two rows."""
+def guided_places(
+    labels: Sequence[Label], scales: Sequence[float], conditioned: bool = False
+) -> list[int]:
+    """The places of the images that need two rows; `conditioned`: all of them have more than a
+    label that can be left out.
+    """
     return [
         place
         for place, (label, scale) in enumerate(zip(labels, scales, strict=True))
-        if label != NO_LABEL and needs_null(scale)
+        if (conditioned or label != NO_LABEL) and needs_null(scale)
     ]
 
 

@@ -83,6 +83,7 @@ def choose(args) -> None:
     snapshots = snapshots_of(args.run)
     checkpoint = Checkpoint.read(args.run / SLIM)
     checkpoint.check_kind("diffusion")
+    checkpoint.check_unsteered()
     sampling = Sampling.of_checkpoint(
         checkpoint,
         sampler=args.sample,

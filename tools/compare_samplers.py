@@ -95,6 +95,7 @@ def compare(args) -> None:
     folder_of_real = open_folder(args.real, "REAL")
     checkpoint = Checkpoint.read(args.weight)
     checkpoint.check_kind("diffusion")
+    checkpoint.check_unsteered()
     usual = Sampling.of_checkpoint(
         checkpoint,
         sampler=None,

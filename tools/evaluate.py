@@ -303,6 +303,7 @@ def prepare_maker(args, device, real, network, warnings: Warnings):
         check_numbers(len(real), args.num_images, args.num_compared)
     checkpoint = Checkpoint.read(args.weight_path)
     checkpoint.check_kind("diffusion")
+    checkpoint.check_unsteered()
     guide = None if args.guide_path is None else Checkpoint.read(args.guide_path)
     sampling = Sampling.of_checkpoint(
         checkpoint,

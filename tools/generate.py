@@ -7,14 +7,18 @@
     python tools/generate.py --weight_path results/cifar/ema_last.pt --class_name -1 --animate webp
     python tools/generate.py --weight_path results/cifar/ema_last.pt --num_images 64 --nearest datasets/cifar10
     python tools/generate.py --weight_path results/cifar/ema_last.pt --num_images 64 --upscale weight/upscaler_x2.pt
+    python tools/generate.py --weight_path results/cells/ema_last.pt --condition my_masks   # a network that masks steer
 
 Image i has the random seed --seed + i, and comes out the same in any batch.
 """
+
+from __future__ import annotations
 
 import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,13 +27,17 @@ from utils.class_names import labels_of, name_of
 from utils.options import Option, shared
 from utils.text import composed
 
+if TYPE_CHECKING:  # what runs imports it where it needs it, so that --help answers at once
+    from utils.steering import Steering
+
 # fmt: off
 OPTIONS: opt.Table = {
     "what": [
         shared("--weight_path", "weight/demo.pt"),
-        shared("--num_images", 8, "number of images; not used with --class_name -1"),
+        shared("--num_images", None, "number of images; not set: 8, or one for each image in --condition; not used with --class_name -1"),
         shared("--class_name", None),
         Option("--numbers",        None,        opt.named_numbers,   "of a network that learned numbers from labels.csv: such as age=3.5,size=2"),
+        Option("--condition",      None,        opt.path,            "image that steers, or folder of such: image i has condition i, and after the last one the first again"),
         shared("--image_size", None),
         shared("--seed", 0),
     ],
@@ -87,6 +95,7 @@ MOST_IN_GRID = 256  # images that are shown together
 MOST_FRAMES = 60  # of an animation
 FILMED = 16  # images in an animation
 ONE_OF_EACH = "-1"  # as --class_name
+USUAL_COUNT = 8  # images
 USUAL_STRENGTH = 0.6  # of --init_image
 INVERSION_ROUNDS = 5  # network calls for each step back
 
@@ -97,6 +106,8 @@ def build_parser() -> opt.Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if args.num_images is None:
+        args.num_images = usual_count(args)
     if args.class_name != ONE_OF_EACH:
         opt.check_seeds(args.seed, args.num_images)
     check_editing(args)
@@ -115,6 +126,16 @@ def main(argv: list[str] | None = None) -> None:
     launch(partial(generate, args), processes)
 
 
+def usual_count(args) -> int:
+    """How many images are made where nobody says how many."""
+    if args.condition is None:
+        return USUAL_COUNT
+    from utils.data.conditions import condition_files
+
+    files = condition_files(args.condition)
+    return len(files) if args.condition.is_dir() else USUAL_COUNT
+
+
 def check_editing(args) -> None:
     """Raise UserError for options of editing that do not go together."""
     begun = [
@@ -131,6 +152,9 @@ def check_editing(args) -> None:
         raise opt.UserError("--mask and --outpaint both say where to paint: choose one")
     if args.repeats > 1 and args.mask is None and args.outpaint is None:
         raise opt.UserError("--repeats belongs to --mask or --outpaint")
+    for name in ("invert", "outpaint"):
+        if args.condition is not None and getattr(args, name) is not None:
+            raise opt.UserError(f"--{name} does not go with --condition: leave one out")
     if args.distributed and args.invert is not None:
         raise opt.UserError("--invert works on one image: leave --distributed out")
 
@@ -161,6 +185,7 @@ def generate(args, ranks) -> None:
     count = args.num_images if labels is None else len(labels)
     opt.check_seeds(args.seed, count)
     edit = choose_edit(args, generator, sampling, labels, count)
+    steering = choose_conditions(args, generator)
     copies = choose_copies(args, generator, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
@@ -173,11 +198,14 @@ def generate(args, ranks) -> None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
-    for place, pixels in images_of(args, ranks, generator, labels, count, frames, edit):
+    for place, pixels in images_of(args, ranks, generator, labels, count, frames, edit, steering):
         about = {"seed": args.seed + place}
         if names:
             about["class"] = names[place]
-        file = folder / f"{place:05d}.{args.image_format}"
+        if steering is not None:
+            about["condition"] = steering.name(place)
+        file = folder / f"{file_name(place, count, steering)}.{args.image_format}"
+        file.parent.mkdir(parents=True, exist_ok=True)
         if copies is not None:
             about |= copies.look_at(file.name, pixels)
         if upscaler is not None:
@@ -192,7 +220,7 @@ def generate(args, ranks) -> None:
     if not ranks.is_main:
         return
     pixels = [pixels for _, pixels in sorted(everyones, key=lambda pair: pair[0])]
-    write_overviews(args, pixels, labels, names, frames, folder, settings, count)
+    write_overviews(args, pixels, labels, names, frames, folder, settings, count, steering)
     if copies is not None:
         opt.say(copies.write(nearest, folder))
 
@@ -206,12 +234,13 @@ def write_overviews(
     folder: Path,
     settings: dict,
     count: int,
+    steering: Steering | None,
 ) -> None:
     """The grid and the films, and a line on each."""
     height, width = pixels[0].shape[-2:]
     plural = "" if count == 1 else "s"
     opt.say(f"{count} image{plural} of {height}x{width} in {folder}")
-    write_grid(pixels, labels, names, args, folder, settings)
+    write_grid(pixels, labels, names, args, folder, settings, steering)
     if args.interpolate is not None:
         write_film(pixels, folder / "interpolation.webp")
     if frames:
@@ -329,6 +358,24 @@ def choose_edit(args, generator, sampling, labels, count: int):
     return edit
 
 
+def choose_conditions(args, generator) -> Steering | None:
+    """What steers the images, or None. Raises UserError where the network takes none."""
+    if args.condition is None:
+        return None
+    if generator.condition is None:
+        raise opt.UserError(f"{args.weight_path} was trained without conditions: no --condition")
+    from utils.steering import Steering
+
+    return Steering.read(args.condition, generator.condition, generator.image_size)
+
+
+def file_name(place: int, count: int, steering: Steering | None) -> str:
+    """Of an image, without its ending: its number, or that of its condition where each has one."""
+    if steering is None or not steering.gives_names(count):
+        return f"{place:05d}"
+    return steering.stems[place]
+
+
 def editing_settings(args) -> dict:
     """What the text of each PNG says of editing."""
     names = ("init_image", "strength", "mask", "outpaint", "interpolate", "invert")
@@ -440,7 +487,7 @@ def names_of(labels: list | None, checkpoint) -> list[str]:
 # --- Making and writing ---
 
 
-def images_of(args, ranks, generator, labels, count: int, frames: list, edit=None):
+def images_of(args, ranks, generator, labels, count: int, frames: list, edit, steering):
     """Yields (place, pixels (C,H,W) uint8) of this process's share, batch by batch.
 
     If an animation is requested, fills `frames` with (x_t, estimate of x0) of the first images.
@@ -457,7 +504,8 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit=Non
             places = mine[start : start + args.batch_size]
             seeds = [args.seed + place for place in places]
             part = None if labels is None else [labels[place] for place in places]
-            for denoised in generator.denoise(seeds, part, edit):
+            conditions = None if steering is None else steering.pixels_of(places)
+            for denoised in generator.denoise(seeds, part, edit, conditions):
                 progress.update(images=f"{start} of {len(mine)}")
                 is_due = denoised.calls_done % every == 0 or denoised.is_last
                 if filming and start == 0 and is_due:
@@ -490,9 +538,15 @@ def write_film(pixels: list, file: Path) -> None:
 
 
 def write_grid(
-    pixels: list, labels: list | None, names: list[str], args, folder: Path, settings: dict
+    pixels: list,
+    labels: list | None,
+    names: list[str],
+    args,
+    folder: Path,
+    settings: dict,
+    steering: Steering | None,
 ) -> None:
-    """The first images in one picture, with class and seed below each."""
+    """The first images in one picture, with class and seed below each, behind their conditions."""
     import torch
 
     from utils.pictures import image_grid, save_image
@@ -508,10 +562,17 @@ def write_grid(
             for label in (labels or [])[:count]
         ]
     seeds = [str(args.seed + i) for i in range(count)]
+    captions, shown = names[:count], torch.stack(pixels)
+    if steering is not None:
+        shown = steering.before(shown)
+        columns *= 2
+        captions, fallbacks, seeds = (
+            [text for own in texts for text in ("", own)] for texts in (captions, fallbacks, seeds)
+        )
     grid = image_grid(
-        torch.stack(pixels),
+        shown,
         columns,
-        captions=names[:count],
+        captions=captions,
         fallbacks=fallbacks,
         caption_ends=seeds,
     )

@@ -25,9 +25,13 @@ from utils import options as opt
 from utils.options import Option
 
 if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
+    from torch import Tensor
+
     from model.codecs import Codec, PixelCodec
+    from model.condition import Condition
     from model.diffusion import GaussianDiffusion
     from utils.data import ImageSet, TrainingSet
+    from utils.data.conditions import ConditionedSet
     from utils.data.split import Split
     from utils.devices import Precision
     from utils.generation import ImageGenerator, Sampling
@@ -60,6 +64,9 @@ OPTIONS: opt.Table = {
         Option("--pretrain",          False,           opt.switch,          "start from the weights in --pretrain_path"),
         Option("--pretrain_path",     None,            opt.path,            "a checkpoint, a state_dict or a safetensors file that fits"),
         Option("--autoencoder_path",  None,            opt.path,            "diffuse in the latent space of this autoencoder: a file of train_autoencoder.py, or a folder of diffusers"),
+        Option("--condition_path",    None,            opt.path,            "folder of images that steer the images of the same name: label maps, edges, photographs"),
+        Option("--condition_kind",    "auto",          opt.CONDITION_KINDS, "labels: each number of a palette or grey file is a label; picture: as it looks; auto: labels where there are few numbers"),
+        Option("--condition_drop",    0.1,             opt.probability,     "fraction of conditions dropped, which guidance needs", decides=True),
         Option("--latent",            None,            opt.switch,          "diffuse in latent space; implied by --autoencoder_path"),
         Option("--seed",              0,               opt.seed,            "random seed"),
         Option("--plan",              False,           opt.switch,          "print what the run would do, and stop"),
@@ -141,6 +148,7 @@ OPTIONS: opt.Table = {
 OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
 OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
 OF_DIFFUSION += ("checkpoint_activations", "augment", "ema_snapshots", "balance", "guide_share")
+OF_DIFFUSION += ("condition_path", "condition_kind", "condition_drop")
 
 FEWEST_FOR_KID = 3  # images
 
@@ -164,10 +172,25 @@ def check(args: Namespace) -> None:
         from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
 
         need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    if args.condition_path is not None:
+        check_conditions(args)
     if args.conditional is True:
         check_guidance(args)
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
+
+
+def check_conditions(args: Namespace) -> None:
+    """Raise UserError for options that do not go with images that steer images."""
+    if args.autoencoder_path is not None or args.latent:
+        raise opt.UserError("--condition_path is for pixels: leave --autoencoder_path out")
+    if args.eval_images > 0:
+        raise opt.UserError("--eval_images makes images without conditions: leave it out")
+    if args.condition_drop == 0 and args.vis and args.cfg_scale != 1:
+        raise opt.UserError(
+            "with --condition_drop 0 nothing is learned without a condition to guide with: add "
+            "--cfg_scale 1"
+        )
 
 
 def check_guidance(args: Namespace) -> None:
@@ -203,19 +226,26 @@ def train(args: Namespace, ranks: Ranks) -> None:
         cache=args.cache,
         quiet=not ranks.is_main,
     )
+    paired = find_conditions(args, images, ranks)
+    if paired is not None:
+        images = paired.images
     split = run.split(images)
     dataset = images.subset(split.training(len(images)))
+    condition = None if paired is None else paired.condition
 
     # What is not given follows the images, the device and the time
     args.conditional = images.is_labelled
     if args.conditional:
         check_guidance(args)
-    choice = settle(args, run, dataset, autoencoder)
+    choice = settle(args, run, dataset, autoencoder, condition)
 
     # What is trained: network, EMA, optimizer
     diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder)[1])
     data = held_out_data(images, dataset, split)
-    state = run.build_state(build_config(args, dataset, data, diffusion, autoencoder))
+    if paired is not None:
+        data["conditions"] = paired.conditions.fingerprint()
+    config = build_config(args, dataset, data, diffusion, autoencoder, condition)
+    state = run.build_state(config)
     check_size(state, images, autoencoder)
     checkpoint_activations(args, state)
     if autoencoder is not None:
@@ -229,17 +259,22 @@ def train(args: Namespace, ranks: Ranks) -> None:
     codec = build_codec(args, run, autoencoder, dataset)
     state.config["codec"] = codec.config
     inputs, latent_lines = build_inputs(args, run, dataset, codec)
-    task = build_task(args, diffusion, codec)
+    task = build_task(args, diffusion, codec, condition)
+    shown = None
+    if paired is not None:
+        inputs = paired.subset(split.training(len(images)))
+        shown = preview_conditions(args, paired, split)
 
     # How long it takes
-    previews = build_previews(args, state, task, dataset, run.precision)
+    previews = build_previews(args, state, task, dataset, run.precision, shown)
     length = run.length(state, task, inputs, previews)
 
     # What is measured now and then
     evaluations = plan_evaluations(args, task, dataset, split, length)
     evaluate = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
-        evaluate = build_evaluation(args, run, images, dataset, split, evaluations, state, task)
+        measured = (images, dataset) if paired is None else (paired, inputs)
+        evaluate = build_evaluation(args, run, measured, dataset, split, evaluations, state, task)
 
     # Plan, fit
     run.train(
@@ -256,6 +291,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             balance=dataset.labels.array if args.balance else None,
             plan_lines=[
                 *class_lines(args),
+                *condition_lines(args, condition),
                 *augmentation_lines(args, dataset),
                 *preset_lines(run, choice, state, task, inputs, length),
                 *latent_lines,
@@ -263,6 +299,15 @@ def train(args: Namespace, ranks: Ranks) -> None:
             remarks=plan_remarks(args, previews, autoencoder),
         )
     )
+
+
+def find_conditions(args: Namespace, images: ImageSet, ranks: Ranks) -> ConditionedSet | None:
+    """The images that have a condition, with it; None where none steer."""
+    from utils.data.conditions import pair
+
+    if args.condition_path is None:
+        return None
+    return pair(images, args.condition_path, args.condition_kind, args.cache, not ranks.is_main)
 
 
 # --- The recipe ---
@@ -276,7 +321,11 @@ def asked_conditional(args: Namespace, run: TrainingRun) -> bool | None:
 
 
 def settle(
-    args: Namespace, run: TrainingRun, dataset: ImageSet, autoencoder: StoredAutoencoder | None
+    args: Namespace,
+    run: TrainingRun,
+    dataset: ImageSet,
+    autoencoder: StoredAutoencoder | None,
+    condition: Condition | None,
 ) -> RecipeChoice | None:
     """Fill in the options that were left open: as before where the run is resumed (None), else as
     in the weights that it starts from, or in a preset.
@@ -294,13 +343,14 @@ def settle(
         channels, size = diffused_shape(args, dataset, autoencoder)
 
         def network_of(values: dict) -> dict:
-            return network_config(Namespace(**{**vars(args), **values}), channels, dataset)
+            chosen = Namespace(**{**vars(args), **values})
+            return network_config(chosen, channels, dataset, condition)
 
         if autoencoder is not None and given["augment"] is None:
             given["augment"] = 0.0
         pretrained = pretrained_network(args)
         given |= {name: value for name, value in pretrained.items() if given[name] is None}
-        choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of)
+        choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of, condition)
         args.preset, values = choice.preset, choice.values
     vars(args).update(values)
     run.options = opt.run_options(args, OPTIONS)
@@ -436,7 +486,9 @@ def build_inputs(
     return latent_inputs(dataset, codec, args.flip, args.cache, run.ranks)
 
 
-def build_task(args: Namespace, diffusion: GaussianDiffusion, codec: Codec) -> DiffusionTask:
+def build_task(
+    args: Namespace, diffusion: GaussianDiffusion, codec: Codec, condition: Condition | None
+) -> DiffusionTask:
     """What is trained: the diffusion's loss."""
     from model.codecs import LatentCodec
     from utils.training.diffusion_task import DiffusionTask, LatentDiffusionTask
@@ -451,6 +503,8 @@ def build_task(args: Namespace, diffusion: GaussianDiffusion, codec: Codec) -> D
         args.label_drop,
         args.loss_weight,
         args.augment,
+        condition,
+        args.condition_drop,
     )
 
 
@@ -460,6 +514,7 @@ def build_config(
     data: dict,
     diffusion: GaussianDiffusion,
     autoencoder: StoredAutoencoder | None,
+    condition: Condition | None,
 ) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
     classes = len(dataset.class_names)
@@ -469,22 +524,31 @@ def build_config(
         )
     channels, _ = diffused_shape(args, dataset, autoencoder)
     codec = pixel_codec(dataset.mode).config if autoencoder is None else autoencoder.config()
-    return {
-        "network": network_config(args, channels, dataset),
+    is_guided = args.label_drop != 0
+    if condition is not None:
+        is_guided = args.condition_drop != 0 and (is_guided or not args.conditional)
+    config = {
+        "network": network_config(args, channels, dataset, condition),
         "diffusion": diffusion.config,
         "codec": codec,
         "data": data,
-        "sampling": {"sampler": args.sample, "guidance": args.label_drop != 0},
+        "sampling": {"sampler": args.sample, "guidance": is_guided},
     }
+    if condition is not None:
+        config["condition"] = condition.config
+    return config
 
 
-def network_config(args: Namespace, channels: int, dataset: ImageSet) -> dict:
-    """The network as the options describe it."""
+def network_config(
+    args: Namespace, channels: int, dataset: ImageSet, condition: Condition | None
+) -> dict:
+    """The network as the options describe it; `channels` of what it denoises."""
     from model.augmentation import NUMBERS
 
     return {
         "name": args.network,
-        "in_channels": channels,
+        "in_channels": channels + (0 if condition is None else condition.channels),
+        "out_channels": None if condition is None else channels,
         "num_classes": len(dataset.class_names) or None,
         "numbers": dataset.numbers,
         "channels": args.channels,
@@ -562,7 +626,7 @@ def plan_evaluations(
 def build_evaluation(
     args: Namespace,
     run: TrainingRun,
-    images: ImageSet,
+    measured: tuple,  # all images, and those that are trained on, as the task takes them
     dataset: ImageSet,
     split: Split,
     evaluations: EvaluationPlan,
@@ -578,9 +642,9 @@ def build_evaluation(
     ranks, precision = run.ranks, run.precision
     held_out_loss = sample_score = None
     if evaluations.images > 0:
-        held_out = SampleOfImages.of(images, split.held_out[: evaluations.images])
-        places = first_by_content(dataset, evaluations.images)
-        training = SampleOfImages.of(dataset, places)
+        everything, trained = measured
+        held_out = SampleOfImages.of(everything, split.held_out[: evaluations.images])
+        training = SampleOfImages.of(trained, first_by_content(trained, evaluations.images))
         held_out_loss = HeldOutLoss(
             task, held_out, training, precision, ranks, args.batch_size, args.seed
         )
@@ -593,12 +657,34 @@ def build_evaluation(
     return RunEvaluation(held_out_loss, sample_score)
 
 
+def preview_conditions(args: Namespace, paired: ConditionedSet, split: Split) -> Tensor:
+    """What steers the images of previews, (n,P,H,W) uint8: conditions of held-out images, and where
+    there are too few of others; with classes, of each in turn.
+    """
+    import numpy as np
+
+    from utils.data.image_set import stacked_pixels
+    from utils.training.previews import MOST_ROWS
+
+    places = np.concatenate([split.held_out, split.training(len(paired))])
+    images = paired.images
+    if images.class_names and images.conditions is None:
+        labels = images.labels.array[places]
+        rows = range(min(MOST_ROWS, len(images.class_names)))
+        of_rows = [np.resize(places[labels == row], args.num_vis) for row in rows]
+        places = np.concatenate(of_rows)
+    else:
+        places = places[: args.num_vis]
+    return stacked_pixels(paired.conditions, places)
+
+
 def build_previews(
     args: Namespace,
     state: TrainState,
     task: DiffusionTask,
     dataset: ImageSet,
     precision: Precision,
+    conditions: Tensor | None,
 ) -> PreviewGrid | None:
     """What draws previews, or None without."""
     if not args.vis:
@@ -606,7 +692,7 @@ def build_previews(
     from utils.training.previews import PreviewGrid
 
     generator = build_generator(args, state, task, dataset, precision)
-    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size)
+    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size, conditions)
 
 
 def build_generator(
@@ -623,6 +709,7 @@ def build_generator(
         dataset.channels,
         precision,
         args.cfg_scale,
+        condition=task.condition,
     )
 
 
@@ -631,6 +718,21 @@ def sampling_of(args: Namespace) -> Sampling:
     from utils.generation import Sampling
 
     return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
+
+
+def condition_lines(args: Namespace, condition: Condition | None) -> list[str]:
+    """Lines of the plan on what steers the images."""
+    from model.condition import LabelCondition
+
+    if condition is None:
+        return []
+    what = "grey" if condition.planes == 1 else "RGB"
+    if isinstance(condition, LabelCondition):
+        numbers = ", ".join(map(str, condition.values))
+        what = f"label maps of {len(condition.values)} labels ({numbers})"
+    else:
+        what = f"{what} pictures"
+    return [f"conditions  {what} in {args.condition_path}"]
 
 
 def class_lines(args: Namespace) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.codecs import Codec, build_codec
+from model.condition import Condition, build_condition
 from model.editing import Change
 from model.guidance import Autoguided, Label, null_of
 from model.networks import check_image_size
@@ -69,9 +70,11 @@ class Sampling:
         if cfg_scale is None:
             is_guided = guide_scale != 1 or not checkpoint.guidance_was_trained
             cfg_scale = 1.0 if is_guided else USUAL_CFG_SCALE
-        if checkpoint.class_names and not checkpoint.guidance_was_trained and cfg_scale != 1:
+        has_more = bool(checkpoint.class_names) or checkpoint.condition is not None
+        if has_more and not checkpoint.guidance_was_trained and cfg_scale != 1:
+            dropped = "--label_drop" if checkpoint.condition is None else "--condition_drop"
             raise UserError(
-                f"{checkpoint.source} was trained with --label_drop 0, without guidance: "
+                f"{checkpoint.source} was trained with {dropped} 0, without guidance: "
                 "add --cfg_scale 1"
             )
         sampler = sampler or checkpoint.sampler
@@ -167,6 +170,7 @@ class ImageGenerator:
         precision: Precision,
         cfg_scale: float = 1.0,
         cfg_interval: tuple[float, float] | None = None,
+        condition: Condition | None = None,
     ):
         self.network = network
         self.sampler = sampler
@@ -176,6 +180,7 @@ class ImageGenerator:
         self.precision = precision
         self.cfg_scale = cfg_scale
         self.cfg_interval = cfg_interval
+        self.condition = condition
 
     @classmethod
     def from_checkpoint(
@@ -213,6 +218,7 @@ class ImageGenerator:
             precision,
             sampling.cfg_scale,
             sampling.cfg_interval,
+            build_condition(checkpoint.condition) if checkpoint.condition else None,
         )
 
     @property
@@ -221,12 +227,24 @@ class ImageGenerator:
         return len(self.sampler.calls())
 
     def start(
-        self, seeds: Sequence[int], labels: Sequence[Label] | None, begin: Beginning | None = None
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[Label] | None,
+        begin: Beginning | None = None,
+        conditions: Tensor | None = None,
     ) -> Trajectory:
         """The images of these seeds before their first network call; labels: one per image, or
-        None. Raises ValueError for seeds or labels out of range.
+        None; conditions: the pixels (B,P,H,W) uint8 that steer each. Raises ValueError for seeds or
+        labels out of range, and UserError where the network needs conditions and has none.
         """
         begin = begin or Beginning(None)
+        if self.condition is not None and conditions is None:
+            raise UserError(
+                "these weights make images of conditions: generate.py --condition names them"
+            )
+        condition = None
+        if self.condition is not None and conditions is not None:
+            condition = self.condition.encode(conditions.to(self.sampler.device))
         channels, height, width = self.codec.shape(self.image_size, self.channels)
         return self.sampler.start(
             len(seeds),
@@ -239,6 +257,7 @@ class ImageGenerator:
             begin.first_call,
             null_label=null_of(self.network, labels),
             cfg_interval=self.cfg_interval,
+            condition=condition,
         )
 
     def denoise(
@@ -246,10 +265,11 @@ class ImageGenerator:
         seeds: Sequence[int],
         labels: Sequence[Label] | None,
         edit: EditOfImages | None = None,
+        conditions: Tensor | None = None,
     ) -> Iterator[Denoised]:
-        """The images of these seeds after each network call. Raises ValueError as `start` does."""
+        """The images of these seeds after each network call. Raises what `start` does."""
         begin = Beginning(None) if edit is None else edit.begin(self, seeds)
-        start = self.start(seeds, labels, begin)
+        start = self.start(seeds, labels, begin, conditions)
         with evaluation_mode(self.network):
             steps = self.sampler.denoise(self.call, start, begin.change)
             for done, (trajectory, x0) in enumerate(steps, start=1):
@@ -261,9 +281,10 @@ class ImageGenerator:
         labels: Sequence[Label] | None,
         after_call: Callable[[], None] = lambda: None,
         edit: EditOfImages | None = None,
+        conditions: Tensor | None = None,
     ) -> Tensor:
         """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call."""
-        for denoised in self.denoise(seeds, labels, edit):
+        for denoised in self.denoise(seeds, labels, edit, conditions):
             after_call()
             last = denoised
         return self.finished(last, edit)

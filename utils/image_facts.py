@@ -2,13 +2,17 @@
 
 GREY_16 = "I;16"  # grey of 16 bits, in Pillow's word
 TRANSPARENT = "RGBA"
+LABEL_MAP = "P"  # each pixel the number of its label, as a palette or a grey file has it
 
 # How many planes of 8 bits an image of each mode has: grey; colour; colour multiplied by the
 # opacity, and the opacity; the high and the low byte of grey.
-CHANNELS = {"L": 1, "RGB": 3, TRANSPARENT: 4, GREY_16: 2}
+CHANNELS = {"L": 1, "RGB": 3, TRANSPARENT: 4, GREY_16: 2, LABEL_MAP: 1}
 
 # How many channels a network sees of them.
 NETWORK_CHANNELS = {**CHANNELS, GREY_16: 1}
+
+# Those that a diffusion draws.
+IMAGE_MODES = ("L", "RGB", TRANSPARENT, GREY_16)
 
 # The modes that everything takes: an autoencoder and an upscaler take no others.
 USUAL_MODES = ("L", "RGB")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model import guidance
+from model.condition import without_condition
 from model.diffusion import GaussianDiffusion
 from model.guidance import NO_LABEL, Label, label_tensor, null_of
 from model.randomness import draw_normal, image_generator
@@ -135,6 +136,7 @@ class BaseDiffusion(GaussianDiffusion):
         first_call: int = 0,
         null_label: int = NO_LABEL,
         cfg_interval: tuple[float, float] | None = None,
+        condition: Tensor | None = None,
     ) -> Trajectory:
         """n images before their first network call.
 
@@ -145,7 +147,9 @@ class BaseDiffusion(GaussianDiffusion):
         Image i is a function of seeds[i] (0..2^32-1; drawn where none are given), whatever batch
         it is in: its noise x_T (n,C,H,W) unless that is given, then the noise that steps add. With
         `first_call` > 0, x_T is an image at the noise level of that call, to be continued from
-        there. Raises ValueError, naming the argument, for what does not fit together.
+        there. `condition` (n,K,H,W) goes into the network behind x, see model/condition.py;
+        guidance leads towards it and the label together. Raises ValueError, naming the argument,
+        for what does not fit together.
         """
         if seeds is None:
             seeds = torch.randint(2**31, (n,)).tolist()
@@ -162,6 +166,13 @@ class BaseDiffusion(GaussianDiffusion):
         if tuple(x_T.shape) != shape:
             raise ValueError(f"x_T has shape {tuple(x_T.shape)}, but must have {shape}")
         x = to_device(x_T, self.device)
+        if condition is not None:
+            wanted = (n, *image_size)
+            if (len(condition), *condition.shape[2:]) != wanted:
+                raise ValueError(
+                    f"{n} conditions of {image_size} are needed, not {condition.shape}"
+                )
+            condition = to_device(condition, self.device).to(x)
         plan = tuple(self.calls(self.step_of_call(first_call)))
         return Trajectory(
             settings=self.settings(),
@@ -174,6 +185,7 @@ class BaseDiffusion(GaussianDiffusion):
             guided_steps=(self._steps_within(cfg_interval),) * n,
             generators=generators,
             null_label=null_label,
+            condition=condition,
         )
 
     def _steps_within(self, ratios: tuple[float, float] | None) -> tuple[int, int]:
@@ -192,22 +204,37 @@ class BaseDiffusion(GaussianDiffusion):
 
         First a row for each of the B images, then a second one, without the label, for each image
         whose guidance needs both. None as labels: no row has one. Otherwise rows without a label
-        hold the trajectory's null label.
+        hold the trajectory's null label. A condition goes in behind x, zeros in its place in rows
+        without the label.
         """
         device = trajectory.x.device
         steps = [t for t, _, _ in trajectory.calls]
         scales = trajectory.current_scales
         pairs = zip(trajectory.labels, scales, strict=True)
         labels = [label if guidance.needs_label(scale) else NO_LABEL for label, scale in pairs]
-        places = guidance.guided_places(trajectory.labels, scales)
-        x = trajectory.x
+        places = guidance.guided_places(trajectory.labels, scales, trajectory.condition is not None)
+        x = self._with_condition(trajectory, scales)
         if places:
             index = numbers_on([*range(len(x)), *places], device, torch.long)
             x = x.index_select(0, index)
+            if trajectory.condition is not None:
+                x[len(trajectory) :, trajectory.x.shape[1] :] = 0
             steps = steps + [steps[i] for i in places]
             labels = labels + [NO_LABEL] * len(places)
         t = numbers_on(steps, device, torch.long)
         return x, t, label_tensor(labels, trajectory.null_label, device)
+
+    def _with_condition(self, trajectory: Trajectory, scales: Sequence[float]) -> Tensor:
+        """x, with the condition behind it where there is one: (B,C,H,W) or (B,C+K,H,W). Images
+        whose scale is 0 are not told theirs.
+        """
+        x, condition = trajectory.x, trajectory.condition
+        if condition is None:
+            return x
+        if not all(guidance.needs_label(scale) for scale in scales):
+            untold = [not guidance.needs_label(scale) for scale in scales]
+            condition = without_condition(condition, numbers_on(untold, x.device, torch.bool))
+        return torch.cat([x, condition], dim=1)
 
     def update(self, trajectory: Trajectory, output: Tensor) -> tuple[Trajectory, Tensor]:
         """The trajectory after the network's output (R,C,H,W) for its `rows`, and the current
@@ -229,7 +256,9 @@ class BaseDiffusion(GaussianDiffusion):
 
     def _guided(self, trajectory: Trajectory, output: Tensor) -> Tensor:
         current = trajectory.current_scales
-        places = guidance.guided_places(trajectory.labels, current)
+        places = guidance.guided_places(
+            trajectory.labels, current, trajectory.condition is not None
+        )
         if len(output) != len(trajectory) + len(places):
             raise ValueError(
                 f"the network's output has {len(output)} rows, "
@@ -298,6 +327,7 @@ class BaseDiffusion(GaussianDiffusion):
         x_T: Tensor | None = None,
         callback: Callback | None = None,
         cfg_interval: tuple[float, float] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """n images, (n,C,H,W): float32, or in the number format of x_T.
 
@@ -316,6 +346,7 @@ class BaseDiffusion(GaussianDiffusion):
             x_T,
             null_label=null,
             cfg_interval=cfg_interval,
+            condition=condition,
         )
         trajectory = start
         with evaluation_mode(network):

@@ -30,6 +30,7 @@ class Trajectory:
     guided_steps: tuple[tuple[int, int], ...]  # first and last time step that is guided
     generators: tuple[torch.Generator, ...]  # of the noise that steps add, one per image
     null_label: int  # what stands for "no label" in the network's rows
+    condition: Tensor | None = None  # (B,K,H,W): what goes in behind x
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -89,6 +90,7 @@ class Trajectory:
             guided_steps=tuple(self.guided_steps[i] for i in places),
             generators=tuple(self.generators[i] for i in places),
             null_label=self.null_label,
+            condition=None if self.condition is None else self.condition.index_select(0, index),
         )
 
     @staticmethod
@@ -100,13 +102,13 @@ class Trajectory:
         """
         first = trajectories[0]
         for other in trajectories[1:]:
-            ours = (first.settings, first.x.shape[1:], first.x.dtype, first.null_label)
-            theirs = (other.settings, other.x.shape[1:], other.x.dtype, other.null_label)
+            ours, theirs = first._batch_facts(), other._batch_facts()
             if ours != theirs:
                 raise ValueError(
-                    "trajectories can share a batch only where sampler, image size, number format "
-                    f"and null label agree, not {ours} and {theirs}"
+                    "trajectories can share a batch only where sampler, image size, number format, "
+                    f"null label and kind of condition agree, not {ours} and {theirs}"
                 )
+        conditions = [each.condition for each in trajectories if each.condition is not None]
         history = {
             key: torch.cat([each.history[key] for each in trajectories]) for key in first.history
         }
@@ -121,7 +123,13 @@ class Trajectory:
             guided_steps=sum((each.guided_steps for each in trajectories), ()),
             generators=sum((each.generators for each in trajectories), ()),
             null_label=first.null_label,
+            condition=torch.cat(conditions) if conditions else None,
         )
+
+    def _batch_facts(self) -> tuple:
+        """What all images of a batch have in common."""
+        condition = None if self.condition is None else self.condition.shape[1:]
+        return (self.settings, self.x.shape[1:], self.x.dtype, self.null_label, condition)
 
 
 def _places(indices: Sequence[int] | Sequence[bool] | Tensor) -> list[int]:

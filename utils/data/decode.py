@@ -10,7 +10,7 @@ from PIL import __version__ as pillow_version
 from utils.data.colour import to_srgb
 from utils.data.opening import Picture, open_picture
 from utils.data.silence import quiet_pillow
-from utils.image_facts import GREY_16, TRANSPARENT
+from utils.image_facts import GREY_16, LABEL_MAP, TRANSPARENT
 
 # Raise the first number whenever a file can give other pixels than before: it is part of the key of
 # the cache.
@@ -63,10 +63,14 @@ def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") ->
 
     `mode` "RGBA": (H,W,4), colours multiplied by the opacity and the opacity. "I;16": (H,W,2), the
     high and the low byte of grey as the file has it, without its profile; 8 bits are spread over
-    the 16, colours become luma, transparency lies on white. Any other mode: (H,W,3) sRGB.
+    the 16, colours become luma, transparency lies on white. "P": (H,W,1), the numbers in a palette
+    file or a grey one of 8 bits, without its profile, fitted by the nearest neighbour. Any other
+    mode: (H,W,3) sRGB.
     """
     with open(path, "rb") as file, quiet_pillow():
         picture = open_picture(file)
+        if mode == LABEL_MAP:
+            return _label_map(picture, size)
         colour, alpha = colour_and_alpha(picture)
         has_16_bits = picture.depth > 8
         brightest = _brightest(colour) if has_16_bits else 1.0
@@ -78,6 +82,25 @@ def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") ->
         if size is not None and size != own_size:
             shown = ImageOps.fit(shown, size[::-1], Image.Resampling.BICUBIC)
         return Decoded(_planes(shown), own_size, has_16_bits, brightest)
+
+
+def _label_map(picture: Picture, size: tuple[int, int] | None) -> Decoded:
+    image = picture.image
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in ("P", "L"):
+        raise ValueError(
+            f"pixels of mode {image.mode} are no label map: the numbers of a palette file, or of a "
+            "grey one of 8 bits, are labels"
+        )
+    numbers = Image.fromarray(np.asarray(image))  # of a palette, the numbers themselves
+    method = TRANSPOSE.get(picture.orientation)
+    if method is not None:
+        numbers = numbers.transpose(method)
+    own_size = (numbers.height, numbers.width)
+    if size is not None and size != own_size:
+        numbers = ImageOps.fit(numbers, size[::-1], Image.Resampling.NEAREST)
+    return Decoded(np.array(numbers)[..., None], own_size)
 
 
 def _in_mode(

@@ -313,8 +313,9 @@ def _unknown(verdict: Verdict, run: Circumstances) -> str:
     elif verdict.evaluations == 0:
         why = "it has not been evaluated yet"
     else:
+        times = "once" if verdict.evaluations == 1 else f"{verdict.evaluations} times"
         why = (
-            f"it was evaluated {verdict.evaluations} times only, {FEWEST_EVALUATIONS} are needed "
+            f"it was evaluated {times} only, {FEWEST_EVALUATIONS} are needed "
             "(--eval_interval_epochs)"
         )
     text = f"Whether it is done is not known: {why}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils import image_facts
 from utils.image_facts import CHANNELS, LARGEST_SIDE, SMALLEST_SIDE, USUAL_MODES
 
 LONGEST_FILE_NAME = 200  # bytes; file systems take 255, and endings come behind it
@@ -340,7 +341,8 @@ PRESETS = Choice(("auto", "tiny", "small", "medium", "base", "large", "adm"))
 LR_SCHEDULES = Choice(("linear", "cosine", "warmup_cosine", "constant"))
 TIME_EMBEDDINGS = Choice(("additive", "scale_shift"))
 IMAGE_FORMATS = Choice(("png", "jpg", "jpeg", "webp"))
-IMAGE_MODES = Choice(("auto", *CHANNELS))
+IMAGE_MODES = Choice(("auto", *image_facts.IMAGE_MODES))
+CONDITION_KINDS = Choice(("auto", "labels", "picture"))
 USUAL_IMAGE_MODES = Choice(("auto", *USUAL_MODES))
 CACHES = Choice(("auto", "disk", "ram", "none"))
 GRADIENT_COMPRESSIONS = Choice(("none", "bf16"))

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from model.condition import build_condition
 from utils.errors import UserError
-from utils.image_facts import CHANNELS, LARGEST_SIDE, NETWORK_CHANNELS
+from utils.image_facts import CHANNELS, IMAGE_MODES, LARGEST_SIDE, NETWORK_CHANNELS
 from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
 # The kinds of checkpoint, and what each is for.
@@ -145,6 +146,13 @@ class Checkpoint:
                 f"it is for {SCRIPT_OF_KIND[self.kind]}"
             )
 
+    def check_unsteered(self) -> None:
+        """Raise UserError where its images need conditions."""
+        if self.condition is not None:
+            raise UserError(
+                f"{self.source} makes images of conditions: generate.py --condition gives it some"
+            )
+
     # --- What the metadata says ---
 
     @property
@@ -161,6 +169,11 @@ class Checkpoint:
     def class_names(self) -> list[str]:
         """Empty for an unconditional network."""
         return self.config["data"]["class_names"]
+
+    @property
+    def condition(self) -> dict | None:
+        """Which images steer its images (`model.condition`); None: none do."""
+        return self.config.get("condition")
 
     @property
     def numbers(self) -> list[dict]:
@@ -254,7 +267,7 @@ def _check_config(config: _Fields, kind: str) -> None:
     data = config.part("data")
     data.value("image_size", _is_image_size, f"two sides from 1 to {LARGEST_SIDE}")
     mode = data.value(
-        "mode", lambda value: value in tuple(CHANNELS), f"one of {', '.join(CHANNELS)}"
+        "mode", lambda value: value in IMAGE_MODES, f"one of {', '.join(IMAGE_MODES)}"
     )
     names = data.value("class_names", _is_list_of_text, "a list of texts")
     numbers = data.value("numbers", _are_numbers, "a list of columns", default=[])
@@ -265,6 +278,7 @@ def _check_config(config: _Fields, kind: str) -> None:
     if kind == "diffusion":
         _check_diffusion(config, names)
         channels = _diffused_channels(config, channels)
+        channels += _condition_channels(config)
     taken = network.value("in_channels", _is_count, "a whole number")
     if taken != channels:
         raise config.unusable(
@@ -303,6 +317,17 @@ def _diffused_channels(config: _Fields, image_channels: int) -> int:
             f"the autoencoder takes {taken} channels, the images have {image_channels}"
         )
     return autoencoder.value("latent_channels", _is_count, "a whole number")
+
+
+def _condition_channels(config: _Fields) -> int:
+    """What a network takes beside the noisy image."""
+    if config.values.get("condition") is None:
+        return 0
+    condition = config.part("condition")
+    try:
+        return build_condition(dict(condition.values)).channels
+    except ValueError as error:
+        raise config.unusable(f"config.condition: {error}") from None
 
 
 def _upgraded(config: dict, args: dict) -> dict:

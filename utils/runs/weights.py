@@ -117,6 +117,7 @@ def match_weights(
     own: dict[str, Tensor] = network.state_dict()
     matched = dict(weights)
     said = adapt_channels(matched, own) if are_images else []
+    said += adapt_condition(matched, own)
     said += adapt_augmentation(matched, own)
     said += adapt_numbers(matched, own)
     said += adapt_labels(matched, own, class_names, previous_class_names, source)
@@ -179,6 +180,24 @@ def adapt_channels(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> lis
             "convolution are adapted, so that grey pictures give the mean of the three colours"
         ]
     return []
+
+
+def adapt_condition(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Change what the first convolution does with conditions, in place, where the network has more
+    or fewer channels of them: new ones count nothing at first.
+    """
+    if not differ_in_channels_only(weights, own):
+        return []
+    (taken, images), (wanted, own_images) = channels_of(weights), channels_of(own)
+    before, now = taken - images, wanted - own_images
+    if images != own_images or before == now or min(before, now) < 0:
+        return []
+    kernel = weights[CONV_IN][:, :images]
+    new = kernel.new_zeros(kernel.shape[0], now, *kernel.shape[2:])
+    weights[CONV_IN] = torch.cat([kernel, new], dim=1)
+    if now == 0:
+        return ["the weights are for images with conditions, this run is without"]
+    return ["the weights were trained without these conditions: the network has yet to learn them"]
 
 
 def channels_of(weights: Mapping[str, Tensor]) -> tuple[int, int]:

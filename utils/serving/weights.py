@@ -238,6 +238,7 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
     checkpoint = Checkpoint.parse(read_metadata(file), file)
     if checkpoint.kind not in SERVED_KINDS:
         return None
+    checkpoint.check_unsteered()
     network = network_without_weights(checkpoint.config["network"], file)
     is_direct_child = file.parent == folder
     is_diffusion = checkpoint.kind == DIFFUSION

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from model.augmentation import augment, draw_augmentations
 from model.codecs import LatentCodec, PixelCodec
+from model.condition import Condition
 from model.diffusion import GaussianDiffusion
 from model.randomness import draw_normal, draw_uniform
 from utils.training.prefetch import Batch, Draws
@@ -27,6 +28,8 @@ class DiffusionTask:
     label_drop: float = 0.1
     loss_weight: str = "uniform"
     augment: float = 0.0  # probability of each change of a non-leaky augmentation; 0: none
+    condition: Condition | None = None  # whose planes lie behind those of the image
+    condition_drop: float = 0.1  # share of the images that are not told theirs
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
         """Each image draws how it is changed, then what the loss needs (on the CPU)."""
@@ -37,6 +40,10 @@ class DiffusionTask:
             draws["mirrored"] = draw_uniform(len(batch[0]), generators) < FLIPPED
         shape = self.shape(batch)
         draws |= self.diffusion.draw(shape, self.conditional, generators, self.label_drop)
+        if self.condition is not None:
+            draws["condition_dropped"] = draw_uniform(len(batch[0]), generators) < (
+                self.condition_drop
+            )
         return draws
 
     def loss(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
@@ -44,22 +51,37 @@ class DiffusionTask:
         noisy).
         """
         labels = batch[1] if self.conditional else None
+        x0, condition = self.inputs(batch, draws)
         losses = self.diffusion.losses_of(
-            network, self.x0(batch, draws), labels, draws, self.loss_kind, self.loss_weight
+            network, x0, labels, draws, self.loss_kind, self.loss_weight, condition
         )
         return {"loss": losses.mean(), **self.by_quarter(losses.detach(), draws["t"])}
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """(B,C,H,W) of what the diffusion sees of a batch."""
-        images, channels, height, width = batch[0].shape
-        return (images, *self.codec.shape((height, width), channels))
+        images, planes, height, width = batch[0].shape
+        if self.condition is not None:
+            planes -= self.condition.planes
+        return (images, *self.codec.shape((height, width), planes))
 
-    def x0(self, batch: Batch, draws: Draws) -> Tensor:
-        """What the diffusion sees of a batch, (B,C,H,W)."""
-        x0 = self.codec.encode(self.pixels(batch, draws))
-        if self.augment > 0:
-            x0 = augment(x0, draws["augmentation"])
-        return x0
+    def inputs(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """What the diffusion sees of a batch, (B,C,H,W), and the conditions (B,K,H,W) or None; both
+        changed alike.
+        """
+        x0, condition = self.encode(self.pixels(batch, draws))
+        if self.augment == 0:
+            return x0, condition
+        if condition is None:
+            return augment(x0, draws["augmentation"]), None
+        both = augment(torch.cat([x0, condition], dim=1), draws["augmentation"])
+        return both[:, : x0.shape[1]], both[:, x0.shape[1] :]
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The planes of images and their conditions, uint8, as what the diffusion sees of both."""
+        if self.condition is None:
+            return self.codec.encode(pixels), None
+        planes = pixels.shape[1] - self.condition.planes
+        return self.codec.encode(pixels[:, :planes]), self.condition.encode(pixels[:, planes:])
 
     def pixels(self, batch: Batch, draws: Draws) -> Tensor:
         """The images of a batch (B,C,H,W) uint8, some of them mirrored."""
@@ -99,9 +121,9 @@ class LatentDiffusionTask(DiffusionTask):
             return super().shape(batch)
         return (len(batch[0]), *batch[0].shape[3:])
 
-    def x0(self, batch: Batch, draws: Draws) -> Tensor:
+    def inputs(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
         mean, std = self.moments(batch, draws)
-        return mean + std * draws["posterior"].to(mean)
+        return mean + std * draws["posterior"].to(mean), None
 
     def moments(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each image's posterior, or of its mirror's, (B,c,h,w)."""

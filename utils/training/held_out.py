@@ -13,6 +13,7 @@ from model.diffusion import GaussianDiffusion
 from model.randomness import mix
 from model.samplers.base import evaluation_mode
 from utils.data import ImageSet
+from utils.data.conditions import ConditionedSet
 from utils.data.split import lowest_numbers
 from utils.devices import Precision
 from utils.errors import ReadError
@@ -38,12 +39,12 @@ def evaluation_time_steps(diffusion: GaussianDiffusion, count: int = LEVELS) -> 
 class SampleOfImages:
     """Some images of a set, on the host."""
 
-    pixels: Tensor  # (m,C,H,W) uint8
+    pixels: Tensor  # (m,C,H,W) uint8, and the planes of conditions behind them
     labels: Tensor  # (m,), or rows (m,W)
     numbers: list[int]  # of each image: what its noise is drawn from
 
     @classmethod
-    def of(cls, images: ImageSet, places: np.ndarray) -> "SampleOfImages":
+    def of(cls, images: ImageSet | ConditionedSet, places: np.ndarray) -> "SampleOfImages":
         """The images at these places. Raises ReadError where one cannot be read."""
         items = [images[int(place)] for place in places]
         for item in items:
@@ -54,7 +55,7 @@ class SampleOfImages:
         return cls(torch.stack(pixels), default_collate(labels), numbers)
 
 
-def first_by_content(images: ImageSet, count: int) -> np.ndarray:
+def first_by_content(images: ImageSet | ConditionedSet, count: int) -> np.ndarray:
     """The places of `count` images, or of all, chosen by their pixels alone."""
     return lowest_numbers(images.checksums, count)
 
@@ -98,6 +99,8 @@ class HeldOutLoss:
         task = self.task
         facts = (self.seed, self.time_steps, task.diffusion.config, task.codec.config)
         everything = repr((facts, task.loss_kind, task.conditional))
+        if task.condition is not None:
+            everything += repr(task.condition.config)
         return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
     def __call__(self, network: nn.Module) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +124,9 @@ class HeldOutLoss:
         images = [row // len(self.time_steps) for row in rows]
         steps = [self.time_steps[row % len(self.time_steps)] for row in rows]
         if self._latents is None:
-            x0 = self.task.codec.encode(self._pixels[images].to(device))
+            x0, condition = self.task.encode(self._pixels[images].to(device))
         else:
-            x0 = self._latents[images].to(device)
+            x0, condition = self._latents[images].to(device), None
         noise = [
             torch.randn(x0.shape[1:], generator=self._generator(image, t))
             for image, t in zip(images, steps, strict=True)
@@ -132,10 +135,13 @@ class HeldOutLoss:
             "t": torch.tensor(steps, device=device),
             "noise": torch.stack(noise).to(device),
             "dropped": torch.zeros(len(rows), dtype=torch.bool, device=device),
+            "condition_dropped": torch.zeros(len(rows), dtype=torch.bool, device=device),
         }
         labels = self._labels[images].to(device) if self.task.conditional else None
         with self.precision.autocast():
-            losses = self.task.diffusion.losses_of(network, x0, labels, draws, self.task.loss_kind)
+            losses = self.task.diffusion.losses_of(
+                network, x0, labels, draws, self.task.loss_kind, condition=condition
+            )
         return losses.cpu().double()
 
     def _generator(self, image: int, t: int) -> torch.Generator:

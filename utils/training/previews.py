@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from model.guidance import needs_null
+from utils.condition_pictures import behind_conditions, in_turn
 from utils.generation import ImageGenerator
 from utils.pictures import image_grid
 
@@ -17,7 +19,7 @@ COLUMNS = 8  # without classes
 @dataclass
 class PreviewGrid:
     """`per_class` images of each class, one row per class (20 rows at most); without classes,
-    `per_class` in all.
+    `per_class` in all. Each stands behind its condition, where there is one.
 
     The noise is the same in every preview, so that they compare.
     """
@@ -26,6 +28,7 @@ class PreviewGrid:
     class_names: list[str]
     per_class: int
     batch_size: int
+    conditions: Tensor | None = None  # (n,P,H,W) uint8: what steers the images, in turn
 
     @property
     def rows(self) -> list[str]:
@@ -40,7 +43,8 @@ class PreviewGrid:
     def network_rows(self) -> float:
         """Forward passes that a picture takes."""
         generator = self.generator
-        is_guided = bool(self.rows) and needs_null(generator.cfg_scale)
+        has_more = bool(self.rows) or self.conditions is not None
+        is_guided = has_more and needs_null(generator.cfg_scale)
         return self.images * generator.calls * (2 if is_guided else 1)
 
     def draw(self, sign_of_life: Callable[[], None]) -> Image.Image:
@@ -50,7 +54,15 @@ class PreviewGrid:
         for start in range(0, self.images, self.batch_size):
             seeds = range(start, min(start + self.batch_size, self.images))
             part = labels[start : start + self.batch_size] or None
-            parts.append(self.generator.images(seeds, part, sign_of_life))
+            conditions = None
+            if self.conditions is not None:
+                conditions = in_turn(self.conditions, seeds)
+            images = self.generator.images(seeds, part, sign_of_life, conditions=conditions)
+            if conditions is not None:
+                images = behind_conditions(self.generator.condition, conditions, images)
+            parts.append(images)
         columns = self.per_class if self.rows else min(COLUMNS, self.images)
+        if self.conditions is not None:
+            columns *= 2
         fallbacks = [f"class {row}" for row in range(len(self.rows))]
         return image_grid(torch.cat(parts), columns, self.rows, fallbacks=fallbacks)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from model.codecs import PixelCodec
+from model.condition import Condition
 from model.diffusion import GaussianDiffusion
 from utils.data import steps_per_epoch
 from utils.start import seconds_since_start
@@ -73,12 +74,14 @@ class RecipeChoice:
         size: tuple[int, int],  # of what the diffusion sees
         images: int,
         network_of: Callable[[dict[str, Any]], dict[str, Any]],  # a network's config
+        condition: Condition | None = None,
     ):
         self.run = run
         self.given = given
         self.size = size
         self.images = images
         self.network_of = network_of
+        self.condition = condition
         self._seconds: dict[str, float] = {}  # of a step, by preset
         self._costs: dict[str, NetworkCost] = {}
         self.is_chosen = preset == AUTO and given["channels"] is None
@@ -148,8 +151,16 @@ class RecipeChoice:
         )
         try:
             state = run.build_state({"network": network})
-            task = DiffusionTask(GaussianDiffusion(prediction="v"), PixelCodec(), conditional)
-            blank = BlankImages((network["in_channels"], *self.size), conditional)
+            task = DiffusionTask(
+                GaussianDiffusion(prediction="v"),
+                PixelCodec(),
+                conditional,
+                condition=self.condition,
+            )
+            planes = network["in_channels"]
+            if self.condition is not None:
+                planes += self.condition.planes - self.condition.channels
+            blank = BlankImages((planes, *self.size), conditional)
             mine = run.seconds_of_step(state, task, blank)
         finally:
             run.options = options

@@ -67,7 +67,7 @@ def test_each_step_draws_from_the_posterior(images, cache):
         draws = draws_of(task, batch, seed)
         assert draws["posterior"].shape == draws["noise"].shape == (6, 2, 4, 6)
         wanted = mean + std * draws["posterior"]
-        assert (task.x0(batch, draws) - wanted).abs().max() < 1e-5
+        assert (task.inputs(batch, draws)[0] - wanted).abs().max() < 1e-5
         assert (draws["posterior"] - draws["noise"]).abs().max() > 1
 
 
@@ -85,11 +85,11 @@ def test_a_mirrored_latent_is_that_of_the_mirror(images, cache):
     chosen = draws["mirrored"].view(-1, 1, 1, 1)
     wanted = torch.where(chosen, mirrored_mean, mean)
     wanted = wanted + torch.where(chosen, mirrored_std, std) * draws["posterior"]
-    assert (task.x0(latents, draws) - wanted).abs().max() < 1e-5
+    assert (task.inputs(latents, draws)[0] - wanted).abs().max() < 1e-5
     # Encoded at each use: the same draws, and the same latents up to rounding.
     again = draws_of(task, whole)
     assert all(torch.equal(again[name], draws[name]) for name in draws)
-    assert (task.x0(whole, again) - wanted).abs().max() < 1e-5
+    assert (task.inputs(whole, again)[0] - wanted).abs().max() < 1e-5
 
 
 def test_they_are_encoded_once(images, cache, monkeypatch):

@@ -1,0 +1,210 @@
+"""Conditions as a user has them: train.py --condition_path, generate.py --condition."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics
+from PIL import Image
+
+from utils.runs.checkpoint import Checkpoint
+
+FEW = [*TINY, "--epochs", 2, "--preset", "tiny"]
+BRIGHT = 60  # grey levels, from which on a pixel counts as the garment
+
+
+def write_masks(images, masks):
+    """Where the garment is, as label maps: 0 outside, 1 inside."""
+    for file in images.rglob("*.png"):
+        target = masks / file.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as picture:
+            inside = np.asarray(picture.convert("L")) > BRIGHT
+        Image.fromarray(inside.astype(np.uint8)).save(target)
+    return masks
+
+
+@pytest.fixture
+def masks(images, tmp_path):
+    return write_masks(images, tmp_path / "masks")
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory, script_server):
+    """A run that has learned, in a few hundred steps, to fill a mask: its folder."""
+    folder = tmp_path_factory.mktemp("steered")
+    images = copy_some(folder / "images")
+    write_masks(images, folder / "masks")
+    command = [ROOT / "tools/train.py", *TINY, "--conditional", "False", "--vis", "False"]
+    command += ["--dataset_path", images, "--condition_path", folder / "masks", "--lr", 0.01]
+    command += ["--epochs", 100, "--result_path", folder, "--use_gpu", -1, "--condition_drop", 0.2]
+    done = script_server.run([*map(str, command)], folder, 300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def pixels_of(file):
+    with Image.open(file) as picture:
+        return np.asarray(picture).astype(int)
+
+
+# --- Training ---
+
+
+def test_a_run(images, masks, tmp_path, script):
+    said = script("train", *FEW, "--dataset_path", images, "--condition_path", masks).stdout
+    assert f"conditions  label maps of 2 labels (0, 1) in {masks}" in said
+    run = tmp_path / "results/demo"
+    config = Checkpoint.read(run / "ema_last.pt").config
+    assert config["condition"] == {"name": "labels", "values": [0, 1]}
+    assert config["network"]["in_channels"] == 1 + 3 and config["network"]["out_channels"] == 1
+    with Image.open(run / "samples/epoch_0002.png") as preview:
+        assert preview.mode == "RGB"  # the masks have colours
+    assert all(float(row["loss"]) > 0 for row in metrics(run))
+
+
+@pytest.mark.parametrize("options", [["--augment", 0.5, "--flip"], ["--mode", "RGB", "--balance"]])
+def test_a_resumed_run_equals_an_uninterrupted_one(options, images, masks, tmp_path, script):
+    common = [*FEW, "--dataset_path", images, "--condition_path", masks, "--lr_func", "constant"]
+    common += [*options, "--vis", "False"]
+    script("train", *common, "--run_name", "whole")
+    script("train", *common, "--run_name", "parts", "--epochs", 1)
+    script("train", *common, "--run_name", "parts", "--resume")
+    results = tmp_path / "results"
+    assert_equal_states(results / "whole/ckpt_last.pt", results / "parts/ckpt_last.pt")
+
+
+def test_other_conditions_are_not_resumed_with(images, masks, tmp_path, script):
+    common = [*FEW, "--dataset_path", images, "--condition_path", masks, "--vis", "False"]
+    script("train", *common)
+    file = next(masks.rglob("*.png"))
+    Image.fromarray(1 - pixels_of(file).astype(np.uint8)).save(file)
+    said = script("train", *common, "--epochs", 3, "--resume", status=2).stderr
+    assert "conditions" in said and "--allow_changes" in said
+    without = [*FEW, "--dataset_path", images, "--vis", "False", "--epochs", 3, "--resume"]
+    assert "in_channels" in script("train", *without, status=2).stderr
+
+
+def test_images_without_a_mask_are_left_out(images, masks, tmp_path, script):
+    gone = sorted(masks.rglob("*.png"))[:2]
+    for file in gone:
+        file.unlink()
+    said = script("train", *FEW, "--dataset_path", images, "--condition_path", masks, "--plan")
+    assert "13 seen = 11 used + 2 left out" in said.stdout
+    assert "no condition of its name" in said.stdout
+
+
+def test_held_out_images_are_measured_with_their_conditions(tmp_path, script):
+    images = tmp_path / "more"
+    for name in ("bag", "boot", "trouser", "coat"):
+        (images / name).mkdir(parents=True)
+        for file in sorted((DEMO / name).iterdir())[:15]:
+            shutil.copy(file, images / name)
+    masks = write_masks(images, tmp_path / "masks")
+    options = ["--dataset_path", images, "--condition_path", masks, "--val_fraction", 0.3]
+    script("train", *TINY, *options, "--epochs", 4, "--eval_interval_epochs", 2)
+    rows = [row for row in metrics(tmp_path / "results/demo") if row.get("held_out_loss")]
+    assert len(rows) == 2 and all(float(row["held_out_loss"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--autoencoder_path", "x.pt"], "for pixels"),
+        (["--eval_images", 10], "without conditions"),
+        (["--condition_path", "nowhere"], "does not exist"),
+        (["--condition_drop", 0], "--cfg_scale 1"),
+    ],
+)
+def test_what_does_not_go_together(options, sentence, images, masks, script):
+    common = [*FEW, "--dataset_path", images, "--condition_path", masks]
+    assert sentence in script("train", *common, *options, status=2).stderr
+
+
+def test_from_weights_without_conditions(images, masks, tmp_path, script):
+    """They are taken over; what comes in behind the image counts nothing at first."""
+    plain = [*FEW, "--dataset_path", images, "--vis", "False", "--conditional", "True"]
+    script("train", *plain, "--run_name", "plain")
+    before = tmp_path / "results/plain/ema_last.pt"
+    options = ["--condition_path", masks, "--pretrain", "--pretrain_path", before, "--lr", 1e-12]
+    script("train", *plain, *options, "--run_name", "steered", "--optim", "sgd")
+    old = Checkpoint.read(before).ema["conv_in.weight"]
+    new = Checkpoint.read(tmp_path / "results/steered/ema_last.pt").ema["conv_in.weight"]
+    assert (new[:, :1] - old).abs().max() <= 1e-6
+    assert new[:, 1:].abs().max() <= 1e-6
+
+
+# --- Generating ---
+
+
+def test_an_image_fills_its_mask(steered, script, tmp_path):
+    """And goes by the name of its mask, so that pairs can be compared."""
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--condition", steered / "masks"]
+    script("generate", *weights, "--sample_steps", 10)
+    made = tmp_path / "results/generated"
+    shares = []
+    for mask in sorted((steered / "masks").rglob("*.png")):
+        image = pixels_of(made / mask.relative_to(steered / "masks"))
+        with Image.open(mask) as picture:
+            inside = np.asarray(picture.resize((8, 8), Image.Resampling.NEAREST)) == 1
+        shares.append(image[inside].mean() - image[~inside].mean() if inside.any() else 100)
+    assert len(shares) == 13 and np.mean(shares) > 40
+    paired = script("evaluate", steered / "images", made, "--paired", "--image_size", 8).stdout
+    assert "13" in paired and "PSNR" in paired
+
+
+def test_one_mask_for_several_seeds_and_text(steered, script, tmp_path):
+    mask = next((steered / "masks").rglob("*.png"))
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--condition", mask]
+    script("generate", *weights, "--num_images", 3, "--sample_steps", 3)
+    files = sorted((tmp_path / "results/generated").glob("0*.png"))
+    assert len(files) == 3
+    with Image.open(files[0]) as first:
+        assert first.text["condition"] == mask.stem
+    images = [pixels_of(file) for file in files]
+    assert np.abs(images[0] - images[1]).max() > 1
+    again = ["--seed", 2, "--num_images", 1, "--sample_steps", 3, "--generate_name", "again"]
+    script("generate", *weights, *again)
+    assert np.abs(pixels_of(tmp_path / "results/again/00000.png") - images[2]).max() <= 1
+
+
+def test_guidance_by_the_mask(steered, script, tmp_path):
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--condition", steered / "masks/bag"]
+    found = {}
+    for scale in (0, 1, 4):
+        name = f"s{scale}"
+        options = ["--cfg_scale", scale, "--sample_steps", 3, "--generate_name", name]
+        script("generate", *weights, *options)
+        files = sorted((tmp_path / "results" / name).glob("[0-9]*.png"))
+        found[scale] = np.stack([pixels_of(file) for file in files])
+    assert len(found[0]) == 5
+    assert np.abs(found[0] - found[1]).max() > 1 and np.abs(found[4] - found[1]).max() > 1
+
+
+def test_what_a_network_lacks(steered, images, script, tmp_path):
+    weights = ["--weight_path", steered / "demo/ema_last.pt"]
+    assert "--condition names them" in script("generate", *weights, status=2).stderr
+    masks = ["--condition", steered / "masks"]
+    plain = script("generate", *masks, "--num_images", 1, status=2).stderr  # the demo's weights
+    assert "trained without conditions" in plain
+    said = script("evaluate", images, *weights, "--num_images", 40, status=2).stderr
+    assert "makes images of conditions" in said
+    wrong = ["--invert", next(images.rglob("*.png")), *masks]
+    assert "does not go with --condition" in script("generate", *weights, *wrong, status=2).stderr
+
+
+def test_image_to_image_under_a_mask(steered, images, script, tmp_path):
+    """Editing and conditions go together."""
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--num_images", 2]
+    begun = ["--init_image", next(images.rglob("*.png")), "--sample_steps", 4]
+    script("generate", *weights, *begun, "--condition", steered / "masks/boot")
+    assert len(list((tmp_path / "results/generated").glob("0*.png"))) == 2
+
+
+def test_the_server_leaves_such_weights_out(steered, caplog):
+    from utils.serving.weights import WeightStore
+
+    assert WeightStore([steered]).all() == []
+    assert "makes images of conditions" in caplog.text
+    assert torch.is_tensor(Checkpoint.read(steered / "demo/ema_last.pt").ema["conv_in.weight"])

@@ -1,0 +1,46 @@
+"""Conditions as people see them: beside the images that they steer."""
+
+import colorsys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.condition import Condition, LabelCondition
+from utils.pixel_planes import as_colour
+
+GOLDEN_TURN = 0.618034  # of the colour wheel: neighbouring labels get colours far from each other
+
+
+def shown_conditions(condition: Condition, pixels: Tensor) -> Tensor:
+    """(B,P,H,W) uint8 -> RGB (B,3,H,W) uint8: pictures as they are, each label in a colour of its
+    own, the first one black.
+    """
+    if not isinstance(condition, LabelCondition):
+        return as_colour(pixels)
+    table = torch.zeros(256, 3, dtype=torch.uint8)
+    for place, value in enumerate(condition.values):
+        table[value] = torch.tensor(label_colour(place), dtype=torch.uint8)
+    return table[pixels[:, 0].long()].permute(0, 3, 1, 2)
+
+
+def label_colour(place: int) -> tuple[int, int, int]:
+    """The colour of label number `place`."""
+    if place == 0:
+        return (0, 0, 0)
+    red, green, blue = colorsys.hsv_to_rgb((place - 1) * GOLDEN_TURN % 1, 0.75, 0.95)
+    return (round(255 * red), round(255 * green), round(255 * blue))
+
+
+def behind_conditions(condition: Condition | None, conditions: Tensor, images: Tensor) -> Tensor:
+    """A condition, its image, the next condition: (2B,3,H,W) uint8."""
+    assert condition is not None
+    pairs = torch.stack([shown_conditions(condition, conditions), as_colour(images)], dim=1)
+    return pairs.flatten(0, 1)
+
+
+def in_turn(conditions: Tensor, places: Sequence[int]) -> Tensor:
+    """Those of the images at these places, where image i has condition i, and after the last one
+    the first again.
+    """
+    return conditions[[place % len(conditions) for place in places]]

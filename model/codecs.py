@@ -71,6 +71,54 @@ class Grey16Codec(PixelCodec):
         return torch.cat([levels // 256, levels % 256], dim=1).to(torch.uint8)
 
 
+class JointCodec(PixelCodec):
+    """8-bit pixels and a label map of them, made together: behind the numbers of the image lies one
+    for each label, 1 where a pixel has it and -1 elsewhere (Chen et al. 2208.04202 call such
+    numbers analog).
+    """
+
+    name = "joint"
+
+    def __init__(self, image_channels: int, values: Sequence[int]):
+        """`values`: the labels' numbers, 0..255, ascending. Raises ValueError."""
+        values = list(values)
+        are_labels = all(type(value) is int and 0 <= value <= 255 for value in values)
+        if not are_labels or len(values) < 2 or sorted(set(values)) != values:
+            raise ValueError(
+                f"labels are at least 2 ascending numbers from 0 to 255, not {values!r:.80}"
+            )
+        if image_channels not in (1, 3, 4):
+            raise ValueError(f"images with masks have 1, 3 or 4 channels, not {image_channels}")
+        self.image_channels = image_channels
+        self.values = values
+        self._tables: dict[torch.device, Tensor] = {}  # of the values, copied to a device once
+        self.config = {"name": self.name, "image_channels": image_channels, "values": values}
+
+    def shape(self, image_size: tuple[int, int], channels: int) -> tuple[int, int, int]:
+        return (self.image_channels + len(self.values), *image_size)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B,C+1,H,W) uint8, the label map behind the image -> (B,C+K,H,W) float in [-1, 1]."""
+        image = super().encode(pixels[:, : self.image_channels])
+        values = self._table(pixels.device).view(1, -1, 1, 1)
+        has_label = pixels[:, self.image_channels :] == values
+        return torch.cat([image, 2 * has_label.to(image) - 1], dim=1)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """(B,C+K,H,W) float -> the image alone, (B,C,H,W) uint8."""
+        return super().decode(x[:, : self.image_channels])
+
+    def decode_masks(self, x: Tensor) -> Tensor:
+        """(B,C+K,H,W) float -> the number of each pixel's label, (B,1,H,W) uint8."""
+        places = x[:, self.image_channels :].argmax(1, keepdim=True)
+        return self._table(x.device)[places]
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._tables:
+            self._tables[device] = torch.tensor(self.values, dtype=torch.uint8, device=device)
+        return self._tables[device]
+
+
 class LatentCodec:
     """8-bit pixels 0..255 <-> an autoencoder's latents, each channel with mean 0 and standard
     deviation 1 over the training images.
@@ -257,9 +305,11 @@ Codec = PixelCodec | LatentCodec
 CODECS: dict[str, type[Codec]] = {
     "pixels": PixelCodec,
     "grey16": Grey16Codec,
+    "joint": JointCodec,
     "latents": LatentCodec,
 }
 LATENT_OPTIONS = ("network", "latents_mean", "latents_std", "hash")
+JOINT_OPTIONS = ("image_channels", "values")
 
 
 def build_codec(config: dict, weights: Mapping[str, Tensor] | None = None) -> Codec:
@@ -273,7 +323,7 @@ def build_codec(config: dict, weights: Mapping[str, Tensor] | None = None) -> Co
     name = arguments.pop("name", "pixels")
     if name not in list(CODECS):
         raise ValueError(f"codec {name!r} is unknown; known are {', '.join(CODECS)}")
-    options = LATENT_OPTIONS if name == LatentCodec.name else ()
+    options = {LatentCodec.name: LATENT_OPTIONS, JointCodec.name: JOINT_OPTIONS}.get(name, ())
     unknown = [repr(key) for key in arguments if key not in options]
     if unknown:
         raise ValueError(f"codec {name!r} has no option {', '.join(unknown)}")
@@ -284,6 +334,8 @@ def build_codec(config: dict, weights: Mapping[str, Tensor] | None = None) -> Co
         return PixelCodec()
     if name == Grey16Codec.name:
         return Grey16Codec()
+    if name == JointCodec.name:
+        return JointCodec(**arguments)
     if weights is None:
         raise ValueError(f"codec {name!r} needs the weights of its autoencoder, and there are none")
     network = frozen_autoencoder(arguments["network"], weights)

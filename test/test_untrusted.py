@@ -281,6 +281,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--condition_path": ["missing", "{file}", "{empty}", ""],
     "--condition_kind": ["edges"],
     "--condition_drop": ["-1", "2"],
+    "--joint_masks": ["x", "True"],
     "--amp": ["x"],
     "--save_model_interval": ["x"],
     "--save_model_interval_epochs": ["0"],

@@ -96,6 +96,7 @@ MOST_FRAMES = 60  # of an animation
 FILMED = 16  # images in an animation
 ONE_OF_EACH = "-1"  # as --class_name
 USUAL_COUNT = 8  # images
+MASKS = "masks"  # folder of the label maps that are made with images
 USUAL_STRENGTH = 0.6  # of --init_image
 INVERSION_ROUNDS = 5  # network calls for each step back
 
@@ -198,19 +199,17 @@ def generate(args, ranks) -> None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
-    for place, pixels in images_of(args, ranks, generator, labels, count, frames, edit, steering):
-        about = {"seed": args.seed + place}
-        if names:
-            about["class"] = names[place]
-        if steering is not None:
-            about["condition"] = steering.name(place)
+    made = images_of(args, ranks, generator, labels, count, frames, edit, steering)
+    for place, pixels, mask in made:
+        about = about_image(args, place, names, steering)
         file = folder / f"{file_name(place, count, steering)}.{args.image_format}"
-        file.parent.mkdir(parents=True, exist_ok=True)
         if copies is not None:
             about |= copies.look_at(file.name, pixels)
         if upscaler is not None:
             pixels = upscaler.pixels(pixels[None])[0]
         write_image(pixels, file, {**about, **settings})
+        if mask is not None:
+            pixels = write_mask(generator, mask, pixels, folder / MASKS / f"{place:05d}.png", about)
         if place < MOST_IN_GRID:
             shown.append((place, pixels))
 
@@ -223,6 +222,16 @@ def generate(args, ranks) -> None:
     write_overviews(args, pixels, labels, names, frames, folder, settings, count, steering)
     if copies is not None:
         opt.say(copies.write(nearest, folder))
+
+
+def about_image(args, place: int, names: list[str], steering: Steering | None) -> dict:
+    """What the text of a PNG says of its image, beside how it was made."""
+    about: dict = {"seed": args.seed + place}
+    if names:
+        about["class"] = names[place]
+    if steering is not None:
+        about["condition"] = steering.name(place)
+    return about
 
 
 def write_overviews(
@@ -238,6 +247,8 @@ def write_overviews(
 ) -> None:
     """The grid and the films, and a line on each."""
     height, width = pixels[0].shape[-2:]
+    if (folder / MASKS).exists():  # each image is shown behind its mask
+        width //= 2
     plural = "" if count == 1 else "s"
     opt.say(f"{count} image{plural} of {height}x{width} in {folder}")
     write_grid(pixels, labels, names, args, folder, settings, steering)
@@ -330,6 +341,8 @@ def choose_upscaler(args, precision, generator):
     mode = mode_of(generator.channels)
     if mode not in USUAL_MODES:
         raise opt.UserError(f"--upscale enlarges grey and RGB images, and these are {mode}")
+    if generator.makes_masks:
+        raise opt.UserError("--upscale enlarges no masks, which these weights make with images")
     return Upscaler.from_checkpoint(Checkpoint.read(args.upscale), precision)
 
 
@@ -339,6 +352,12 @@ def choose_edit(args, generator, sampling, labels, count: int):
 
     if args.interpolate is not None:
         return editing.Blended(args.interpolate, args.seed, count)
+    if generator.makes_masks:
+        if args.init_image is not None or args.invert is not None:
+            raise opt.UserError(
+                "these weights make images together with masks: they begin with no image"
+            )
+        return None
     if args.invert is not None:
         return invert(args, generator, sampling, labels)
     if args.init_image is None:
@@ -488,7 +507,8 @@ def names_of(labels: list | None, checkpoint) -> list[str]:
 
 
 def images_of(args, ranks, generator, labels, count: int, frames: list, edit, steering):
-    """Yields (place, pixels (C,H,W) uint8) of this process's share, batch by batch.
+    """Yields (place, pixels (C,H,W) uint8, mask (1,H,W) uint8 or None) of this process's share,
+    batch by batch.
 
     If an animation is requested, fills `frames` with (x_t, estimate of x0) of the first images.
     """
@@ -511,14 +531,36 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
                 if filming and start == 0 and is_due:
                     pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
                     frames.append(tuple(generator.pixels(x) for x in pair))
-            yield from zip(places, generator.finished(denoised, edit), strict=True)
+            masks = generator.masks(denoised)
+            yield from zip(
+                places,
+                generator.finished(denoised, edit),
+                [None] * len(places) if masks is None else masks,
+                strict=True,
+            )
 
 
 def write_image(pixels, file: Path, settings: dict) -> None:
     """(C,H,W) uint8 -> an image file; in a PNG, the settings become its text."""
     from utils.pictures import save_image, to_picture
 
+    file.parent.mkdir(parents=True, exist_ok=True)  # of a condition in a folder
     save_image(to_picture(pixels), file, settings)
+
+
+def write_mask(generator, mask, pixels, file: Path, about: dict):
+    """(1,H,W) uint8 -> a palette file whose numbers are the labels. Returns the mask in colours and
+    the image (C,H,W) side by side, (3,H,2W) uint8.
+    """
+    import torch
+
+    from utils.condition_pictures import behind_conditions, label_map_of, mask_picture
+    from utils.pictures import save_image
+
+    file.parent.mkdir(exist_ok=True)
+    save_image(mask_picture(generator.codec, mask), file, about)
+    pair = behind_conditions(label_map_of(generator.codec), mask[None], pixels[None])
+    return torch.cat(list(pair), dim=2)
 
 
 def write_animation(frames: list, file: Path) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from torch import Tensor
 
     from model.codecs import Codec, PixelCodec
-    from model.condition import Condition
+    from model.condition import Condition, LabelCondition
     from model.diffusion import GaussianDiffusion
     from utils.data import ImageSet, TrainingSet
     from utils.data.conditions import ConditionedSet
@@ -66,6 +66,7 @@ OPTIONS: opt.Table = {
         Option("--autoencoder_path",  None,            opt.path,            "diffuse in the latent space of this autoencoder: a file of train_autoencoder.py, or a folder of diffusers"),
         Option("--condition_path",    None,            opt.path,            "folder of images that steer the images of the same name: label maps, edges, photographs"),
         Option("--condition_kind",    "auto",          opt.CONDITION_KINDS, "labels: each number of a palette or grey file is a label; picture: as it looks; auto: labels where there are few numbers"),
+        Option("--joint_masks",       False,           opt.switch,          "make the label maps of --condition_path together with the images, instead of images from them", decides=True),
         Option("--condition_drop",    0.1,             opt.probability,     "fraction of conditions dropped, which guidance needs", decides=True),
         Option("--latent",            None,            opt.switch,          "diffuse in latent space; implied by --autoencoder_path"),
         Option("--seed",              0,               opt.seed,            "random seed"),
@@ -148,7 +149,7 @@ OPTIONS: opt.Table = {
 OF_DIFFUSION = ("network", "diffusion", "conditional", "num_classes", "autoencoder_path", "latent")
 OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eval_images")
 OF_DIFFUSION += ("checkpoint_activations", "augment", "ema_snapshots", "balance", "guide_share")
-OF_DIFFUSION += ("condition_path", "condition_kind", "condition_drop")
+OF_DIFFUSION += ("condition_path", "condition_kind", "condition_drop", "joint_masks")
 
 FEWEST_FOR_KID = 3  # images
 
@@ -172,6 +173,8 @@ def check(args: Namespace) -> None:
         from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
 
         need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+    if args.joint_masks and args.condition_path is None:
+        raise opt.UserError("--joint_masks needs the masks: name their folder by --condition_path")
     if args.condition_path is not None:
         check_conditions(args)
     if args.conditional is True:
@@ -184,6 +187,8 @@ def check_conditions(args: Namespace) -> None:
     """Raise UserError for options that do not go with images that steer images."""
     if args.autoencoder_path is not None or args.latent:
         raise opt.UserError("--condition_path is for pixels: leave --autoencoder_path out")
+    if args.joint_masks:
+        return
     if args.eval_images > 0:
         raise opt.UserError("--eval_images makes images without conditions: leave it out")
     if args.condition_drop == 0 and args.vis and args.cfg_scale != 1:
@@ -231,20 +236,20 @@ def train(args: Namespace, ranks: Ranks) -> None:
         images = paired.images
     split = run.split(images)
     dataset = images.subset(split.training(len(images)))
-    condition = None if paired is None else paired.condition
+    condition, masks = choose_role(args, paired)
 
     # What is not given follows the images, the device and the time
     args.conditional = images.is_labelled
     if args.conditional:
         check_guidance(args)
-    choice = settle(args, run, dataset, autoencoder, condition)
+    choice = settle(args, run, dataset, autoencoder, condition, masks)
 
     # What is trained: network, EMA, optimizer
-    diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder)[1])
+    diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder, masks)[1])
     data = held_out_data(images, dataset, split)
     if paired is not None:
         data["conditions"] = paired.conditions.fingerprint()
-    config = build_config(args, dataset, data, diffusion, autoencoder, condition)
+    config = build_config(args, dataset, data, diffusion, autoencoder, condition, masks)
     state = run.build_state(config)
     check_size(state, images, autoencoder)
     checkpoint_activations(args, state)
@@ -256,14 +261,14 @@ def train(args: Namespace, ranks: Ranks) -> None:
     run.restore(state, len(dataset))
 
     # What the diffusion sees of the images
-    codec = build_codec(args, run, autoencoder, dataset)
+    codec = build_codec(args, run, autoencoder, dataset, masks)
     state.config["codec"] = codec.config
     inputs, latent_lines = build_inputs(args, run, dataset, codec)
     task = build_task(args, diffusion, codec, condition)
     shown = None
     if paired is not None:
         inputs = paired.subset(split.training(len(images)))
-        shown = preview_conditions(args, paired, split)
+        shown = None if condition is None else preview_conditions(args, paired, split)
 
     # How long it takes
     previews = build_previews(args, state, task, dataset, run.precision, shown)
@@ -291,7 +296,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             balance=dataset.labels.array if args.balance else None,
             plan_lines=[
                 *class_lines(args),
-                *condition_lines(args, condition),
+                *condition_lines(args, condition, masks),
                 *augmentation_lines(args, dataset),
                 *preset_lines(run, choice, state, task, inputs, length),
                 *latent_lines,
@@ -310,6 +315,26 @@ def find_conditions(args: Namespace, images: ImageSet, ranks: Ranks) -> Conditio
     return pair(images, args.condition_path, args.condition_kind, args.cache, not ranks.is_main)
 
 
+def choose_role(
+    args: Namespace, paired: ConditionedSet | None
+) -> tuple[Condition | None, LabelCondition | None]:
+    """What steers the images, or the masks that are made with them. Raises UserError for masks that
+    are no label maps.
+    """
+    from model.condition import LabelCondition
+
+    if paired is None:
+        return None, None
+    if not args.joint_masks:
+        return paired.condition, None
+    if not isinstance(paired.condition, LabelCondition):
+        raise opt.UserError(
+            f"--joint_masks makes label maps, and {args.condition_path} holds pictures: masks are "
+            "palette files, or grey ones with few different numbers"
+        )
+    return None, paired.condition
+
+
 # --- The recipe ---
 
 
@@ -326,6 +351,7 @@ def settle(
     dataset: ImageSet,
     autoencoder: StoredAutoencoder | None,
     condition: Condition | None,
+    masks: LabelCondition | None,
 ) -> RecipeChoice | None:
     """Fill in the options that were left open: as before where the run is resumed (None), else as
     in the weights that it starts from, or in a preset.
@@ -340,7 +366,7 @@ def settle(
         processes = run.ranks.world_size * args.grad_accum
         values = recipe.settled(given, recipe.options_before(run.resumed.config, processes))
     else:
-        channels, size = diffused_shape(args, dataset, autoencoder)
+        channels, size = diffused_shape(args, dataset, autoencoder, masks)
 
         def network_of(values: dict) -> dict:
             chosen = Namespace(**{**vars(args), **values})
@@ -374,11 +400,14 @@ def pretrained_network(args: Namespace) -> dict:
 
 
 def diffused_shape(
-    args: Namespace, dataset: ImageSet, autoencoder: StoredAutoencoder | None
+    args: Namespace,
+    dataset: ImageSet,
+    autoencoder: StoredAutoencoder | None,
+    masks: LabelCondition | None,
 ) -> tuple[int, tuple[int, int]]:
     """Channels, and height and width, of what the diffusion sees."""
     if autoencoder is None:
-        channels, *_ = pixel_codec(dataset.mode).shape(args.image_size, dataset.channels)
+        channels, *_ = pixel_codec(dataset.mode, masks).shape(args.image_size, dataset.channels)
         return channels, args.image_size
     factor = autoencoder.downsample_factor
     height, width = args.image_size
@@ -448,23 +477,34 @@ def build_diffusion(args: Namespace, size: tuple[int, int]) -> GaussianDiffusion
         raise opt.UserError(str(error)) from None
 
 
-def pixel_codec(mode: str) -> PixelCodec:
-    """What turns the pixels of that mode into what the diffusion sees, and back."""
-    from model.codecs import Grey16Codec, PixelCodec
-    from utils.image_facts import GREY_16
+def pixel_codec(mode: str, masks: LabelCondition | None) -> PixelCodec:
+    """What turns the pixels of that mode, and the masks that are made with them, into what the
+    diffusion sees, and back. Raises UserError where they do not go together.
+    """
+    from model.codecs import Grey16Codec, JointCodec, PixelCodec
+    from utils.image_facts import CHANNELS, GREY_16
 
+    if masks is not None:
+        try:
+            return JointCodec(CHANNELS[mode], masks.values)
+        except ValueError as error:
+            raise opt.UserError(f"--joint_masks: {error}") from None
     return Grey16Codec() if mode == GREY_16 else PixelCodec()
 
 
 def build_codec(
-    args: Namespace, run: TrainingRun, autoencoder: StoredAutoencoder | None, dataset: ImageSet
+    args: Namespace,
+    run: TrainingRun,
+    autoencoder: StoredAutoencoder | None,
+    dataset: ImageSet,
+    masks: LabelCondition | None,
 ) -> Codec:
     """What the diffusion sees of an image: its pixels, or its latents."""
     from utils.training.latent_inputs import first_batch
     from utils.training.latent_statistics import build_latent_codec
 
     if autoencoder is None:
-        return pixel_codec(dataset.mode)
+        return pixel_codec(dataset.mode, masks)
     if args.plan:
         dataset = first_batch(dataset, args.batch_size)
     return build_latent_codec(autoencoder, dataset, run.precision.device, run.ranks)
@@ -515,6 +555,7 @@ def build_config(
     diffusion: GaussianDiffusion,
     autoencoder: StoredAutoencoder | None,
     condition: Condition | None,
+    masks: LabelCondition | None,
 ) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
     classes = len(dataset.class_names)
@@ -522,8 +563,8 @@ def build_config(
         raise opt.UserError(
             f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
         )
-    channels, _ = diffused_shape(args, dataset, autoencoder)
-    codec = pixel_codec(dataset.mode).config if autoencoder is None else autoencoder.config()
+    channels, _ = diffused_shape(args, dataset, autoencoder, masks)
+    codec = autoencoder.config() if autoencoder else pixel_codec(dataset.mode, masks).config
     is_guided = args.label_drop != 0
     if condition is not None:
         is_guided = args.condition_drop != 0 and (is_guided or not args.conditional)
@@ -720,10 +761,15 @@ def sampling_of(args: Namespace) -> Sampling:
     return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
 
 
-def condition_lines(args: Namespace, condition: Condition | None) -> list[str]:
-    """Lines of the plan on what steers the images."""
+def condition_lines(
+    args: Namespace, condition: Condition | None, masks: LabelCondition | None
+) -> list[str]:
+    """Lines of the plan on what steers the images, or is made with them."""
     from model.condition import LabelCondition
 
+    if masks is not None:
+        numbers = ", ".join(map(str, masks.values))
+        return [f"masks       are made together with the images, of the labels {numbers}"]
     if condition is None:
         return []
     what = "grey" if condition.planes == 1 else "RGB"

@@ -4,8 +4,10 @@ import colorsys
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from model.codecs import Codec, JointCodec
 from model.condition import Condition, LabelCondition
 from utils.pixel_planes import as_colour
 
@@ -44,3 +46,20 @@ def in_turn(conditions: Tensor, places: Sequence[int]) -> Tensor:
     the first again.
     """
     return conditions[[place % len(conditions) for place in places]]
+
+
+def label_map_of(codec: Codec) -> LabelCondition:
+    """The label maps that a codec makes together with images, so that they are shown alike."""
+    assert isinstance(codec, JointCodec)
+    return LabelCondition(codec.values)
+
+
+def mask_picture(codec: Codec, mask: Tensor) -> Image.Image:
+    """A label map (1,H,W) uint8 as a palette picture: its numbers are the labels, in colours."""
+    picture = Image.fromarray(mask[0].numpy()).convert("P")
+    picture.putdata(mask.flatten().tolist())
+    palette = [0] * (3 * 256)
+    for place, value in enumerate(label_map_of(codec).values):
+        palette[3 * value : 3 * value + 3] = label_colour(place)
+    picture.putpalette(palette)
+    return picture

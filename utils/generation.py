@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from model.codecs import Codec, build_codec
+from model.codecs import Codec, JointCodec, build_codec
 from model.condition import Condition, build_condition
 from model.editing import Change
 from model.guidance import Autoguided, Label, null_of
@@ -222,6 +222,11 @@ class ImageGenerator:
         )
 
     @property
+    def makes_masks(self) -> bool:
+        """Whether images come with label maps."""
+        return isinstance(self.codec, JointCodec)
+
+    @property
     def calls(self) -> int:
         """Network calls that a batch of images takes."""
         return len(self.sampler.calls())
@@ -293,6 +298,12 @@ class ImageGenerator:
         """The pixels of finished images, (B,C,H,W) uint8, on the CPU."""
         pixels = self.pixels(self.sampler.finished_images(last.trajectory))
         return pixels if edit is None else edit.finish(pixels)
+
+    def masks(self, last: Denoised) -> Tensor | None:
+        """The label maps that were made together with images, (B,1,H,W) uint8, on the CPU."""
+        if not isinstance(self.codec, JointCodec):
+            return None
+        return self.codec.decode_masks(last.trajectory.x).cpu()
 
     def pixels(self, x: Tensor) -> Tensor:
         """What the diffusion sees -> (B,C,H,W) uint8, on the CPU."""

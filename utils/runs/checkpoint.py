@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model.codecs import JointCodec, build_codec
 from model.condition import build_condition
 from utils.errors import UserError
 from utils.image_facts import CHANNELS, IMAGE_MODES, LARGEST_SIDE, NETWORK_CHANNELS
@@ -304,9 +305,13 @@ def _check_diffusion(config: _Fields, class_names: list[str]) -> None:
 
 def _diffused_channels(config: _Fields, image_channels: int) -> int:
     """Of what the diffusion sees: of the images, or of an autoencoder's latents."""
-    if "codec" not in config.values or config.part("codec").values.get("name") != "latents":
+    if "codec" not in config.values:
         return image_channels
     codec = config.part("codec")
+    if codec.values.get("name") == JointCodec.name:
+        return image_channels + _mask_channels(config, image_channels)
+    if codec.values.get("name") != "latents":
+        return image_channels
     codec.value("hash", _is_text, "a text")
     for name in ("latents_mean", "latents_std"):
         codec.value(name, _is_list_of_numbers, "a list of numbers")
@@ -317,6 +322,20 @@ def _diffused_channels(config: _Fields, image_channels: int) -> int:
             f"the autoencoder takes {taken} channels, the images have {image_channels}"
         )
     return autoencoder.value("latent_channels", _is_count, "a whole number")
+
+
+def _mask_channels(config: _Fields, image_channels: int) -> int:
+    """Of the label maps that are made together with images."""
+    try:
+        codec = build_codec(dict(config.part("codec").values))
+    except (TypeError, ValueError) as error:
+        raise config.unusable(f"config.codec: {error}") from None
+    assert isinstance(codec, JointCodec)
+    if codec.image_channels != image_channels:
+        raise config.unusable(
+            f"its masks are of images of {codec.image_channels} channels, not {image_channels}"
+        )
+    return len(codec.values)
 
 
 def _condition_channels(config: _Fields) -> int:

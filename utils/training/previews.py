@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.guidance import needs_null
-from utils.condition_pictures import behind_conditions, in_turn
+from utils.condition_pictures import behind_conditions, in_turn, label_map_of
 from utils.generation import ImageGenerator
 from utils.pictures import image_grid
 
@@ -19,7 +19,7 @@ COLUMNS = 8  # without classes
 @dataclass
 class PreviewGrid:
     """`per_class` images of each class, one row per class (20 rows at most); without classes,
-    `per_class` in all. Each stands behind its condition, where there is one.
+    `per_class` in all. Each stands behind its condition or mask, where there is one.
 
     The noise is the same in every preview, so that they compare.
     """
@@ -57,12 +57,18 @@ class PreviewGrid:
             conditions = None
             if self.conditions is not None:
                 conditions = in_turn(self.conditions, seeds)
-            images = self.generator.images(seeds, part, sign_of_life, conditions=conditions)
+            for denoised in self.generator.denoise(seeds, part, conditions=conditions):
+                sign_of_life()
+                last = denoised
+            images = self.generator.finished(last)
             if conditions is not None:
                 images = behind_conditions(self.generator.condition, conditions, images)
+            masks = self.generator.masks(last)
+            if masks is not None:
+                images = behind_conditions(label_map_of(self.generator.codec), masks, images)
             parts.append(images)
         columns = self.per_class if self.rows else min(COLUMNS, self.images)
-        if self.conditions is not None:
+        if self.conditions is not None or self.generator.makes_masks:
             columns *= 2
         fallbacks = [f"class {row}" for row in range(len(self.rows))]
         return image_grid(torch.cat(parts), columns, self.rows, fallbacks=fallbacks)

@@ -22,7 +22,7 @@ class PictureCondition:
     name = "picture"
 
     def __init__(self, planes: int):
-        if planes not in (1, 3):
+        if type(planes) is not int or planes not in (1, 3):
             raise ValueError(f"a condition is a grey or an RGB picture, not one of {planes} planes")
         self.planes = planes  # of its pixels
         self.config: dict[str, Any] = {"name": self.name, "planes": planes}

@@ -54,6 +54,11 @@ def export(args) -> None:
     from utils.runs.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.read(args.weight)
+    checkpoint.check_unsteered()
+    if checkpoint.config.get("codec", {}).get("name") == "joint":
+        raise opt.UserError(
+            f"{args.weight} makes images together with masks, which other programs do not know"
+        )
     if args.format == "diffusers":
         from utils.exchange.to_diffusers import export_pipeline
 
@@ -66,6 +71,8 @@ def export(args) -> None:
         from utils.exchange.to_files import export_onnx
 
         export_onnx(checkpoint, args.out, args.use_ema)
+    if checkpoint.guide is not None:
+        opt.say("the guide that the weights hold stays behind")
     opt.say(f"{args.weight} as {args.format} in {args.out}")
 
 

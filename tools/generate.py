@@ -186,7 +186,7 @@ def generate(args, ranks) -> None:
     count = args.num_images if labels is None else len(labels)
     opt.check_seeds(args.seed, count)
     edit = choose_edit(args, generator, sampling, labels, count)
-    steering = choose_conditions(args, generator)
+    steering = choose_conditions(args, generator, count)
     copies = choose_copies(args, generator, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
@@ -197,14 +197,15 @@ def generate(args, ranks) -> None:
     settings |= editing_settings(args)
     if upscaler is not None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
+    files = file_names(args, count, steering)
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
     made = images_of(args, ranks, generator, labels, count, frames, edit, steering)
     for place, pixels, mask in made:
         about = about_image(args, place, names, steering)
-        file = folder / f"{file_name(place, count, steering)}.{args.image_format}"
+        file = folder / files[place]
         if copies is not None:
-            about |= copies.look_at(file.name, pixels)
+            about |= copies.look_at(files[place], pixels)
         if upscaler is not None:
             pixels = upscaler.pixels(pixels[None])[0]
         write_image(pixels, file, {**about, **settings})
@@ -377,22 +378,24 @@ def choose_edit(args, generator, sampling, labels, count: int):
     return edit
 
 
-def choose_conditions(args, generator) -> Steering | None:
-    """What steers the images, or None. Raises UserError where the network takes none."""
+def choose_conditions(args, generator, count: int) -> Steering | None:
+    """What steers the images, or None. Raises UserError where the network takes none, or needs some."""
     if args.condition is None:
+        generator.check_conditions(None)
         return None
     if generator.condition is None:
         raise opt.UserError(f"{args.weight_path} was trained without conditions: no --condition")
     from utils.steering import Steering
 
-    return Steering.read(args.condition, generator.condition, generator.image_size)
+    return Steering.read(args.condition, generator.condition, generator.image_size, count)
 
 
-def file_name(place: int, count: int, steering: Steering | None) -> str:
-    """Of an image, without its ending: its number, or that of its condition where each has one."""
-    if steering is None or not steering.gives_names(count):
-        return f"{place:05d}"
-    return steering.stems[place]
+def file_names(args, count: int, steering: Steering | None) -> list[str]:
+    """Of each image: its number, or the name of its condition where each has one of its own."""
+    stems = [f"{place:05d}" for place in range(count)]
+    if steering is not None and steering.gives_names(args.image_format):
+        stems = steering.stems
+    return [f"{stem}.{args.image_format}" for stem in stems]
 
 
 def editing_settings(args) -> dict:
@@ -443,7 +446,8 @@ def choose_labels(args, class_names: list[str]) -> tuple[list | None, str]:
             )
         return None, ""
     if asked is None:
-        return [i % len(class_names) for i in range(args.num_images)], ""
+        labels = labels_of_conditions(args, class_names)
+        return labels or [i % len(class_names) for i in range(args.num_images)], ""
     known = [composed(name) for name in class_names]
     name = composed(asked)
     is_number = asked.isascii() and asked.isdecimal() and int(asked) < len(class_names)
@@ -470,6 +474,20 @@ def choose_labels(args, class_names: list[str]) -> tuple[list | None, str]:
     raise opt.UserError(
         f"--class_name {asked!r} is unknown; known are {choices}, or -1 for one of each"
     )
+
+
+def labels_of_conditions(args, class_names: list[str]) -> list | None:
+    """The class of each image's condition, where all conditions lie in folders of classes."""
+    if args.condition is None or not args.condition.is_dir():
+        return None
+    from utils.data.conditions import condition_files
+
+    known = [composed(name) for name in class_names]
+    files = condition_files(args.condition)
+    folders = [composed(file.relative_to(args.condition).parts[0]) for file in files]
+    if any(folder not in known for folder in folders):
+        return None
+    return [known.index(folders[i % len(folders)]) for i in range(args.num_images)]
 
 
 def with_numbers(args, columns: list[dict], labels: list | None) -> list | None:

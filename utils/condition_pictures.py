@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -35,9 +36,12 @@ def label_colour(place: int) -> tuple[int, int, int]:
 
 
 def behind_conditions(condition: Condition | None, conditions: Tensor, images: Tensor) -> Tensor:
-    """A condition, its image, the next condition: (2B,3,H,W) uint8."""
+    """A condition, its image, the next condition: (2B,3,H,W) uint8, at the size of the images."""
     assert condition is not None
-    pairs = torch.stack([shown_conditions(condition, conditions), as_colour(images)], dim=1)
+    shown = shown_conditions(condition, conditions)
+    if shown.shape[-2:] != images.shape[-2:]:
+        shown = F.interpolate(shown, images.shape[-2:], mode="nearest")
+    pairs = torch.stack([shown, as_colour(images)], dim=1)
     return pairs.flatten(0, 1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.codecs import Codec, JointCodec, build_codec
 from model.condition import Condition, build_condition
+from model.diffusion import GaussianDiffusion
 from model.editing import Change
 from model.guidance import Autoguided, Label, null_of
 from model.networks import check_image_size
@@ -221,6 +222,13 @@ class ImageGenerator:
             build_condition(checkpoint.condition) if checkpoint.condition else None,
         )
 
+    def check_conditions(self, conditions: Tensor | None) -> None:
+        """Raise UserError where the network needs conditions, and there are none."""
+        if self.condition is not None and conditions is None:
+            raise UserError(
+                "these weights make images of conditions: generate.py --condition names them"
+            )
+
     @property
     def makes_masks(self) -> bool:
         """Whether images come with label maps."""
@@ -243,10 +251,7 @@ class ImageGenerator:
         labels out of range, and UserError where the network needs conditions and has none.
         """
         begin = begin or Beginning(None)
-        if self.condition is not None and conditions is None:
-            raise UserError(
-                "these weights make images of conditions: generate.py --condition names them"
-            )
+        self.check_conditions(conditions)
         condition = None
         if self.condition is not None and conditions is not None:
             condition = self.condition.encode(conditions.to(self.sampler.device))
@@ -321,16 +326,26 @@ def _guide_network(checkpoint: Checkpoint, guide: Checkpoint | None, use_ema: bo
         return guide_network(checkpoint)
     guide.check_kind("diffusion")
     network = inference_network(guide, use_ema and guide.ema is not None)
-    for part, names in (("diffusion", None), ("network", ("in_channels", "num_classes"))):
-        theirs, ours = guide.config[part], checkpoint.config[part]
-        if names is not None:
-            theirs, ours = ([config.get(name) for name in names] for config in (theirs, ours))
-        if theirs != ours:
-            raise UserError(
-                f"{guide.source} cannot guide these weights: it was trained with another "
-                "diffusion process, other channels or other classes"
-            )
+    if _kind_of(guide) != _kind_of(checkpoint):
+        raise UserError(
+            f"{guide.source} cannot guide these weights: it was trained with another diffusion "
+            "process, other channels, other conditions or other classes"
+        )
     return network
+
+
+def _kind_of(checkpoint: Checkpoint) -> tuple:
+    """What a network and its guide have in common."""
+    config = checkpoint.config
+    network = config["network"]
+    return (
+        GaussianDiffusion(**config["diffusion"]).config,
+        network["in_channels"],
+        network.get("out_channels") or network["in_channels"],
+        network.get("num_classes"),
+        network.get("numbers", 0),
+        checkpoint.condition,
+    )
 
 
 def unguided(network: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """The images that steer those of generate.py."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +13,39 @@ from utils.condition_pictures import behind_conditions, in_turn
 from utils.data.conditions import condition_files, read_condition
 from utils.data.flat import readable
 
+# What generate.py writes beside images.
+RESERVED = {"grid", "denoising", "interpolation", "masks", "nearest"}
+LONGEST_PART = 200  # bytes of a name; a temporary file's is longer
+
 
 @dataclass
 class Steering:
     """Conditions in their order: image i has condition i, and after the last one the first."""
 
     condition: Condition
-    pixels: Tensor  # (n,P,H,W) uint8
+    pixels: Tensor  # (n,P,H,W) uint8, of those that are needed
     stems: list[str]  # their files, below the folder and without endings
+    is_whole: bool  # whether they are all those of a folder, one for each image
 
     @classmethod
-    def read(cls, path: Path, condition: Condition, size: tuple[int, int]) -> "Steering":
-        """From a file, or from those of a folder. Raises UserError for what cannot be used."""
-        files = condition_files(path)
+    def read(
+        cls, path: Path, condition: Condition, size: tuple[int, int], count: int
+    ) -> "Steering":
+        """For so many images, from a file or those of a folder. Raises UserError for what cannot be
+        used.
+        """
+        every = condition_files(path)
         root = path if path.is_dir() else path.parent
+        files = every[:count]
         pixels = torch.stack([read_condition(file, condition, size) for file in files])
         stems = [str(file.relative_to(root).with_suffix("")) for file in files]
-        return cls(condition, pixels, stems)
+        return cls(condition, pixels, stems, is_whole=path.is_dir() and len(every) == count)
 
-    def gives_names(self, count: int) -> bool:
-        """Whether so many images can be called like their conditions: each has one of its own."""
-        return count == len(self.stems) == len(set(self.stems)) > 1
+    def gives_names(self, image_format: str) -> bool:
+        """Whether the images are called like their conditions: each has one of its own, and all of
+        these names can stand beside each other and what else is written.
+        """
+        return self.is_whole and can_stand_together(self.stems, image_format)
 
     def name(self, place: int) -> str:
         """Of the condition of an image, for its text."""
@@ -46,3 +59,15 @@ class Steering:
         """A condition, its image, the next condition: (2B,3,H,W) uint8."""
         conditions = self.pixels_of(range(len(images)))
         return behind_conditions(self.condition, conditions, images)
+
+
+def can_stand_together(stems: Sequence[str], image_format: str) -> bool:
+    """Whether files of these names, with the ending of a format, can be written into one folder, on
+    any file system.
+    """
+    files = [f"{stem}.{image_format}".casefold() for stem in stems]
+    folders = {str(parent) for file in files for parent in Path(file).parents}
+    parts = [part for file in files for part in Path(file).parts]
+    taken = {Path(file).parts[0].partition(".")[0] for file in files} & RESERVED
+    is_short = all(len(os.fsencode(part)) <= LONGEST_PART for part in parts)
+    return len(set(files)) == len(files) and not folders & set(files) and not taken and is_short

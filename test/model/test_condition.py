@@ -119,6 +119,25 @@ def test_conditions_are_dropped_image_by_image():
         assert torch.equal(alone[name][0], draws[name][7])
 
 
+@pytest.mark.parametrize(("drop", "both"), [(0.1, 0.5), (0.0, 0.0)])
+def test_half_of_those_without_a_label_are_without_a_condition(drop, both):
+    """Otherwise guidance would begin at what the network hardly knows."""
+    count = 4000
+    task = DiffusionTask(
+        GaussianDiffusion(),
+        PixelCodec(),
+        True,
+        label_drop=0.5,
+        condition=PictureCondition(1),
+        condition_drop=drop,
+    )
+    batch = (torch.zeros(count, 2, 1, 1, dtype=torch.uint8), torch.zeros(count).long(), None)
+    draws = task.draw(batch, torch.Generator().manual_seed(0))
+    label, condition = draws["dropped"], draws["condition_dropped"]
+    assert abs(float(condition[label].float().mean()) - both) <= 0.05
+    assert abs(float(condition[~label].float().mean()) - drop) <= 0.03
+
+
 def test_without_a_condition_nothing_else_is_drawn():
     batch = (torch.zeros(3, 1, *SIZE, dtype=torch.uint8), torch.zeros(3).long(), torch.arange(3))
     plain = DiffusionTask(GaussianDiffusion(), PixelCodec(), False)

@@ -8,7 +8,9 @@ import torch
 from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics
 from PIL import Image
 
+from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
+from utils.steering import can_stand_together
 
 FEW = [*TINY, "--epochs", 2, "--preset", "tiny"]
 BRIGHT = 60  # grey levels, from which on a pixel counts as the garment
@@ -38,7 +40,7 @@ def steered(tmp_path_factory, script_server):
     write_masks(images, folder / "masks")
     command = [ROOT / "tools/train.py", *TINY, "--conditional", "False", "--vis", "False"]
     command += ["--dataset_path", images, "--condition_path", folder / "masks", "--lr", 0.01]
-    command += ["--epochs", 100, "--result_path", folder, "--use_gpu", -1, "--condition_drop", 0.2]
+    command += ["--epochs", 60, "--result_path", folder, "--use_gpu", -1, "--condition_drop", 0.2]
     done = script_server.run([*map(str, command)], folder, 300)
     assert done.returncode == 0, done.stderr
     return folder
@@ -200,6 +202,98 @@ def test_image_to_image_under_a_mask(steered, images, script, tmp_path):
     begun = ["--init_image", next(images.rglob("*.png")), "--sample_steps", 4]
     script("generate", *weights, *begun, "--condition", steered / "masks/boot")
     assert len(list((tmp_path / "results/generated").glob("0*.png"))) == 2
+
+
+def test_names_that_cannot_stand_together_become_numbers(steered, script, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name, file in zip(("a", "grid", "b"), sorted(steered.rglob("masks/*/*.png")), strict=False):
+        shutil.copy(file, masks / f"{name}.png")
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--condition", masks]
+    script("generate", *weights, "--sample_steps", 2)
+    made = {file.name for file in (tmp_path / "results/generated").iterdir()}
+    assert made == {"00000.png", "00001.png", "00002.png", "grid.png"}
+    (masks / "grid.png").unlink()
+    (masks / "b.png").unlink()
+    script("generate", *weights, "--sample_steps", 2, "--generate_name", "one")
+    assert {file.name for file in (tmp_path / "results/one").iterdir()} == {"a.png", "grid.png"}
+
+
+@pytest.mark.parametrize(
+    ("stems", "can"),
+    [
+        (["a", "b"], True),
+        (["x/a", "y/a"], True),
+        (["a", "A"], False),
+        (["a", "a.png/x"], False),
+        (["grid.jpg", "b"], False),
+        (["masks/a", "b"], False),
+        (["Denoising", "b"], False),
+        (["a" * 201, "b"], False),
+    ],
+)
+def test_which_names_can_stand_together(stems, can):
+    assert can_stand_together(stems, "png") == can
+
+
+def test_images_are_enlarged_behind_their_conditions(steered, script, tmp_path):
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--condition", steered / "masks/bag"]
+    script("generate", *weights, "--sample_steps", 2, "--upscale", ROOT / "weight/upscaler_x2.pt")
+    with Image.open(next((tmp_path / "results/generated").glob("[0-9]*.png"))) as picture:
+        assert picture.size == (16, 16)
+    assert (tmp_path / "results/generated/grid.png").exists()
+
+
+def test_the_class_is_that_of_the_condition_s_folder(images, masks, script, tmp_path):
+    options = ["--dataset_path", images, "--condition_path", masks, "--vis", "False"]
+    script("train", *FEW, *options, "--epochs", 1)
+    weights = ["--weight_path", tmp_path / "results/demo/ema_last.pt", "--condition", masks]
+    script("generate", *weights, "--sample_steps", 2)
+    files = list((tmp_path / "results/generated").glob("*/*.png"))
+    assert len(files) == 13
+    for file in files:
+        with Image.open(file) as picture:
+            assert picture.text["class"] == file.parent.name
+            assert picture.text["condition"] == f"{file.parent.name}/{file.stem}"
+    script("generate", *weights, "--sample_steps", 2, "--class_name", "bag", "--generate_name", "b")
+    with Image.open(next((tmp_path / "results/b/boot").glob("*.png"))) as picture:
+        assert picture.text["class"] == "bag"
+
+
+def test_steered_weights_are_not_exported(steered, script, tmp_path):
+    for form in ("diffusers", "safetensors"):
+        command = [steered / "demo/ema_last.pt", tmp_path / "out", "--format", form]
+        assert "makes images of conditions" in script("export", *command, status=2).stderr
+
+
+def lying(change):
+    config = {
+        "network": {"in_channels": 3 + 2, "out_channels": 3, "num_classes": None},
+        "data": {"image_size": [8, 8], "mode": "RGB", "class_names": []},
+        "diffusion": {"noise_steps": 10, "noise_schedule": "cosine", "prediction": "v"},
+        "sampling": {"sampler": "ddim", "guidance": True},
+        "condition": {"name": "picture", "planes": 1},
+    }
+    for part, name, value in change:
+        config[part] = {**config[part], name: value}
+    return {"format_version": 2, "kind": "diffusion", "config": config}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [("condition", "planes", 1.0)],
+        [("condition", "planes", True)],
+        [("condition", "planes", 3)],
+        [("network", "out_channels", 1)],
+        [("network", "out_channels", None)],
+        [("condition", "name", "sound")],
+    ],
+)
+def test_metadata_that_lies(change):
+    assert Checkpoint.parse(lying([]), "x").condition == {"name": "picture", "planes": 1}
+    with pytest.raises(UserError, match="not usable"):
+        Checkpoint.parse(lying(change), "x")
 
 
 def test_the_server_leaves_such_weights_out(steered, caplog):

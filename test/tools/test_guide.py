@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,23 @@ def test_what_is_led_is_the_extrapolation(run):
         assert (good - worse).abs().max() > 1e-3
         wanted = worse + 1.5 * (good - worse)
         assert (generator.call(x, t, labels) - wanted).abs().max() <= 1e-6
+
+
+def test_an_older_description_of_the_same_process_guides(run):
+    """From before an option existed, whose default it has."""
+    checkpoint = Checkpoint.read(run / "ckpt_2.pt")
+    older = replace(checkpoint, config={**checkpoint.config})
+    older.config["diffusion"] = {
+        name: value
+        for name, value in checkpoint.config["diffusion"].items()
+        if not name.startswith("beta")
+    }
+    sampling = Sampling.of_checkpoint(
+        checkpoint, None, None, None, 0.0, True, None, guide_scale=2.0, guide=older
+    )
+    precision = Precision(torch.float32, torch.device("cpu"))
+    made = ImageGenerator.from_checkpoint(checkpoint, sampling, precision, guide=older)
+    assert made.network.scale == 2.0
 
 
 def test_a_guide_that_is_not_there(images, script, tmp_path):

@@ -28,7 +28,7 @@ def trained(tmp_path_factory, script_server):
     folder = tmp_path_factory.mktemp("joint")
     images = copy_some(folder / "images")
     write_masks(images, folder / "masks")
-    command = [ROOT / "tools/train.py", *TINY, "--conditional", "False", "--epochs", 150]
+    command = [ROOT / "tools/train.py", *TINY, "--conditional", "False", "--epochs", 100]
     command += ["--dataset_path", images, "--condition_path", folder / "masks", "--joint_masks"]
     command += ["--lr", 0.01, "--result_path", folder, "--use_gpu", -1, "--augment", 0]
     done = script_server.run([*map(str, command)], folder, 300)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.condition import MOST_LABELS, Condition, LabelCondition, PictureCondition
+from utils.data.decode import NotALabelMap
 from utils.data.flat import readable
 from utils.data.image_set import ImageSet, load_image_set
 from utils.data.index import scan_folder
@@ -106,7 +107,7 @@ def _probed_kind(folder: Path, size: tuple[int, int]) -> str:
     values: set[int] = set()
     for place in range(min(PROBED, len(index))):
         decoded = try_decode(os.path.join(index.root, index.names[place]), size, LABEL_MAP)
-        if isinstance(decoded, ValueError):
+        if isinstance(decoded, NotALabelMap):
             return "picture"
         if not isinstance(decoded, Exception):
             values |= set(np.unique(decoded.pixels).tolist())
@@ -132,7 +133,7 @@ def _places_by_name(conditions: ImageSet) -> dict[str, int]:
 
 
 def _remarks(found: ImageSet, unused: set[str]) -> list[str]:
-    remarks = []
+    remarks = [f"conditions: {remark}" for remark in found.remarks]
     broken = [f"{name} ({why})" for name, why in found.left_out.items()]
     if broken:
         remarks.append(

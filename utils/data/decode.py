@@ -30,6 +30,10 @@ TIFF_PHOTOMETRIC = 262
 WHITE_IS_ZERO = 0
 
 
+class NotALabelMap(ValueError):
+    """A picture that is read well, but whose pixels are no labels."""
+
+
 @dataclass
 class Decoded:
     """Pixels and what the plan says of their file."""
@@ -89,7 +93,7 @@ def _label_map(picture: Picture, size: tuple[int, int] | None) -> Decoded:
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("P", "L"):
-        raise ValueError(
+        raise NotALabelMap(
             f"pixels of mode {image.mode} are no label map: the numbers of a palette file, or of a "
             "grey one of 8 bits, are labels"
         )

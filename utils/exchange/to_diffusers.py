@@ -96,7 +96,6 @@ def _exportable(checkpoint: Checkpoint, label: int | None, use_ema: bool) -> nn.
     """The network. Raises UserError where no pipeline could draw with it."""
     source = checkpoint.source
     checkpoint.check_kind("diffusion")
-    checkpoint.check_unsteered()
     network = checkpoint.config["network"]
     if network["name"] != "unet":
         raise UserError(f"{source} holds a {network['name']}; diffusers has the unet alone")

@@ -285,6 +285,11 @@ def _check_config(config: _Fields, kind: str) -> None:
         raise config.unusable(
             f"the network takes {taken} channels, what it is trained on has {channels}"
         )
+    if kind == "diffusion":
+        made = network.value("out_channels", _is_count, "a whole number", default=None) or taken
+        wanted = channels - _condition_channels(config)
+        if made != wanted:
+            raise config.unusable(f"the network makes {made} channels of {wanted}")
 
 
 def _check_diffusion(config: _Fields, class_names: list[str]) -> None:

@@ -28,7 +28,10 @@ from utils.serving.safe_files import is_text
 from utils.serving.training_refusals import invalid
 
 # What the server decides itself, and what needs a path on its machine.
-NOT_OFFERED = ("resume", "allow_changes", "start_epoch", "plan", "pretrain", "latent")
+NOT_OFFERED = (
+    *("resume", "allow_changes", "start_epoch", "plan", "pretrain", "latent"),
+    *("condition_kind", "condition_drop", "joint_masks"),
+)
 # What stands beside the options in a request: the option's name, and the request's.
 BESIDE = {"run_name": "run_name", "dataset_path": "dataset"}
 TRAINED_KIND = "diffusion"  # of checkpoint: what tools/train.py trains

@@ -13,6 +13,7 @@ from model.randomness import draw_normal, draw_uniform
 from utils.training.prefetch import Batch, Draws
 
 FLIPPED = 0.5  # share of the images that --flip mirrors
+BOTH_DROPPED = 0.5  # of the images whose label is dropped: those whose condition is dropped too
 QUARTERS = 4  # of the time steps, whose losses are logged apart
 
 
@@ -41,10 +42,18 @@ class DiffusionTask:
         shape = self.shape(batch)
         draws |= self.diffusion.draw(shape, self.conditional, generators, self.label_drop)
         if self.condition is not None:
-            draws["condition_dropped"] = draw_uniform(len(batch[0]), generators) < (
-                self.condition_drop
-            )
+            draws["condition_dropped"] = self._condition_dropped(draws, generators)
         return draws
+
+    def _condition_dropped(self, draws: Draws, generators: list[torch.Generator]) -> Tensor:
+        """Which images are not told their condition, (B,) bool. Half of those without their label
+        are among them: the network has to know images of neither, where guidance begins.
+        """
+        uniform = draw_uniform(len(draws["t"]), generators)
+        dropped = uniform < self.condition_drop
+        if "dropped" not in draws or self.condition_drop == 0:
+            return dropped
+        return torch.where(draws["dropped"], uniform < BOTH_DROPPED, dropped)
 
     def loss(self, network: nn.Module, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         """The mean loss, and for the log the loss by quarter of the time steps (q1 the least

@@ -141,6 +141,14 @@ def test_grey_files_of_few_numbers_may_be_pictures(folders):
     assert np.array_equal(labels[2][0][-1], picture[2][0][-1])
 
 
+def test_a_damaged_file_makes_no_pictures_of_label_maps(folders):
+    images, masks = folders
+    (masks / "a/0.png").write_bytes(b"")
+    (masks / "b/1.png").write_bytes(b"%!PS nothing")
+    found = paired(images, masks)
+    assert isinstance(found.condition, LabelCondition) and len(found) == 4
+
+
 # --- Label maps ---
 
 

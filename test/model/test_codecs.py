@@ -60,7 +60,7 @@ def test_pixels_survive_the_way_in_and_out():
 
 def test_an_unknown_codec():
     with pytest.raises(
-        ValueError, match="codec 'vae' is unknown; known are pixels, grey16, latents"
+        ValueError, match="codec 'vae' is unknown; known are pixels, grey16, joint, latents"
     ):
         build_codec({"name": "vae"})
     with pytest.raises(ValueError, match=r"codec \[\] is unknown"):

@@ -270,7 +270,7 @@ def test_mistakes(script, weights, options, message):
 
 def test_class_names_come_before_numbers():
     class Args:
-        class_name, num_images, weight_path = "1", 2, "w.pt"
+        class_name, num_images, weight_path, condition = "1", 2, "w.pt", None
 
     labels, remark = choose_labels(Args, ["1", "0"])
     assert (

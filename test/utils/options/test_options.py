@@ -15,8 +15,9 @@ from model.samplers import SAMPLERS
 from model.samplers.time_grid import TIMESTEP_SPACINGS
 from utils import options as opt
 from utils.data.cache import CACHE_CHOICES
-from utils.data.image_set import MODES
+from utils.data.conditions import KINDS
 from utils.devices import COMPRESSION_HOOKS
+from utils.image_facts import IMAGE_MODES
 from utils.options import Option
 
 SCRIPTS = (
@@ -49,7 +50,8 @@ def test_choices_are_what_the_code_knows():
         (opt.LOSSES, LOSSES),
         (opt.TIME_EMBEDDINGS, TIME_EMBEDDINGS),
         (opt.CACHES, CACHE_CHOICES),
-        (opt.IMAGE_MODES, MODES),
+        (opt.IMAGE_MODES, ("auto", *IMAGE_MODES)),
+        (opt.CONDITION_KINDS, KINDS),
         (opt.GRADIENT_COMPRESSIONS, COMPRESSION_HOOKS),
     ]:
         assert set(choice.values) == set(known)

@@ -87,7 +87,7 @@ class JointCodec(PixelCodec):
             raise ValueError(
                 f"labels are at least 2 ascending numbers from 0 to 255, not {values!r:.80}"
             )
-        if image_channels not in (1, 3, 4):
+        if type(image_channels) is not int or image_channels not in (1, 3, 4):
             raise ValueError(f"images with masks have 1, 3 or 4 channels, not {image_channels}")
         self.image_channels = image_channels
         self.values = values

@@ -3,9 +3,12 @@
 import csv
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from utils.runs.files import read_checkpoint
 
@@ -34,6 +37,20 @@ def copy_some(folder: Path) -> Path:
         for file in sorted((DEMO / name).iterdir())[:count]:
             shutil.copy(file, folder / name / file.name)
     return folder
+
+
+BRIGHT = 60  # grey levels, from which on a pixel counts as the garment
+
+
+def write_masks(images: Path, masks: Path, labels: Sequence[int] = (0, 1)) -> Path:
+    """A label map for each image: the first number outside the garment, the second inside."""
+    for file in images.rglob("*.png"):
+        target = masks / file.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as picture:
+            inside = np.asarray(picture.convert("L")) > BRIGHT
+        Image.fromarray(np.where(inside, labels[1], labels[0]).astype(np.uint8)).save(target)
+    return masks
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics
+from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics, write_masks
 from PIL import Image
 
 from utils.errors import UserError
@@ -13,18 +13,6 @@ from utils.runs.checkpoint import Checkpoint
 from utils.steering import can_stand_together
 
 FEW = [*TINY, "--epochs", 2, "--preset", "tiny"]
-BRIGHT = 60  # grey levels, from which on a pixel counts as the garment
-
-
-def write_masks(images, masks):
-    """Where the garment is, as label maps: 0 outside, 1 inside."""
-    for file in images.rglob("*.png"):
-        target = masks / file.relative_to(images)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(file) as picture:
-            inside = np.asarray(picture.convert("L")) > BRIGHT
-        Image.fromarray(inside.astype(np.uint8)).save(target)
-    return masks
 
 
 @pytest.fixture

@@ -3,31 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, assert_equal_states, copy_some
+from helpers import BRIGHT, ROOT, TINY, assert_equal_states, copy_some, write_masks
 from PIL import Image
 
 from model.codecs import JointCodec, PixelCodec, build_codec
 from utils.runs.checkpoint import Checkpoint
 
 LABELS = [0, 7]
-BRIGHT = 60
-
-
-def write_masks(images, masks):
-    for file in images.rglob("*.png"):
-        target = masks / file.relative_to(images)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(file) as picture:
-            inside = np.asarray(picture.convert("L")) > BRIGHT
-        Image.fromarray(np.where(inside, LABELS[1], LABELS[0]).astype(np.uint8)).save(target)
-    return masks
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, script_server):
     folder = tmp_path_factory.mktemp("joint")
     images = copy_some(folder / "images")
-    write_masks(images, folder / "masks")
+    write_masks(images, folder / "masks", LABELS)
     command = [ROOT / "tools/train.py", *TINY, "--conditional", "False", "--epochs", 120]
     command += ["--dataset_path", images, "--condition_path", folder / "masks", "--joint_masks"]
     command += ["--lr", 0.01, "--result_path", folder, "--use_gpu", -1, "--augment", 0]
@@ -59,6 +48,8 @@ def test_there_and_back(channels):
     "options",
     [
         {"image_channels": 2, "values": [0, 1]},
+        {"image_channels": True, "values": [0, 1]},
+        {"image_channels": 3.0, "values": [0, 1]},
         {"image_channels": 1, "values": [0]},
         {"image_channels": 1, "values": [1, 0]},
         {"image_channels": 1, "values": [0, 256]},

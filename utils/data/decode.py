@@ -79,13 +79,21 @@ def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") ->
         has_16_bits = picture.depth > 8
         brightest = _brightest(colour) if has_16_bits else 1.0
         shown = _in_mode(colour, alpha, picture.profile, mode)
-        method = TRANSPOSE.get(picture.orientation)
-        if method is not None:
-            shown = shown.transpose(method)
-        own_size = (shown.height, shown.width)
-        if size is not None and size != own_size:
-            shown = ImageOps.fit(shown, size[::-1], Image.Resampling.BICUBIC)
+        shown, own_size = _fitted(shown, picture.orientation, size, Image.Resampling.BICUBIC)
         return Decoded(_planes(shown), own_size, has_16_bits, brightest)
+
+
+def _fitted(
+    image: Image.Image, orientation: int, size: tuple[int, int] | None, method: Image.Resampling
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture upright and at `size` (H, W), and the size that it had upright."""
+    turn = TRANSPOSE.get(orientation)
+    if turn is not None:
+        image = image.transpose(turn)
+    own_size = (image.height, image.width)
+    if size is not None and size != own_size:
+        image = ImageOps.fit(image, size[::-1], method)
+    return image, own_size
 
 
 def _label_map(picture: Picture, size: tuple[int, int] | None) -> Decoded:
@@ -98,12 +106,7 @@ def _label_map(picture: Picture, size: tuple[int, int] | None) -> Decoded:
             "grey one of 8 bits, are labels"
         )
     numbers = Image.fromarray(np.asarray(image))  # of a palette, the numbers themselves
-    method = TRANSPOSE.get(picture.orientation)
-    if method is not None:
-        numbers = numbers.transpose(method)
-    own_size = (numbers.height, numbers.width)
-    if size is not None and size != own_size:
-        numbers = ImageOps.fit(numbers, size[::-1], Image.Resampling.NEAREST)
+    numbers, own_size = _fitted(numbers, picture.orientation, size, Image.Resampling.NEAREST)
     return Decoded(np.array(numbers)[..., None], own_size)
 
 

@@ -82,7 +82,7 @@ def test_the_first_blocks_are_a_newcomers_commands():
         first = [block.splitlines() for _, block in blocks(page)[:3]]
         assert first == [
             ["pip install -r requirements.txt && python tools/train.py"],
-            ["pip install -r requirements-test.txt && python -m pytest"],
+            ["pip install -r requirements-test.txt && python -m pytest -n 2 --dist loadfile"],
             ["python tools/generate.py --num_images 40"],
         ]
 

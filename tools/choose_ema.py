@@ -78,12 +78,12 @@ def choose(args) -> None:
     # What is wrong is said before any long work
     device = choose_device(args.use_gpu, Ranks())
     precision, remark = choose_precision(args.amp, device)
-    features = build_features(EFFICIENTNET, None, None, device)
-    folder_of_real = open_folder(args.real, "REAL")
     snapshots = snapshots_of(args.run)
     checkpoint = Checkpoint.read(args.run / SLIM)
     checkpoint.check_kind("diffusion")
     checkpoint.check_unsteered()
+    features = build_features(EFFICIENTNET, None, None, device)
+    folder_of_real = open_folder(args.real, "REAL")
     sampling = Sampling.of_checkpoint(
         checkpoint,
         sampler=args.sample,

@@ -91,11 +91,11 @@ def compare(args) -> None:
         check_can_write(args.json)
     device = choose_device(args.use_gpu, Ranks())
     precision, remark = choose_precision(args.amp, device)
-    features = build_features(EFFICIENTNET, None, None, device)
-    folder_of_real = open_folder(args.real, "REAL")
     checkpoint = Checkpoint.read(args.weight)
     checkpoint.check_kind("diffusion")
     checkpoint.check_unsteered()
+    features = build_features(EFFICIENTNET, None, None, device)
+    folder_of_real = open_folder(args.real, "REAL")
     usual = Sampling.of_checkpoint(
         checkpoint,
         sampler=None,

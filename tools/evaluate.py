@@ -120,7 +120,8 @@ def evaluate(args) -> None:
     from utils.evaluation.report import Report, check_can_write, write_json
     from utils.ranks import Ranks
 
-    # What is wrong with the options is said before any long work
+    # What is wrong is said before any long work, a missing package after what cannot be done at all
+    checkpoint = None if args.weight_path is None else read_weights(args.weight_path)
     check_features(args.features, args.feature_weights, args.feature_size)
     if args.json is not None:
         check_can_write(args.json)
@@ -133,8 +134,8 @@ def evaluate(args) -> None:
 
     # The images
     maker = None
-    if args.weight_path is not None:
-        maker = prepare_maker(args, device, real, network, warnings)
+    if checkpoint is not None:
+        maker = prepare_maker(args, checkpoint, device, real, network, warnings)
         reader = maker.reader
     else:
         generated = open_folder(args.generated, "GENERATED")
@@ -290,7 +291,17 @@ def verdict_of_run(args) -> None:
         opt.say(f"all figures in {args.json}")
 
 
-def prepare_maker(args, device, real, network, warnings: Warnings):
+def read_weights(path):
+    """The checkpoint whose images are evaluated. Raises UserError where it needs what nobody gives."""
+    from utils.runs.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.read(path)
+    checkpoint.check_kind("diffusion")
+    checkpoint.check_unsteered()
+    return checkpoint
+
+
+def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
     """What makes the images of --weight_path, after all checks. Raises UserError before any work."""
     from utils.devices import choose_precision
     from utils.evaluation.distribution import check_numbers
@@ -301,9 +312,6 @@ def prepare_maker(args, device, real, network, warnings: Warnings):
     opt.check_seeds(args.seed, args.num_images)
     if network is not None:
         check_numbers(len(real), args.num_images, args.num_compared)
-    checkpoint = Checkpoint.read(args.weight_path)
-    checkpoint.check_kind("diffusion")
-    checkpoint.check_unsteered()
     guide = None if args.guide_path is None else Checkpoint.read(args.guide_path)
     sampling = Sampling.of_checkpoint(
         checkpoint,

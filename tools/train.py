@@ -169,10 +169,6 @@ def check(args: Namespace) -> None:
         raise opt.UserError(
             f"--eval_images {args.eval_images} is too few for a KID: {FEWEST_FOR_KID} are the fewest"
         )
-    if args.eval_images > 0:
-        from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
-
-        need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
     if args.joint_masks and args.condition_path is None:
         raise opt.UserError("--joint_masks needs the masks: name their folder by --condition_path")
     if args.condition_path is not None:
@@ -181,6 +177,11 @@ def check(args: Namespace) -> None:
         check_guidance(args)
     if args.num_classes and not args.conditional:
         raise opt.UserError("--num_classes belongs to --conditional True")
+    if args.eval_images > 0:
+        # The last of all: nobody is to install a package for what is refused anyway
+        from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
+
+        need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
 
 
 def check_conditions(args: Namespace) -> None:

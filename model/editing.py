@@ -3,9 +3,10 @@
 Nothing here loops over steps: `BaseDiffusion.denoise` does, and calls a `Change` after each.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from model.transfer import numbers_on, to_device
 Change = Callable[[Trajectory, Trajectory], Trajectory]
 
 EDIT_STREAM = 1  # the noise of an edit is not that of the sampling steps
-USUAL_DEVIATION = 0.5  # of pixels in [-1, 1]
 SMALLEST_ANGLE = 1e-4  # radians: noises so near to each other are blended in a straight line
 
 
@@ -72,6 +72,12 @@ class FillIn:
         self.generators = edit_generators(seeds)
         self.done_again = 0  # how often the current step has been made before
 
+    def copy(self) -> "FillIn":
+        """As it stands, so that a step which fails can be made again."""
+        other = copy.copy(self)
+        other.generators = [generator.clone_state() for generator in self.generators]
+        return other
+
     def __call__(self, before: Trajectory, after: Trajectory) -> Trajectory:
         t, t_prev, _ = before.calls[0]
         known = self._noised(self.x0, t_prev)
@@ -111,59 +117,3 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
         return (1 - share) * a + share * b
     parts = (math.sin((1 - share) * angle), math.sin(share * angle))
     return (parts[0] * a + parts[1] * b) / math.sin(angle)
-
-
-# --- Back to noise ---
-
-
-@dataclass
-class Inverted:
-    """The noise that becomes an image."""
-
-    noise: Tensor  # (B,C,H,W): x_T
-    residual: float  # RMS of the last change that a round of the search made
-
-
-@torch.no_grad()
-def invert(
-    sampler: BaseDiffusion,
-    network: Callable[..., Tensor],
-    trajectory: Trajectory,
-    x0: Tensor,
-    rounds: int = 5,
-    after_call: Callable[[], None] = lambda: None,
-) -> Inverted:
-    """The noise from which DDIM without noise of its own makes x0, step by step backwards.
-
-    A step back needs the network at the noisier image, which it looks for: x_t is put in, the step
-    from it is made, and what it misses is added, `rounds` times (a fixed point; Pan et al.
-    2309.04907 do so with acceleration). `trajectory` (of as many images, before their first call)
-    says labels and guidance.
-    """
-    x = x0
-    change = torch.zeros(())
-    plan = sampler.calls()
-    for place in reversed(range(len(plan))):
-        noisier = x
-        for _ in range(rounds):
-            here = replace(trajectory, x=noisier, position=(place,) * len(x0))
-            reached, _ = sampler.update(here, network(*sampler.rows(here)))
-            after_call()
-            t, t_prev, _ = plan[place]
-            slope = _slope(sampler, t, t_prev, x)
-            change = (x - reached.x) * slope
-            noisier = noisier + change
-        x = noisier
-    return Inverted(x, change.square().mean().sqrt().item())
-
-
-def _slope(sampler: BaseDiffusion, t: int, t_prev: int, x: Tensor) -> Tensor:
-    """About how much x_t changes with x_t_prev along the flow, (B,1,1,1): exactly so for Gaussian
-    data of a usual deviation.
-    """
-    here, there = (numbers_on([step] * len(x), x.device, torch.long) for step in (t, t_prev))
-    variances = [
-        sampler.levels.alpha_squared(step) * USUAL_DEVIATION**2 + sampler.levels.sigma_squared(step)
-        for step in (here, there)
-    ]
-    return (variances[0] / variances[1]).sqrt().to(x)

@@ -16,6 +16,8 @@ import torch
 from helpers import ROOT
 from upscaling_helpers import write_upscaler
 
+from model.codecs import JointCodec
+from model.condition import Condition
 from model.networks import build_network
 from utils.devices import Precision
 from utils.runs.checkpoint import Checkpoint
@@ -33,14 +35,27 @@ SIDE = 8
 CPU = Precision(torch.float32, torch.device("cpu"))
 
 
-def write_weight(file: Path, classes: tuple[str, ...] = CLASSES, mode: str = "RGB") -> Path:
+def write_weight(
+    file: Path,
+    classes: tuple[str, ...] = CLASSES,
+    mode: str = "RGB",
+    condition: Condition | None = None,
+    joint: list[int] | None = None,  # labels of masks that it makes with its images
+) -> Path:
     """A tiny diffusion that has learned nothing, as a file to be served."""
     torch.manual_seed(0)
     channels = 3 if mode == "RGB" else 1
+    more = {}
+    if condition is not None:
+        more["condition"] = condition.config
+    if joint is not None:
+        more["codec"] = JointCodec(channels, joint).config
+    seen = channels + len(joint or [])
     network = build_network(
         {
             "name": "unet",
-            "in_channels": channels,
+            "in_channels": seen + (0 if condition is None else condition.channels),
+            "out_channels": seen,
             "channels": 8,
             "channel_mult": [1, 2],
             "head_channels": 8,
@@ -54,7 +69,8 @@ def write_weight(file: Path, classes: tuple[str, ...] = CLASSES, mode: str = "RG
         "network": network.config,
         "data": {"image_size": [SIDE, SIDE], "mode": mode, "class_names": list(classes)},
         "diffusion": {"noise_steps": 100, "noise_schedule": "linear", "prediction": "eps"},
-        "sampling": {"sampler": "ddim", "guidance": bool(classes)},
+        "sampling": {"sampler": "ddim", "guidance": bool(classes) or condition is not None},
+        **more,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(Checkpoint(config=config, ema=network.state_dict()).to_dict(), file)

@@ -97,8 +97,6 @@ FILMED = 16  # images in an animation
 ONE_OF_EACH = "-1"  # as --class_name
 USUAL_COUNT = 8  # images
 MASKS = "masks"  # folder of the label maps that are made with images
-USUAL_STRENGTH = 0.6  # of --init_image
-INVERSION_ROUNDS = 5  # network calls for each step back
 
 
 def build_parser() -> opt.Parser:
@@ -111,7 +109,9 @@ def main(argv: list[str] | None = None) -> None:
         args.num_images = usual_count(args)
     if args.class_name != ONE_OF_EACH:
         opt.check_seeds(args.seed, args.num_images)
-    check_editing(args)
+    if args.distributed and args.invert is not None:
+        raise opt.UserError("--invert works on one image: leave --distributed out")
+    wishes_of(args).check(has_condition=args.condition is not None)
     if args.nearest is not None and not args.nearest.is_dir():
         found = "is a file" if args.nearest.exists() else "does not exist"
         raise opt.UserError(f"--nearest {args.nearest} {found}; name the folder of training images")
@@ -137,27 +137,20 @@ def usual_count(args) -> int:
     return len(files) if args.condition.is_dir() else USUAL_COUNT
 
 
-def check_editing(args) -> None:
-    """Raise UserError for options of editing that do not go together."""
-    begun = [
-        f"--{name}"
-        for name in ("init_image", "interpolate", "invert")
-        if getattr(args, name) is not None
-    ]
-    if len(begun) > 1:
-        raise opt.UserError(f"{begun[0]} and {begun[1]} both say where to begin: choose one")
-    for name in ("mask", "outpaint", "strength"):
-        if getattr(args, name) is not None and args.init_image is None:
-            raise opt.UserError(f"--{name} belongs to --init_image")
-    if args.mask is not None and args.outpaint is not None:
-        raise opt.UserError("--mask and --outpaint both say where to paint: choose one")
-    if args.repeats > 1 and args.mask is None and args.outpaint is None:
-        raise opt.UserError("--repeats belongs to --mask or --outpaint")
-    for name in ("invert", "outpaint"):
-        if args.condition is not None and getattr(args, name) is not None:
-            raise opt.UserError(f"--{name} does not go with --condition: leave one out")
-    if args.distributed and args.invert is not None:
-        raise opt.UserError("--invert works on one image: leave --distributed out")
+def wishes_of(args):
+    """What the images are to begin with."""
+    from utils.editing import Wishes
+
+    return Wishes(
+        init_image=args.init_image,
+        strength=args.strength,
+        mask=args.mask,
+        repeats=args.repeats,
+        outpaint=args.outpaint,
+        interpolate=args.interpolate,
+        invert=args.invert,
+        prefix="--",
+    )
 
 
 def generate(args, ranks) -> None:
@@ -194,7 +187,7 @@ def generate(args, ranks) -> None:
     settings = image_settings(
         sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
     )
-    settings |= editing_settings(args)
+    settings |= wishes_of(args).settings()
     if upscaler is not None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
     files = file_names(args, count, steering)
@@ -348,34 +341,15 @@ def choose_upscaler(args, precision, generator):
 
 
 def choose_edit(args, generator, sampling, labels, count: int):
-    """What the images begin with, where it is not the noise of their seeds; else None."""
-    from utils import editing
-
-    if args.interpolate is not None:
-        return editing.Blended(args.interpolate, args.seed, count)
-    if generator.makes_masks:
-        if args.init_image is not None or args.invert is not None:
-            raise opt.UserError(
-                "these weights make images together with masks: they begin with no image"
-            )
-        return None
-    if args.invert is not None:
-        return invert(args, generator, sampling, labels)
-    if args.init_image is None:
-        return None
-    strength = args.strength
-    if args.mask is None and args.outpaint is None:
-        image = editing.read_for(generator, args.init_image)
-        return editing.FromImage(image, USUAL_STRENGTH if strength is None else strength)
-    editing.check_changeable(sampling.sampler)
-    strength = 1.0 if strength is None else strength
-    if args.outpaint is not None:
-        edit = editing.widened(generator, args.init_image, args.outpaint, strength)
-    else:
-        image = editing.read_for(generator, args.init_image)
-        edit = editing.Filled(image, editing.read_mask(generator, args.mask), strength)
-    edit.repeats = args.repeats
-    return edit
+    """What the images begin with, where it is not the noise of their seeds; else None. With borders
+    to be painted, the generator makes images of the larger size from now on.
+    """
+    wishes = wishes_of(args)
+    wishes.check_weights(generator.makes_masks)
+    wishes.check_sampling(sampling)
+    generator.image_size = wishes.size(generator.image_size, generator.downsample_factor)
+    edit = wishes.edit(generator.image_size, generator.channels, args.seed, count)
+    return edit if args.invert is None else noise_of(args, generator, edit, labels)
 
 
 def choose_conditions(args, generator, count: int) -> Steering | None:
@@ -398,30 +372,16 @@ def file_names(args, count: int, steering: Steering | None) -> list[str]:
     return [f"{stem}.{args.image_format}" for stem in stems]
 
 
-def editing_settings(args) -> dict:
-    """What the text of each PNG says of editing."""
-    names = ("init_image", "strength", "mask", "outpaint", "interpolate", "invert")
-    given = {name: getattr(args, name) for name in names}
-    return {
-        name: value.name if isinstance(value, Path) else value
-        for name, value in given.items()
-        if value is not None
-    }
-
-
-def invert(args, generator, sampling, labels):
+def noise_of(args, generator, edit, labels):
     """The noise of the image of --invert; says how well the image comes out of it again."""
-    from utils import editing
+    from utils.editing import recover
 
-    if sampling.sampler != "ddim" or sampling.eta != 0:
-        raise opt.UserError("--invert needs a sampler that adds no noise: --sample ddim --eta 0")
-    image = editing.read_for(generator, args.invert)
     label = None if labels is None else labels[0]
-    total = generator.calls * INVERSION_ROUNDS
+    total = edit.calls(edit.sampler_of(generator.sampler))
     with opt.Progress(total, title="inverting", unit="call", leave=False) as progress:
-        found = editing.recover(generator, image, label, INVERSION_ROUNDS, progress.update)
-    opt.say(f"drawn again, {args.invert} differs by {found.error:.4f} of the range (RMS)")
-    return found.edit
+        from_noise, error = recover(generator, edit, label, progress.update)
+    opt.say(f"drawn again, {args.invert} differs by {error:.4f} of the range (RMS)")
+    return from_noise
 
 
 def choose_copies(args, generator, ranks):
@@ -532,9 +492,10 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
     """
     mine = range(count)[ranks.rank :: ranks.world_size]
     starts = range(0, len(mine), args.batch_size)
-    every = -(-generator.calls // MOST_FRAMES)
+    calls = generator.calls if edit is None else edit.calls(generator.sampler)
+    every = -(-calls // MOST_FRAMES)
     filming = args.animate is not None and ranks.is_main
-    total = len(starts) * generator.calls
+    total = len(starts) * calls
     with opt.Progress(
         total, title="sampling", unit="call", leave=False, shown=ranks.is_main
     ) as progress:

@@ -44,7 +44,7 @@ OPTIONS: opt.Table = {
         Option("--max_images",      64,               opt.positive,     "images of a job"),
         Option("--max_steps",       1000,             opt.positive,     "sampling steps"),
         Option("--max_side",        1024,             opt.positive,     "pixels of an image's height and width"),
-        Option("--max_body",        1_000_000,        opt.positive,     "bytes of a request; more are answered with 413"),
+        Option("--max_body",        8_000_000,        opt.positive,     "bytes of a request; more are answered with 413"),
         Option("--deadline",        600,              opt.seconds,      "seconds within which a job must be finished; else it is answered with 504"),
         Option("--client_timeout",  20,               opt.seconds,      "seconds that a client may take to send a request"),
         Option("--keep_seconds",    3600,             opt.seconds,      "how long the images of a finished job can be fetched"),

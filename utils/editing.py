@@ -1,44 +1,252 @@
-"""generate.py's images that begin with an image: changed, filled in, blended, inverted."""
+"""Images that begin with an image: changed, filled in, blended, inverted. For generate.py and the
+server alike.
+"""
 
 import abc
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.editing import FillIn, first_call_of, invert, noised, slerp
+from model.codecs import Codec
+from model.editing import FillIn, first_call_of, noised, slerp
 from model.guidance import Label
 from model.networks import check_image_size
 from model.randomness import draw_normal, image_generator
-from model.samplers.base import evaluation_mode
+from model.samplers import BaseDiffusion
+from model.samplers.ddim import DDIM
+from model.samplers.inversion import InvertingDDIM
 from utils.data.decode import decode
 from utils.data.reading import in_mode, why_unreadable
 from utils.errors import UserError
-from utils.generation import Beginning, ImageGenerator
+from utils.generation import Beginning, ImageGenerator, Sampling
 from utils.image_facts import mode_of
 
 # Samplers whose next step begins where the last one ended, and nowhere else, so that a change
 # between two steps counts.
 CHANGEABLE = ("ddpm", "ddim", "dpmpp2m")
 HALF_WHITE = 127
+USUAL_STRENGTH = 0.6  # of an image that is changed as a whole
+
 Borders = tuple[int, int, int, int]  # pixels at the top, right, bottom and left
+Source = Path | bytes  # a picture's file, or what is in one
+
+
+# --- What a person asks for ---
+
+
+class WrongWish(UserError):
+    """A wish that cannot be fulfilled, or not together with the others. `name`: which one."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What images are to begin with. None: not asked for."""
+
+    init_image: Source | None = None
+    strength: float | None = None
+    mask: Source | None = None
+    repeats: int = 1
+    outpaint: Borders | None = None
+    interpolate: tuple[int, int] | None = None
+    invert: Source | None = None
+    prefix: str = ""  # before the names in messages
+
+    def word(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+    def check(self, has_condition: bool) -> None:
+        """Raise WrongWish where they do not go together."""
+        word = self.word
+        begun = [
+            name
+            for name in ("init_image", "interpolate", "invert")
+            if getattr(self, name) is not None
+        ]
+        if len(begun) > 1:
+            two = f"{word(begun[0])} and {word(begun[1])}"
+            raise WrongWish(begun[1], f"{two} both say where to begin: choose one")
+        for name in ("mask", "outpaint", "strength"):
+            if getattr(self, name) is not None and self.init_image is None:
+                raise WrongWish(name, f"{word(name)} belongs to {word('init_image')}")
+        if self.mask is not None and self.outpaint is not None:
+            two = f"{word('mask')} and {word('outpaint')}"
+            raise WrongWish("outpaint", f"{two} both say where to paint: choose one")
+        if self.repeats > 1 and self.mask is None and self.outpaint is None:
+            choices = f"{word('mask')} or {word('outpaint')}"
+            raise WrongWish("repeats", f"{word('repeats')} belongs to {choices}")
+        for name in ("invert", "outpaint"):
+            if has_condition and getattr(self, name) is not None:
+                condition = word("condition")
+                message = f"{word(name)} does not go with {condition}: leave one out"
+                raise WrongWish(name, message)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise WrongWish where the sampler cannot do it."""
+        word = self.word
+        for name in ("mask", "outpaint"):
+            if getattr(self, name) is not None and sampling.sampler not in CHANGEABLE:
+                raise WrongWish(
+                    name,
+                    f"{word('mask')} and {word('outpaint')} change the image between steps, which "
+                    f"{sampling.sampler} does not see: choose {word('sample')} "
+                    f"{', '.join(CHANGEABLE)}",
+                )
+        if self.invert is not None and (sampling.sampler != "ddim" or sampling.eta != 0):
+            raise WrongWish(
+                "invert",
+                f"{word('invert')} needs a sampler that adds no noise: {word('sample')} ddim "
+                f"{word('eta')} 0",
+            )
+
+    def check_weights(self, makes_masks: bool) -> None:
+        """Raise WrongWish where the weights cannot do it."""
+        for name in ("init_image", "invert"):
+            if makes_masks and getattr(self, name) is not None:
+                raise WrongWish(
+                    name, "these weights make images together with masks: they begin with no image"
+                )
+
+    def size(self, image_size: tuple[int, int], factor: int) -> tuple[int, int]:
+        """Of the images, (H,W), where they are of `image_size` without borders. Raises WrongWish
+        where the sides are not divisible by the network's `factor`.
+        """
+        if self.outpaint is None:
+            return image_size
+        top, right, bottom, left = self.outpaint
+        size = (image_size[0] + top + bottom, image_size[1] + left + right)
+        try:
+            check_image_size(*size, factor)
+        except ValueError as error:
+            raise WrongWish("outpaint", f"with these borders: {error}") from None
+        return size
+
+    def edit(
+        self, image_size: tuple[int, int], channels: int, first_seed: int, count: int
+    ) -> "Edit | None":
+        """What fulfils them, for images of these seeds: `image_size` is their own, borders
+        included. None: nothing is asked for. Raises WrongWish for pictures that cannot be used.
+        """
+        if self.interpolate is not None:
+            return Blended(self.interpolate, first_seed, count)
+        if self.invert is not None:
+            return Inverted(self._picture("invert", image_size, channels))
+        if self.init_image is None:
+            return None
+        if self.outpaint is not None:
+            return self._widened(self.outpaint, image_size, channels)
+        image = self._picture("init_image", image_size, channels)
+        if self.mask is not None:
+            return Filled(image, self._mask(image_size), self.strength or 1.0, self.repeats)
+        return FromImage(image, self.strength or USUAL_STRENGTH)
+
+    def _widened(self, borders: Borders, size: tuple[int, int], channels: int) -> "Filled":
+        """The image within borders that are painted."""
+        top, right, bottom, left = borders
+        inner = (size[0] - top - bottom, size[1] - left - right)
+        image = self._picture("init_image", inner, channels)
+        sides = (left, right, top, bottom)
+        paint = F.pad(torch.zeros(1, 1, *inner), sides, value=1.0).bool()
+        canvas = F.pad(image.float(), sides, mode="replicate").to(image)
+        return Filled(canvas, paint, self.strength or 1.0, self.repeats)
+
+    def _picture(self, name: str, size: tuple[int, int], channels: int) -> Tensor:
+        """A picture as the network's training read its own, (1,C,H,W) uint8."""
+        pixels = self._read(name, size, mode_of(channels))
+        planes = pixels[..., :channels].transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(planes))[None]
+
+    def _mask(self, size: tuple[int, int]) -> Tensor:
+        """Where it is white, an image is painted anew: (1,1,H,W) bool."""
+        pixels = self._read("mask", size, "L")
+        paint = torch.from_numpy(pixels[..., 0] > HALF_WHITE)[None, None]
+        if not paint.any():
+            raise WrongWish(
+                "mask", f"{self._called('mask')} is white nowhere: nothing would be painted"
+            )
+        return paint
+
+    def _read(self, name: str, size: tuple[int, int], mode: str) -> np.ndarray:
+        source = getattr(self, name)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        try:
+            return in_mode(decode(file, size, mode).pixels, mode)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever Pillow's plugins raise on damaged files
+            called = self._called(name)
+            why = why_unreadable(error, called)
+            raise WrongWish(name, f"{called} cannot be read: {why}") from None
+
+    def _called(self, name: str) -> str:
+        source = getattr(self, name)
+        if isinstance(source, bytes):
+            return self.word(name)
+        return f"the {'mask' if name == 'mask' else 'image'} {source}"
+
+    def settings(self) -> dict:
+        """What the text of a PNG says of them."""
+        names = ("init_image", "strength", "mask", "outpaint", "interpolate", "invert")
+        given = {name: getattr(self, name) for name in names}
+        said = {}
+        for name, value in given.items():
+            if isinstance(value, Path):
+                said[name] = value.name
+            elif isinstance(value, bytes):
+                said[name] = "sent with the request"
+            elif value is not None:
+                said[name] = value
+        return said
+
+
+# --- What fulfils it ---
+
+
+class Maker(Protocol):
+    """What makes the images: `utils.generation.ImageGenerator`, or a lane of the server."""
+
+    @property
+    def sampler(self) -> BaseDiffusion: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+    @property
+    def channels(self) -> int: ...
 
 
 class Edit(abc.ABC):
     """What images begin with, and what is made of them at the end."""
 
     @abc.abstractmethod
-    def begin(self, generator: ImageGenerator, seeds: Sequence[int]) -> Beginning:
+    def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
         """Where the images of these seeds start."""
 
     def finish(self, pixels: Tensor) -> Tensor:
         """(B,C,H,W) uint8 when they are done."""
         return pixels
+
+    def sampler_of(self, sampler: BaseDiffusion) -> BaseDiffusion:
+        """What samples in the place of a sampler."""
+        return sampler
+
+    def calls(self, sampler: BaseDiffusion) -> int:
+        """Network calls of an image, where `sampler_of` has been asked."""
+        return len(sampler.calls())
+
+    def about(self, pixels: Tensor) -> dict:
+        """What is to be said of a finished image (C,H,W) uint8."""
+        return {}
 
 
 @dataclass
@@ -48,10 +256,13 @@ class FromImage(Edit):
     image: Tensor  # (1,C,H,W) uint8
     strength: float  # the share of the network calls that are made
 
-    def begin(self, generator: ImageGenerator, seeds: Sequence[int]) -> Beginning:
-        first_call = first_call_of(generator.sampler, self.strength)
-        x0 = encoded(generator, self.image, len(seeds))
-        return Beginning(noised(generator.sampler, x0, first_call, seeds), first_call)
+    def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
+        first_call = first_call_of(maker.sampler, self.strength)
+        x0 = encoded(maker, self.image, len(seeds))
+        return Beginning(noised(maker.sampler, x0, first_call, seeds), first_call)
+
+    def calls(self, sampler: BaseDiffusion) -> int:
+        return _calls_from(sampler, self.strength)
 
 
 @dataclass
@@ -63,10 +274,10 @@ class Filled(Edit):
     strength: float = 1.0
     repeats: int = 1
 
-    def begin(self, generator: ImageGenerator, seeds: Sequence[int]) -> Beginning:
-        sampler = generator.sampler
+    def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
+        sampler = maker.sampler
         first_call = first_call_of(sampler, self.strength)
-        x0 = encoded(generator, self.image, len(seeds))
+        x0 = encoded(maker, self.image, len(seeds))
         change = FillIn(sampler, x0, self._paint_of(x0), seeds, self.repeats)
         if first_call == 0:
             return Beginning(None, 0, change)
@@ -74,6 +285,9 @@ class Filled(Edit):
 
     def finish(self, pixels: Tensor) -> Tensor:
         return torch.where(self.paint, pixels, self.image)
+
+    def calls(self, sampler: BaseDiffusion) -> int:
+        return (_calls_from(sampler, self.strength) - 1) * self.repeats + 1
 
     def _paint_of(self, x0: Tensor) -> Tensor:
         """Where to paint in what the diffusion sees: wherever there is a pixel to paint."""
@@ -89,8 +303,8 @@ class Blended(Edit):
     first_seed: int
     count: int
 
-    def begin(self, generator: ImageGenerator, seeds: Sequence[int]) -> Beginning:
-        shape = generator.codec.shape(generator.image_size, generator.channels)
+    def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
+        shape = maker.codec.shape(maker.image_size, maker.channels)
         a, b = (draw_normal(1, shape, image_generator(seed))[0] for seed in self.ends)
         last = max(1, self.count - 1)
         shares = [(seed - self.first_seed) / last for seed in seeds]
@@ -103,103 +317,63 @@ class FromNoise(Edit):
 
     noise: Tensor
 
-    def begin(self, generator: ImageGenerator, seeds: Sequence[int]) -> Beginning:
+    def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
         return Beginning(self.noise.expand(len(seeds), -1, -1, -1))
 
 
-# --- Files ---
+@dataclass
+class Inverted(Edit):
+    """An image goes back to its noise, and is drawn from that again."""
+
+    image: Tensor  # (1,C,H,W) uint8
+
+    def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
+        return Beginning(encoded(maker, self.image, len(seeds)))
+
+    def sampler_of(self, sampler: BaseDiffusion) -> BaseDiffusion:
+        return InvertingDDIM.of(cast(DDIM, sampler))
+
+    def about(self, pixels: Tensor) -> dict:
+        return {"inversion_error": round(self.error(pixels), 4)}
+
+    def error(self, pixels: Tensor) -> float:
+        """How much the image that was drawn again (C,H,W) uint8 differs: RMS, as a share of the
+        range.
+        """
+        difference = (pixels.float() - self.image[0].float()) / 255
+        return difference.square().mean().sqrt().item()
 
 
-def read_for(generator: ImageGenerator, file: Path) -> Tensor:
-    """An image file as the network's training read its own, (1,C,H,W) uint8. Raises UserError."""
-    mode = mode_of(generator.channels)
-    pixels = _read(file, generator.image_size, mode)
-    planes = pixels[..., : generator.channels].transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(planes))[None]
+def _calls_from(sampler: BaseDiffusion, strength: float) -> int:
+    """The network calls that are made at this strength."""
+    return len(sampler.calls(sampler.step_of_call(first_call_of(sampler, strength))))
 
 
-def read_mask(generator: ImageGenerator, file: Path) -> Tensor:
-    """A mask file: where it is white, an image is painted anew. (1,1,H,W) bool. Raises UserError
-    where it is white nowhere.
-    """
-    pixels = _read(file, generator.image_size, "L")
-    paint = torch.from_numpy(pixels[..., 0] > HALF_WHITE)[None, None]
-    if not paint.any():
-        raise UserError(f"the mask {file} is white nowhere: nothing would be painted")
-    return paint
-
-
-def _read(file: Path, size: tuple[int, int], mode: str) -> np.ndarray:
-    try:
-        return in_mode(decode(file, size, mode).pixels, mode)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever Pillow's plugins raise on damaged files
-        why = why_unreadable(error, str(file))
-        raise UserError(f"the image {file} cannot be read: {why}") from None
-
-
-def widened(generator: ImageGenerator, file: Path, borders: Borders, strength: float) -> Filled:
-    """Outpainting: the image within borders that are painted. The generator makes images of the
-    larger size from now on. Raises UserError for a size that the network does not take.
-    """
-    top, right, bottom, left = borders
-    image = read_for(generator, file)
-    height, width = generator.image_size
-    size = (height + top + bottom, width + left + right)
-    factor = generator.codec.downsample_factor * cast(int, generator.network.downsample_factor)
-    try:
-        check_image_size(*size, factor)
-    except ValueError as error:
-        raise UserError(f"with these borders: {error}") from None
-    paint = F.pad(torch.zeros(1, 1, height, width), (left, right, top, bottom), value=1.0).bool()
-    canvas = F.pad(image.float(), (left, right, top, bottom), mode="replicate").to(image)
-    generator.image_size = size
-    return Filled(canvas, paint, strength)
-
-
-def encoded(generator: ImageGenerator, pixels: Tensor, count: int) -> Tensor:
+def encoded(maker: Maker, pixels: Tensor, count: int) -> Tensor:
     """What the diffusion sees of an image, `count` times."""
-    x0 = generator.codec.encode(pixels.to(generator.precision.device))
+    x0 = maker.codec.encode(pixels.to(maker.sampler.device))
     return x0.expand(count, -1, -1, -1)
 
 
-# --- Back to noise ---
-
-
-@dataclass
-class Recovered:
-    """The noise that becomes an image file, and how well."""
-
-    edit: FromNoise
-    error: float  # RMS over pixels, 0 to 1
+# --- Back to noise, once for several images ---
 
 
 def recover(
     generator: ImageGenerator,
-    image: Tensor,
+    edit: Inverted,
     label: Label | None,
-    rounds: int,
     after_call: Callable[[], None],
-) -> Recovered:
-    """The noise from which the generator, with its label and guidance, makes the image (1,C,H,W)
-    again.
+) -> tuple[FromNoise, float]:
+    """The noise from which the generator, with its label and guidance, makes an image again; and
+    how much that differs.
     """
-    x0 = encoded(generator, image, 1)
+    going_back = generator.with_sampler(edit.sampler_of(generator.sampler))
+    sampler = cast(InvertingDDIM, going_back.sampler)
     labels = None if label is None else [label]
-    start = generator.start([0], labels)
-    with evaluation_mode(generator.network):
-        found = invert(generator.sampler, generator.call, start, x0, rounds, after_call)
-    edit = FromNoise(found.noise)
-    again = generator.images([0], labels, edit=edit)
-    difference = (again.float() - image.float()) / 255
-    return Recovered(edit, difference.square().mean().sqrt().item())
-
-
-def check_changeable(sampler: str) -> None:
-    """Raise UserError where a sampler does not go on from what was changed between its steps."""
-    if sampler not in CHANGEABLE:
-        raise UserError(
-            f"--mask and --outpaint change the image between steps, which {sampler} does not see: "
-            f"choose --sample {', '.join(CHANGEABLE)}"
-        )
+    noise = torch.empty(0)
+    for denoised in going_back.denoise([0], labels, edit):
+        after_call()
+        if denoised.calls_done == sampler.backward_calls:
+            noise = denoised.trajectory.x
+    again = going_back.finished(denoised)[0]
+    return FromNoise(noise), edit.error(again)

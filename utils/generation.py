@@ -1,5 +1,6 @@
 """From a checkpoint to images: shared by generate.py, evaluate.py and previews."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from model.codecs import Codec, JointCodec, build_codec
 from model.condition import Condition, build_condition
 from model.diffusion import GaussianDiffusion
-from model.editing import Change
+from model.editing import FillIn
 from model.guidance import Autoguided, Label, null_of
 from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_class
@@ -131,7 +132,7 @@ class Beginning:
 
     x_T: Tensor | None  # (B,C,H,W): at the noise level of the first call; None: of the seeds
     first_call: int = 0
-    change: Change | None = None  # between steps
+    change: FillIn | None = None  # between steps
 
 
 class EditOfImages(Protocol):
@@ -146,7 +147,6 @@ class Denoised:
     """Images after one network call of their sampling."""
 
     calls_done: int
-    calls: int  # in all, for images that start from noise
     trajectory: Trajectory
     x0: Tensor  # (B,C,H,W): the current estimate
 
@@ -234,6 +234,17 @@ class ImageGenerator:
         """Whether images come with label maps."""
         return isinstance(self.codec, JointCodec)
 
+    def with_sampler(self, sampler: BaseDiffusion) -> "ImageGenerator":
+        """The same with another sampler."""
+        other = copy.copy(self)
+        other.sampler = sampler
+        return other
+
+    @property
+    def downsample_factor(self) -> int:
+        """What the sides of images must be divisible by."""
+        return self.codec.downsample_factor * cast(int, self.network.downsample_factor)
+
     @property
     def calls(self) -> int:
         """Network calls that a batch of images takes."""
@@ -283,7 +294,7 @@ class ImageGenerator:
         with evaluation_mode(self.network):
             steps = self.sampler.denoise(self.call, start, begin.change)
             for done, (trajectory, x0) in enumerate(steps, start=1):
-                yield Denoised(done, self.calls, trajectory, x0)
+                yield Denoised(done, trajectory, x0)
 
     def images(
         self,

@@ -37,7 +37,7 @@ class Steering:
         every = condition_files(path)
         root = path if path.is_dir() else path.parent
         files = every[:count]
-        pixels = torch.stack([read_condition(file, condition, size) for file in files])
+        pixels = torch.stack([read_condition(file, str(file), condition, size) for file in files])
         stems = [str(file.relative_to(root).with_suffix("")) for file in files]
         return cls(condition, pixels, stems, is_whole=path.is_dir() and len(every) == count)
 

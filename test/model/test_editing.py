@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from model.editing import FillIn, first_call_of, invert, noised, slerp
+from model.editing import FillIn, first_call_of, noised, slerp
 from model.samplers import SAMPLERS, build_sampler
+from model.samplers.inversion import InvertingDDIM
 
 MEAN, STD = 0.2, 0.4
 CONFIG = {"noise_schedule": "cosine", "prediction": "v"}
@@ -154,21 +155,54 @@ def test_slerp_keeps_the_noise_as_noisy():
 # --- Back to noise ---
 
 
+def noise_of(sampler, network, x0, rounds=5):
+    """The noise that becomes images, and what becomes of it."""
+    inverting = InvertingDDIM.of(sampler, rounds)
+    start = inverting.start(len(x0), x0.shape[-2:], 1, seeds=SEEDS, x_T=x0)
+    for trajectory, _ in inverting.denoise(network, start):
+        if trajectory.position[0] == inverting.backward_calls:
+            noise = trajectory.x
+    return noise, inverting.finished_images(trajectory)
+
+
 @pytest.mark.parametrize("kind", [exact, wavy])
 @pytest.mark.parametrize("steps", [10, 50])
 def test_the_noise_of_an_image_makes_it_again(kind, steps):
     sampler = build_sampler("ddim", CONFIG, sample_steps=steps, clip_sample=False)
     network = kind(sampler)
-    empty = sampler.start(3, (8, 8), 1, seeds=SEEDS)
-    found = invert(sampler, network, empty, X0)
-    again = finish(sampler, network, sampler.start(3, (8, 8), 1, seeds=SEEDS, x_T=found.noise))
+    noise, redrawn = noise_of(sampler, network, X0)
+    again = finish(sampler, network, sampler.start(3, (8, 8), 1, seeds=SEEDS, x_T=noise))
     assert (again - X0).abs().max() < 0.02
-    assert found.residual < 0.01
+    assert (redrawn - again).abs().max() < 1e-6
 
 
 def test_the_noise_of_gaussian_data_is_the_flow_s():
     """It keeps the standardised value of each pixel."""
     sampler = build_sampler("ddim", CONFIG, sample_steps=500, clip_sample=False)
-    empty = sampler.start(3, (8, 8), 1, seeds=SEEDS)
-    found = invert(sampler, exact(sampler), empty, X0, rounds=3)
-    assert (found.noise - (X0 - MEAN) / STD).abs().max() < 0.05
+    noise, _ = noise_of(sampler, exact(sampler), X0, rounds=3)
+    assert (noise - (X0 - MEAN) / STD).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp2m", "plms"])
+def test_only_ddim_goes_back(sampler):
+    with pytest.raises(ValueError, match="eta 0"):
+        InvertingDDIM.of(build_sampler(sampler, CONFIG, sample_steps=4))
+    with pytest.raises(ValueError, match="eta 0"):
+        InvertingDDIM.of(build_sampler("ddim", CONFIG, sample_steps=4, eta=0.5))
+
+
+def test_images_of_other_rounds_share_a_call():
+    """Two inversions at other places of their plans, as one would be alone."""
+    sampler = build_sampler("ddim", CONFIG, sample_steps=4, clip_sample=False)
+    network = wavy(sampler)
+    inverting = InvertingDDIM.of(sampler, 3)
+    ahead = inverting.start(1, (8, 8), 1, seeds=[1], x_T=X0[:1])
+    for _ in range(5):
+        ahead, _ = inverting.update(ahead, network(*inverting.rows(ahead)))
+    behind = inverting.start(1, (8, 8), 1, seeds=[2], x_T=X0[1:2])
+    both = inverting.start(1, (8, 8), 1, seeds=[2], x_T=X0[1:2]).cat([ahead, behind])
+    for _ in range(7):
+        both, _ = inverting.update(both, network(*inverting.rows(both)))
+        ahead, _ = inverting.update(ahead, network(*inverting.rows(ahead)))
+        behind, _ = inverting.update(behind, network(*inverting.rows(behind)))
+    assert (both.x - torch.cat([ahead.x, behind.x])).abs().max() < 1e-6

@@ -3,6 +3,7 @@
 The condition of `rose/a.jpg` is `rose/a` with any ending in the folder of conditions.
 """
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,23 +182,27 @@ def condition_files(path: Path) -> list[Path]:
     return [path]
 
 
-def read_condition(file: Path, condition: Condition, size: tuple[int, int]) -> Tensor:
-    """A condition (P,H,W) uint8, as in training. Raises UserError where the file cannot be read, or
-    has labels that the network did not learn.
+def read_condition(
+    source: Path | bytes, name: str, condition: Condition, size: tuple[int, int]
+) -> Tensor:
+    """A condition (P,H,W) uint8, as in training, of a file or what is in one; `name` stands for it
+    in messages. Raises UserError where it cannot be read, or has labels that the network did not
+    learn.
     """
     is_map = isinstance(condition, LabelCondition)
     mode = LABEL_MAP if is_map else mode_of(condition.planes)
-    decoded = try_decode(str(file), size, mode)
+    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    decoded = try_decode(opened, size, mode)
     if isinstance(decoded, Exception):
-        why = why_unreadable(decoded, file.name)
-        raise UserError(f"the condition {file} cannot be read: {why}")
+        why = why_unreadable(decoded, name)
+        raise UserError(f"the condition {name} cannot be read: {why}")
     pixels = in_mode(decoded.pixels, mode)
     if isinstance(condition, LabelCondition):
         unknown = sorted(set(np.unique(pixels).tolist()) - set(condition.values))
         if unknown:
             known = name_list(map(str, condition.values))
             raise UserError(
-                f"{file} has the label {unknown[0]}; the network learned the labels {known}"
+                f"{name} has the label {unknown[0]}; the network learned the labels {known}"
             )
     planes = pixels[..., : condition.planes].transpose(2, 0, 1)
     return torch.from_numpy(planes.copy())

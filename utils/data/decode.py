@@ -1,7 +1,10 @@
 """An image file of any kind -> the pixels that a colour-managed viewer shows, at one size."""
 
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, features
@@ -62,8 +65,11 @@ def read_image(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     return decode(path, size).pixels
 
 
-def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") -> Decoded:
-    """`read_image`, with facts for the plan. Without a size, the image keeps its own.
+def decode(
+    source: str | Path | io.BytesIO, size: tuple[int, int] | None, mode: str = "RGB"
+) -> Decoded:
+    """`read_image`, with facts for the plan, from a file or what is in one. Without a size, the
+    image keeps its own.
 
     `mode` "RGBA": (H,W,4), colours multiplied by the opacity and the opacity. "I;16": (H,W,2), the
     high and the low byte of grey as the file has it, without its profile; 8 bits are spread over
@@ -71,7 +77,7 @@ def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") ->
     file or a grey one of 8 bits, without its profile, fitted by the nearest neighbour. Any other
     mode: (H,W,3) sRGB.
     """
-    with open(path, "rb") as file, quiet_pillow():
+    with _opened(source) as file, quiet_pillow():
         picture = open_picture(file)
         if mode == LABEL_MAP:
             return _label_map(picture, size)
@@ -81,6 +87,10 @@ def decode(path: str | Path, size: tuple[int, int] | None, mode: str = "RGB") ->
         shown = _in_mode(colour, alpha, picture.profile, mode)
         shown, own_size = _fitted(shown, picture.orientation, size, Image.Resampling.BICUBIC)
         return Decoded(_planes(shown), own_size, has_16_bits, brightest)
+
+
+def _opened(source: str | Path | io.BytesIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    return contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb")
 
 
 def _fitted(

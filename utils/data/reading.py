@@ -1,5 +1,6 @@
 """Decode all images of a set once: on all cores, with bounded memory, into a store."""
 
+import io
 import os
 import zlib
 from array import array
@@ -180,7 +181,7 @@ def available_cores() -> int:
 
 
 def try_decode(
-    path: str, image_size: tuple[int, int] | None, mode: str = "RGB"
+    source: str | io.BytesIO, image_size: tuple[int, int] | None, mode: str = "RGB"
 ) -> Decoded | Exception:
     """The pixels in a mode, see `decode`, or why there are none. Pillow's plugins raise what they
     like on damaged files.
@@ -188,7 +189,7 @@ def try_decode(
     Without a size, the image keeps its own.
     """
     try:
-        return decode(path, image_size, mode)
+        return decode(source, image_size, mode)
     except MemoryError:  # not the image's fault
         raise
     except Exception as error:

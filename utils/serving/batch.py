@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from model.editing import FillIn
 from model.guidance import NO_LABEL, NOTHING, Label, needs_null
 from model.samplers import BaseDiffusion, Trajectory
 from utils.serving.jobs import Job
@@ -24,6 +25,7 @@ class ImageTask:
 
     job: Job
     place: int  # in the job
+    change: FillIn | None = None  # between its steps, as it stands
 
     @property
     def seed(self) -> int:
@@ -37,8 +39,9 @@ class ImageTask:
     @property
     def rows(self) -> int:
         """Rows of a network call that it takes."""
-        is_guided = self.label != NO_LABEL and needs_null(self.job.request.sampling.cfg_scale)
-        return 2 if is_guided else 1
+        request = self.job.request
+        is_told = self.label != NO_LABEL or request.conditions is not None
+        return 2 if is_told and needs_null(request.sampling.cfg_scale) else 1
 
 
 @dataclass(eq=False)
@@ -67,10 +70,17 @@ class Bundle:
 
 @dataclass
 class Advanced:
-    """A bundle after a step, with the estimates of x0 (B,C,H,W)."""
+    """A bundle after a step, with the estimates of x0 (B,C,H,W). The tasks' changes are as before
+    it, until `keep_changes`.
+    """
 
     bundle: Bundle
     x0: Tensor
+    changes: list[FillIn | None]
+
+    def keep_changes(self) -> None:
+        for task, change in zip(self.bundle.tasks, self.changes, strict=True):
+            task.change = change
 
 
 @dataclass
@@ -177,8 +187,25 @@ def advance(call: NetworkCall, bundles: Sequence[Bundle], null_label: int | None
     results = []
     for bundle, part in zip(bundles, output.split(counts), strict=True):
         trajectory, x0 = bundle.sampler.update(bundle.trajectory, part)
-        results.append(Advanced(Bundle(bundle.sampler, trajectory, bundle.tasks), x0))
+        trajectory, changes = _changed(bundle, trajectory)
+        results.append(Advanced(Bundle(bundle.sampler, trajectory, bundle.tasks), x0, changes))
     return results
+
+
+def _changed(bundle: Bundle, after: Trajectory) -> tuple[Trajectory, list[FillIn | None]]:
+    """The trajectory to go on from, where images are changed between steps, and the changes as they
+    stand then. Each image has one of its own, since others may be at another step.
+    """
+    changes = [None if task.change is None else task.change.copy() for task in bundle.tasks]
+    if not any(changes):
+        return after, changes
+    images = []
+    for place, change in enumerate(changes):
+        image = after.select([place])
+        if change is not None:
+            image = change(bundle.trajectory.select([place]), image)
+        images.append(image)
+    return Trajectory.cat(images), changes
 
 
 def _labels_of_rows(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from utils.devices import Precision
 from utils.errors import is_out_of_memory
-from utils.serving.finishing import Finisher
+from utils.serving.finishing import Finisher, mask_name
 from utils.serving.jobs import CANCELLED, FAILED, QUEUED, Client, Job, JobTable
 from utils.serving.limits import Limits
 from utils.serving.models import LoadFunction, ModelCache, model_key
@@ -106,10 +106,16 @@ class Engine:
     def image(self, job: Job, place: int) -> bytes:
         """An encoded image of a completed job. Raises OSError where it has just expired."""
         if job.is_kept:
-            return self.results.get(job, place)
+            return self.results.get(job, str(place))
         data = job.images[place]
         assert data is not None
         return data
+
+    def mask(self, job: Job, place: int) -> bytes:
+        """The label map of an image of a completed job, a PNG. Raises OSError where it has just
+        expired, or never was.
+        """
+        return self.results.get(job, mask_name(place))
 
     def drain(self, grace: float) -> None:
         """Take no more jobs; those that wait fail, those under way have `grace` seconds."""

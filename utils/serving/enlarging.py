@@ -1,6 +1,5 @@
 """Enlarging images that clients send: one at a time, beside the engine's work."""
 
-import io
 import logging
 import tempfile
 import threading
@@ -8,12 +7,10 @@ import time
 from collections import OrderedDict
 from pathlib import Path
 
-from PIL import Image
-
-from utils.data.silence import quiet_pillow
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.serving.limits import Limits
+from utils.serving.pictures import sides_of
 from utils.serving.refusal import RATE_LIMIT, SERVER_ERROR, TIMEOUT, Refusal, invalid
 from utils.serving.weights import Weight, load_upscaler
 from utils.upscaling import Upscaler
@@ -22,7 +19,6 @@ from utils.upscaling.source import read_source
 
 MOST_WAITING = 8
 MOST_UPSCALERS = 2  # in memory
-FORMATS = ("PNG", "JPEG", "WEBP")  # that are read from clients
 RETRY_SECONDS = 5
 
 logger = logging.getLogger("serve")
@@ -64,16 +60,8 @@ class Enlarger:
     def _check(self, data: bytes) -> None:
         """Raise Refusal by the file's head, before its pixels take memory."""
         most = self._limits.max_side
-        try:
-            with quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                sides = image.size
-        except Exception:
-            kinds = ", ".join(FORMATS)
-            raise invalid(
-                f"image is no file that can be read; known are {kinds}", "image"
-            ) from None
-        if max(sides) > most:
-            width, height = sides
+        width, height = sides_of(data, "image")
+        if max(width, height) > most:
             raise invalid(
                 f"the sides of image are at most {most} pixels, not {height},{width}", "image"
             )

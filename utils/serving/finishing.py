@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from PIL import Image
 from torch import Tensor
 
 from utils.devices import Precision
@@ -42,6 +43,7 @@ class Finished:
     place: int
     pixels: Tensor  # (C,H,W) uint8
     settings: dict  # for the text of a PNG
+    mask: Image.Image | None = None  # a label map that was made with it
 
 
 class Finisher:
@@ -89,7 +91,11 @@ class Finisher:
         job = finished.job
         data = self._encoded(finished)
         if job.is_kept:
-            self._results.put(job, finished.place, data, self._jobs.expire_oldest)
+            room = self._jobs.expire_oldest
+            self._results.put(job, str(finished.place), data, room)
+            if finished.mask is not None:
+                mask = encoded_image(finished.mask, ".png", finished.settings)
+                self._results.put(job, mask_name(finished.place), mask, room)
         else:
             job.images[finished.place] = data
         left = self._left.get(job.id, job.request.count) - 1
@@ -132,6 +138,11 @@ class Finisher:
                 self._upscalers.popitem(last=False)
         self._upscalers.move_to_end(weight)
         return upscaler
+
+
+def mask_name(place: int) -> str:
+    """Under which an image's label map is kept."""
+    return f"{place}-mask"
 
 
 def encoded_film(states: Sequence[Tensor]) -> bytes:

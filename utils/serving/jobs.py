@@ -58,6 +58,7 @@ class Job:
     error: Refusal | None = None
     calls_done: list[int] = field(default_factory=list)  # of each image
     images: list[bytes | None] = field(default_factory=list)  # encoded, where they are not kept
+    about: list[dict] = field(default_factory=list)  # what was found out of each image
     snapshots: list[list[Snapshot]] = field(default_factory=list)  # of each image
     preview: list[Tensor | None] = field(default_factory=list)  # estimates of x0, (C,H,W) uint8
     preview_step: int = 0
@@ -69,6 +70,7 @@ class Job:
         count = self.request.count
         self.calls_done = [0] * count
         self.images = [None] * count
+        self.about = [{} for _ in range(count)]
         self.snapshots = [[] for _ in range(count)]
         self.preview = [None] * min(count, PREVIEWED)
 

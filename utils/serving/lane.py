@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from model.codecs import Codec, JointCodec
 from model.guidance import NO_LABEL, Autoguided
 from model.samplers import BaseDiffusion
+from utils.condition_pictures import in_turn, mask_picture
 from utils.devices import Precision
 from utils.errors import is_out_of_memory
-from utils.generation import Sampling
+from utils.generation import Beginning, Sampling
 from utils.serving.batch import Bundle, ImageTask, JobShare
 from utils.serving.jobs import Job
 from utils.serving.weights import LoadedDiffusion
@@ -30,6 +34,16 @@ def lane_key(job: Job) -> LaneKey:
     weight = request.weight
     how = (request.use_ema, request.image_size, request.sampling.guide_scale)
     return (weight.path, weight.stamp, *how)
+
+
+@dataclass(frozen=True)
+class JobMaker:
+    """What makes a job's images: see `utils.editing.Maker`."""
+
+    sampler: BaseDiffusion
+    codec: Codec
+    image_size: tuple[int, int]
+    channels: int
 
 
 class Lane:
@@ -62,6 +76,10 @@ class Lane:
         tasks = [ImageTask(job, place) for place in range(job.request.count)]
         served = min((share.served for share in self.shares.values()), default=0.0)
         sampler = self._sampler(job.request.sampling)
+        edit = job.request.edit
+        if edit is not None:
+            sampler = edit.sampler_of(sampler)
+        job.calls = len(sampler.calls()) if edit is None else edit.calls(sampler)
         self.shares[job.id] = JobShare(job, order, sampler, tasks, served)
 
     def remove(self, job: Job) -> None:
@@ -84,28 +102,55 @@ class Lane:
         return True
 
     def start(self, tasks: list[ImageTask]) -> list[Bundle]:
-        """Images before their first call: a bundle for each job."""
+        """Images before their first call: a bundle for each job, or for each image where it begins
+        with more than noise.
+        """
         by_job: dict[str, list[ImageTask]] = {}
         for task in tasks:
             by_job.setdefault(task.job.id, []).append(task)
-        channels, height, width = self._shape
         bundles = []
         for own in by_job.values():
-            sampler = self.shares[own[0].job.id].sampler
-            labels = [task.label for task in own]
-            has_labels = labels[0] != NO_LABEL
-            null_label = self.loaded.null_label if has_labels else None
-            trajectory = sampler.start(
-                len(own),
-                (height, width),
-                channels,
-                labels if has_labels else None,
-                own[0].job.request.sampling.cfg_scale,
-                [task.seed for task in own],
-                null_label=NO_LABEL if null_label is None else null_label,
-            )
-            bundles.append(Bundle(sampler, trajectory, own))
+            is_edited = own[0].job.request.edit is not None
+            for part in [[task] for task in own] if is_edited else [own]:
+                bundles.append(self._begun(part))
         return bundles
+
+    def _begun(self, tasks: list[ImageTask]) -> Bundle:
+        """Images of one job before their first call."""
+        job = tasks[0].job
+        request = job.request
+        sampler = self.shares[job.id].sampler
+        seeds = [task.seed for task in tasks]
+        begin = Beginning(None)
+        if request.edit is not None:
+            maker = JobMaker(sampler, self.loaded.codec, self.image_size, self.loaded.channels)
+            begin = request.edit.begin(maker, seeds)
+            tasks[0].change = begin.change
+        labels = [task.label for task in tasks]
+        has_labels = labels[0] != NO_LABEL
+        null_label = self.loaded.null_label if has_labels else None
+        channels, height, width = self._shape
+        trajectory = sampler.start(
+            len(tasks),
+            (height, width),
+            channels,
+            labels if has_labels else None,
+            request.sampling.cfg_scale,
+            seeds,
+            begin.x_T,
+            begin.first_call,
+            null_label=NO_LABEL if null_label is None else null_label,
+            condition=self._conditions(tasks),
+        )
+        return Bundle(sampler, trajectory, tasks)
+
+    def _conditions(self, tasks: list[ImageTask]) -> Tensor | None:
+        """What goes into the network behind x."""
+        pixels, condition = tasks[0].job.request.conditions, self.loaded.condition
+        if pixels is None or condition is None:
+            return None
+        chosen = in_turn(pixels, [task.place for task in tasks])
+        return condition.encode(chosen.to(self._precision.device))
 
     def _sampler(self, sampling: Sampling) -> BaseDiffusion:
         sampler = self._samplers.get(sampling)
@@ -129,6 +174,13 @@ class Lane:
         """What the diffusion sees -> (B,C,H,W) uint8, on the CPU."""
         return self.loaded.codec.decode(x).cpu()
 
+    def masks(self, x: Tensor) -> Image.Image | None:
+        """The label map of an image (1,C,H,W) that comes with one."""
+        codec = self.loaded.codec
+        if not isinstance(codec, JointCodec):
+            return None
+        return mask_picture(codec, codec.decode_masks(x)[0].cpu())
+
     def budget(self) -> int:
         """How many rows a call takes; measured at the first time."""
         if self._budget is None:
@@ -145,7 +197,10 @@ class Lane:
     def _timed_call(self, rows: int) -> float:
         """Seconds that a call of so many rows takes."""
         device = self._precision.device
-        x = torch.zeros(rows, *self._shape, device=device)
+        channels, *size = self._shape
+        if self.loaded.condition is not None:
+            channels += self.loaded.condition.channels
+        x = torch.zeros(rows, channels, *size, device=device)
         t = torch.zeros(rows, dtype=torch.long, device=device)
         labels = None
         if self.loaded.null_label is not None:

@@ -12,7 +12,7 @@ class Limits:
     max_images: int = 64  # of a job
     max_steps: int = 1000
     max_side: int = 1024  # pixels of an image's height and width
-    max_body: int = 1_000_000  # bytes of a request
+    max_body: int = 8_000_000  # bytes of a request
     deadline: float = 600.0  # seconds from the request until its job must be finished
     client_timeout: float = 20.0  # seconds that a client may take to send a request
     keep_seconds: float = 3600.0  # how long the images of a finished job are kept

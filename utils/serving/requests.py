@@ -1,23 +1,31 @@
 """From what a client asks to what the engine makes: defaults filled in, everything checked."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
 
 from model.guidance import NOTHING, Label
 from model.networks import check_image_size
 from model.samplers import SAMPLERS
+from model.samplers.inversion import USUAL_ROUNDS
 from utils.class_names import ONE_OF_EACH, label_of, labels_of, name_of
-from utils.errors import name_list
+from utils.data.conditions import read_condition
+from utils.editing import Edit, Wishes, WrongWish
+from utils.errors import UserError, name_list
 from utils.generation import USUAL_CFG_SCALE, USUAL_GUIDE_SCALE, Sampling
-from utils.image_facts import SMALLEST_SIDE, USUAL_MODES
+from utils.image_facts import CHANNELS, SMALLEST_SIDE, USUAL_MODES
 from utils.options import types
 from utils.serving.limits import Limits
+from utils.serving.pictures import one_at_a_time
 from utils.serving.refusal import UNAVAILABLE, Refusal, invalid, not_found
 from utils.serving.weights import UPSCALER, Weight, WeightStore
 
 IMAGE_FORMATS = ("png", "webp", "jpeg")
 FILM_FORMAT = "gif"  # the states on the way of an image; only some protocols offer it
 MOST_SNAPSHOT_PIXELS = 2**24  # of all states that a job keeps: they lie in memory
+MOST_CONDITION_PIXELS = 2**24  # of all conditions of a job, which do too
 DEFAULT_IMAGES = 1
 LARGEST_SEED = int(types.seed.high)
 LARGEST_SCALE = 100.0  # of guidance
@@ -43,6 +51,14 @@ class Asked:
     use_ema: bool | None = None  # None: if the file has them
     snapshots: int = 0  # states on the way that are kept of each image
     snapshots_of_noise: bool = False  # of x_t instead of the estimates of x0
+    wishes: Wishes = field(default_factory=Wishes)  # what images begin with
+    conditions: tuple[bytes, ...] | None = None  # image files that steer: image i takes the i-th
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether files are to be decoded, which takes a while."""
+        wishes = self.wishes
+        return any((wishes.init_image, wishes.mask, wishes.invert, self.conditions))
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,9 @@ class GenerationRequest:
     snapshots: int = 0
     snapshots_of_noise: bool = False
     class_name: str | None = None  # as it was asked for
+    wishes: Wishes = field(default_factory=Wishes)
+    edit: Edit | None = None  # what fulfils the wishes
+    conditions: Tensor | None = None  # (n,P,H,W) uint8: image i takes the i-th, and so on in turn
 
     @property
     def count(self) -> int:
@@ -89,7 +108,27 @@ class GenerationRequest:
             "image_size": list(self.image_size),
             "image_format": self.image_format,
             "upscale": self.upscaler.name if self.upscaler else None,
+            **self._begun_with(),
         }
+
+    def _begun_with(self) -> dict:
+        """What is asked for beside the noise of seeds; nothing where that is all."""
+        said: dict = {}
+        wishes = self.wishes
+        pictures = [
+            name for name in ("init_image", "mask", "invert") if getattr(wishes, name) is not None
+        ]
+        if pictures:
+            said["pictures"] = pictures
+        for name in ("strength", "outpaint", "interpolate"):
+            value = getattr(wishes, name)
+            if value is not None:
+                said[name] = list(value) if isinstance(value, tuple) else value
+        if wishes.repeats > 1:
+            said["repeats"] = wishes.repeats
+        if self.conditions is not None:
+            said["conditions"] = len(self.conditions)
+        return said
 
 
 def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationRequest:
@@ -100,25 +139,34 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
         raise invalid(
             f"{weight.name} makes images of mode {weight.mode}: no upscaler takes these", "upscale"
         )
+    if upscaler is not None and weight.makes_masks:
+        raise invalid(f"{weight.name} makes masks too, which nothing enlarges", "upscale")
     labels = _labels(asked, weight)
     count = _count(asked, labels, limits)
     if labels is not None:
         labels = tuple(_as_row(labels[i % len(labels)], weight) for i in range(count))
     image_size = _image_size(asked.image_size, weight, limits)
+    sampling = _sampling(asked, weight, limits)
+    seeds = _seeds(asked.seed, count)
     _check_format(asked)
+    image_size = _widened(asked, weight, sampling, image_size, limits)
     _check_snapshots(asked.snapshots, count, image_size)
+    conditions = _conditions(asked, weight, count, image_size)
     return GenerationRequest(
         weight=weight,
         use_ema=_use_ema(asked.use_ema, weight),
         labels=labels,
-        seeds=_seeds(asked.seed, count),
-        sampling=_sampling(asked, weight, limits),
+        seeds=seeds,
+        sampling=sampling,
         image_size=image_size,
         image_format=asked.image_format,
         upscaler=upscaler,
         snapshots=asked.snapshots,
         snapshots_of_noise=asked.snapshots_of_noise,
         class_name=asked.class_name,
+        wishes=asked.wishes,
+        edit=_edit(asked, weight, sampling, image_size, seeds, limits),
+        conditions=conditions,
     )
 
 
@@ -248,16 +296,15 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
 
 def _guidance(asked: Asked, weight: Weight) -> tuple[float, float]:
     """cfg_scale and guide_scale, as generate.py has them where they are not said."""
-    is_guided = bool(weight.classes) and weight.has_guidance
     cfg_scale, guide_scale = asked.cfg_scale, asked.guide_scale
     if guide_scale is None:
         guide_scale = USUAL_GUIDE_SCALE if weight.has_guide and cfg_scale is None else 1.0
     if cfg_scale is None:
-        cfg_scale = USUAL_CFG_SCALE if is_guided and guide_scale == 1 else 1.0
+        cfg_scale = USUAL_CFG_SCALE if weight.is_guided and guide_scale == 1 else 1.0
     for name, scale in (("cfg_scale", cfg_scale), ("guide_scale", guide_scale)):
         if not 0 <= scale <= LARGEST_SCALE:  # NaN is not, either
             raise invalid(f"{name} is 0 to {LARGEST_SCALE:g}, not {scale}", name)
-    if weight.classes and not is_guided and cfg_scale != 1:
+    if weight.has_more and not weight.is_guided and cfg_scale != 1:
         raise invalid(
             f"{weight.name} was trained without guidance: cfg_scale is 1, not {cfg_scale:g}",
             "cfg_scale",
@@ -315,3 +362,86 @@ def _check_snapshots(snapshots: int, count: int, image_size: tuple[int, int]) ->
             "keeps: ask for fewer or smaller images",
             "num_images",
         )
+
+
+# --- What images begin with, and what steers them ---
+
+
+def _widened(
+    asked: Asked,
+    weight: Weight,
+    sampling: Sampling,
+    image_size: tuple[int, int],
+    limits: Limits,
+) -> tuple[int, int]:
+    """The size of the images, borders that are painted included; the wishes go together."""
+    wishes = asked.wishes
+    try:
+        wishes.check(has_condition=asked.conditions is not None)
+        wishes.check_weights(weight.makes_masks)
+        wishes.check_sampling(sampling)
+        height, width = wishes.size(image_size, weight.downsample_factor)
+    except WrongWish as wrong:
+        raise invalid(str(wrong), wrong.name) from None
+    if max(height, width) > limits.max_side:
+        raise invalid(
+            f"with these borders, images are {height},{width}; {limits.max_side} is the most",
+            "outpaint",
+        )
+    return height, width
+
+
+def _edit(
+    asked: Asked,
+    weight: Weight,
+    sampling: Sampling,
+    image_size: tuple[int, int],
+    seeds: tuple[int, ...],
+    limits: Limits,
+) -> Edit | None:
+    wishes = asked.wishes
+    times, name = wishes.repeats, "repeats"
+    if wishes.invert is not None:
+        times, name = 1 + USUAL_ROUNDS, "invert"
+    calls = sampling.steps(weight.noise_steps) * times
+    if times > 1 and calls > limits.max_steps:
+        raise invalid(
+            f"with {name}, an image takes {calls} network calls; {limits.max_steps} are the most",
+            name,
+        )
+    try:
+        with one_at_a_time:
+            edit = wishes.edit(image_size, CHANNELS[weight.mode], seeds[0], len(seeds))
+    except WrongWish as wrong:
+        raise invalid(str(wrong), wrong.name) from None
+    return edit
+
+
+def _conditions(
+    asked: Asked, weight: Weight, count: int, image_size: tuple[int, int]
+) -> Tensor | None:
+    """The images that steer, as the network takes them."""
+    condition, files = weight.condition, asked.conditions
+    if condition is None:
+        if files is not None:
+            raise invalid(f"{weight.name} was trained without conditions", "condition")
+        return None
+    if not files:
+        raise invalid(f"{weight.name} makes images of conditions: send some", "condition")
+    if len(files) > count:
+        raise invalid(f"{len(files)} conditions are more than {count} images", "condition")
+    height, width = image_size
+    if len(files) * height * width > MOST_CONDITION_PIXELS:
+        raise invalid(
+            f"{len(files)} conditions of {height},{width} are more than the server keeps",
+            "condition",
+        )
+    read = []
+    for place, data in enumerate(files):
+        name = f"number {place}" if len(files) > 1 else "that was sent"
+        try:
+            with one_at_a_time:
+                read.append(read_condition(data, name, condition, image_size))
+        except UserError as error:
+            raise invalid(str(error), "condition") from None
+    return torch.stack(read)

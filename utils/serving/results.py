@@ -19,8 +19,8 @@ class ResultStore:
         self._sizes: dict[str, int] = {}  # bytes of each job
         self._total = 0
 
-    def put(self, job: Job, image: int, data: bytes, make_room: Callable[[], bool]) -> None:
-        """Keep an image of a job. `make_room` forgets an older job; False: there is none.
+    def put(self, job: Job, name: str, data: bytes, make_room: Callable[[], bool]) -> None:
+        """Keep a picture of a job. `make_room` forgets an older job; False: there is none.
 
         Raises OSError where the disk refuses it.
         """
@@ -29,14 +29,14 @@ class ResultStore:
                 break
         folder = self._folder / job.id
         folder.mkdir(exist_ok=True)
-        (folder / str(image)).write_bytes(data)
+        (folder / name).write_bytes(data)
         with self._lock:
             self._sizes[job.id] = self._sizes.get(job.id, 0) + len(data)
             self._total += len(data)
 
-    def get(self, job: Job, image: int) -> bytes:
+    def get(self, job: Job, name: str) -> bytes:
         """Raises OSError where it has just been forgotten."""
-        return (self._folder / job.id / str(image)).read_bytes()
+        return (self._folder / job.id / name).read_bytes()
 
     def forget(self, job: Job) -> None:
         """Remove the images of a job."""

@@ -86,6 +86,7 @@ class Stepper:
         changed: dict[str, Job] = {}
         left = []
         for each in advanced:
+            each.keep_changes()
             for task in each.bundle.tasks:
                 self._count_call(lane, task)
                 changed[task.job.id] = task.job
@@ -117,15 +118,21 @@ class Stepper:
             try:
                 if not image.isfinite().all():
                     raise ValueError("the network gave numbers that are not finite")
-                pixels = lane.decode(image)[0]
+                pixels, mask = lane.decode(image)[0], lane.masks(image)
             except Exception as error:
                 self._fail(task.job, error)
                 continue
             if lane.image_done(task):
                 self.states.forget(task.job)
             self._statistics.images += 1
-            settings = _settings(lane, task, bundle)
-            self._finisher.put(Finished(task.job, task.place, pixels, settings))
+            edit = task.job.request.edit
+            about = {}
+            if edit is not None:
+                pixels = edit.finish(pixels[None])[0]
+                about = edit.about(pixels)
+            task.job.about[task.place] = about
+            settings = {**_settings(lane, task, bundle), **about}
+            self._finisher.put(Finished(task.job, task.place, pixels, settings, mask))
 
 
 def _settings(lane: Lane, task: ImageTask, bundle: Bundle) -> dict:
@@ -135,8 +142,10 @@ def _settings(lane: Lane, task: ImageTask, bundle: Bundle) -> dict:
     class_name = request.class_of(task.place)
     if class_name is not None:
         about["class"] = class_name
+    if request.conditions is not None:
+        about["condition"] = f"number {task.place % len(request.conditions)}"
     network = lane.network
     settings = image_settings(
         request.sampling, bundle.sampler, network, request.weight.path, request.use_ema
     )
-    return {**about, **settings}
+    return {**about, **settings, **request.wishes.settings()}

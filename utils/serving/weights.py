@@ -9,12 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
-from model.codecs import Codec, LatentCodec, build_codec
+from model.codecs import Codec, JointCodec, LatentCodec, build_codec
+from model.condition import Condition, build_condition
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
@@ -57,10 +58,22 @@ class Weight:
     has_guidance: bool = False
     has_guide: bool = False  # of autoguidance
     numbers: int = 0  # that describe an image beside its labels
+    condition: Condition | None = field(default=None, compare=False)  # the images that it needs
+    makes_masks: bool = False  # a label map with each image
     noise_steps: int = 0
     scale: int | None = None  # of an upscaler
     has_ema: bool = True
     has_raw: bool = False
+
+    @property
+    def has_more(self) -> bool:
+        """Whether its images are led by anything: classes, or images that steer."""
+        return bool(self.classes) or self.condition is not None
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether `cfg_scale` may be other than 1."""
+        return self.has_guidance and self.has_more
 
     @property
     def is_diffusion(self) -> bool:
@@ -125,10 +138,13 @@ class WeightStore:
         return found[0] if len(found) == 1 else None
 
     def default(self) -> Weight | None:
-        """The weight for who names none: that of the newest run, else the first."""
+        """The weight for who names none: that of the newest run, else the first. One that needs
+        images which steer only where there is no other.
+        """
         diffusions = self.all(DIFFUSION)
         if not diffusions:
             return None
+        diffusions = [weight for weight in diffusions if not weight.condition] or diffusions
         of_runs = [weight for weight in diffusions if weight.run and weight.stem == MAIN_FILE]
         if of_runs:
             return max(of_runs, key=lambda weight: weight.stamp)
@@ -168,6 +184,7 @@ class LoadedDiffusion:
     channels: int  # of the images
     null_label: int | None  # None: trained without classes
     guide: nn.Module | None = None  # a worse network, of autoguidance
+    condition: Condition | None = None  # how the network takes images that steer
 
 
 def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> LoadedDiffusion:
@@ -187,6 +204,7 @@ def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> Loade
         channels=checkpoint.channels,
         null_label=checkpoint.config["network"].get("num_classes"),
         guide=None if checkpoint.guide is None else precision.place(guide_network(checkpoint)),
+        condition=_condition_of(checkpoint),
     )
 
 
@@ -238,7 +256,6 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
     checkpoint = Checkpoint.parse(read_metadata(file), file)
     if checkpoint.kind not in SERVED_KINDS:
         return None
-    checkpoint.check_unsteered()
     network = network_without_weights(checkpoint.config["network"], file)
     is_direct_child = file.parent == folder
     is_diffusion = checkpoint.kind == DIFFUSION
@@ -257,6 +274,8 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         sample_steps=checkpoint.sample_steps if is_diffusion else None,
         timestep_spacing=checkpoint.timestep_spacing if is_diffusion else None,
         numbers=len(checkpoint.numbers),
+        condition=_condition_of(checkpoint) if is_diffusion else None,
+        makes_masks=checkpoint.config.get("codec", {}).get("name") == JointCodec.name,
         has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
         has_guide=checkpoint.guide is not None,
         noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
@@ -264,6 +283,16 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         has_ema=checkpoint.ema is not None,
         has_raw=checkpoint.network is not None,
     )
+
+
+def _condition_of(checkpoint: Checkpoint) -> Condition | None:
+    """How the network takes images that steer, where it does. Raises UserError."""
+    if checkpoint.condition is None:
+        return None
+    try:
+        return build_condition(checkpoint.condition)
+    except ValueError as error:
+        raise UserError(f"{checkpoint.source}: {error}") from None
 
 
 def _downsample_factor(checkpoint: Checkpoint, network: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.codecs import PixelCodec
 from model.samplers import SAMPLERS
+from utils.editing import Wishes
 from utils.generation import ImageGenerator
 from utils.serving import lane
 from utils.serving.jobs import Job
@@ -47,6 +48,8 @@ def references(bench: Bench, job: Job) -> Tensor:
     images = []
     for seed, label in zip(request.seeds, request.labels, strict=True):
         sampler = request.sampling.build(PROCESS, "cpu")
+        if request.edit is not None:
+            sampler = request.edit.sampler_of(sampler)
         generator = ImageGenerator(
             bench.network.network,
             sampler,
@@ -58,7 +61,7 @@ def references(bench: Bench, job: Job) -> Tensor:
         )
         network = bench.network.network
         network.num_classes = len(CLASSES)
-        denoised = list(generator.denoise([seed], [label]))[-1]
+        denoised = list(generator.denoise([seed], [label], request.edit))[-1]
         images.append(sampler.finished_images(denoised.trajectory)[0])
     return torch.stack(images)
 
@@ -72,7 +75,10 @@ def check(bench: Bench, job: Job, tolerance: float = TOLERANCE) -> None:
         difference = (decoded - image).abs().flatten(1).amax(1)
         assert difference.min() <= tolerance
         picture = Image.open(io.BytesIO(bench.engine.image(job, place)))
-        pixels = PixelCodec().decode(image)[0].numpy().astype(int)
+        pixels = PixelCodec().decode(image)
+        if job.request.edit is not None:
+            pixels = job.request.edit.finish(pixels[None])[0]
+        pixels = pixels[0].numpy().astype(int)
         assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 1
     far_apart = (expected[0] - expected[-1]).abs().max() > 100 * tolerance
     assert far_apart or len(expected) == 1  # else nothing has been compared
@@ -183,6 +189,68 @@ def test_after_running_out_of_memory(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert bench.engine.statistics.out_of_memory == 2  # 8 rows, then 4
     assert bench.engine.statistics.failed_calls == 0
     check(bench, job)
+
+
+def file_of(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def edited_jobs(bench: Bench) -> list[Job]:
+    """Jobs that begin with a picture in every way, beside one that does not."""
+    photo = file_of(np.random.RandomState(0).randint(0, 256, (SIDE, SIDE)).astype(np.uint8))
+    mask = file_of(np.eye(SIDE, dtype=np.uint8) * 255)
+    asked = [
+        ("ddpm", 9, Wishes(photo, mask=mask, repeats=3)),
+        ("dpmpp2m", 8, Wishes(photo, mask=mask, strength=0.7, repeats=2)),
+        ("plms", 7, Wishes(photo, strength=0.5)),
+        ("ddim", 3, Wishes(invert=photo)),
+        ("unipc", 5, Wishes(interpolate=(3, 8))),
+        ("ddpm", 6, Wishes()),
+    ]
+    return [
+        bench.submit(
+            num_images=1 if wishes.invert else 2,  # which no seed changes
+            sample=sampler,
+            sample_steps=steps,
+            seed=7 * i,
+            wishes=wishes,
+        )
+        for i, (sampler, steps, wishes) in enumerate(asked)
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 64])
+def test_edited_images_with_any_neighbours(
+    double_bench: Bench, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_rows(monkeypatch, rows)
+    jobs = edited_jobs(double_bench)
+    double_bench.finish()
+    for job in jobs:
+        check(double_bench, job, tolerance=1e-9)
+
+
+def test_edited_images_after_steps_that_fail(
+    double_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes images between steps is then as it was before the step."""
+    with_rows(monkeypatch, 64)
+    jobs = edited_jobs(double_bench)
+    failed = []
+
+    def fail_now_and_then(number: int, x: Tensor, *rest: object) -> None:
+        if len(x) > 2 and number % 5 == 3:  # more than one guided image
+            failed.append(number)
+            double_bench.network.rows.append(0)  # the next call has another number
+            raise RuntimeError("once")
+
+    double_bench.network.before_call = fail_now_and_then
+    double_bench.finish()
+    assert len(failed) > 3
+    for job in jobs:
+        check(double_bench, job, tolerance=1e-9)
 
 
 @pytest.mark.serve

@@ -25,11 +25,18 @@ async def resolved(asked: Asked, services: Services) -> GenerationRequest:
     looked through again. Raises Refusal.
     """
     try:
-        return resolve(asked, services.weights, services.limits)
+        return await _resolved(asked, services)
     except Refusal as refusal:
         if refusal.code != UNKNOWN_WEIGHT:
             raise
     await asyncio.to_thread(services.weights.scan_if_changed)
+    return await _resolved(asked, services)
+
+
+async def _resolved(asked: Asked, services: Services) -> GenerationRequest:
+    """Where pictures are to be decoded, in another thread: others are answered meanwhile."""
+    if asked.has_pictures:
+        return await asyncio.to_thread(resolve, asked, services.weights, services.limits)
     return resolve(asked, services.weights, services.limits)
 
 

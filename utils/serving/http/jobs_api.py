@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,12 +10,27 @@ from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 
+from utils.editing import Wishes
 from utils.pictures import encoded_image, image_grid
 from utils.serving.http.asking import Asking, resolved
 from utils.serving.http.errors import ErrorDetail, answers
-from utils.serving.http.fields import Count, Name, SamplerName, Scale, Seed, Side, Sides
+from utils.serving.http.fields import (
+    Borders,
+    Count,
+    Name,
+    Picture,
+    Repeats,
+    SamplerName,
+    Scale,
+    Seed,
+    Side,
+    Sides,
+    Strength,
+    TwoSeeds,
+)
 from utils.serving.http.watching import StreamPlaces, Watch
 from utils.serving.jobs import COMPLETED, Job
+from utils.serving.pictures import picture_of
 from utils.serving.refusal import Refusal, not_found
 from utils.serving.requests import Asked
 from utils.serving.services import Services
@@ -49,8 +64,33 @@ class JobQuestion(BaseModel):
     image_size: Side | Sides | None = Field(default=None, description="a side, or height and width")
     image_format: Literal["png", "webp", "jpeg"] | None = None
     upscale: Name | None = Field(default=None, description="name of a served upscaler")
+    # --- What images begin with ---
+    init_image: Picture | None = Field(default=None, description="begin with this instead of noise")
+    strength: Strength | None = Field(
+        default=None, description="with init_image: the share of the network calls that are made"
+    )
+    mask: Picture | None = Field(
+        default=None, description="with init_image: paint only where this is white"
+    )
+    repeats: Repeats = Field(
+        default=1, description="with mask or outpaint: make each step so many times"
+    )
+    outpaint: Borders | None = Field(
+        default=None, description="with init_image: paint borders, at the top, right, bottom, left"
+    )
+    interpolate: TwoSeeds | None = Field(
+        default=None, description="from the noise of one seed to that of another"
+    )
+    invert: Picture | None = Field(
+        default=None, description="find the noise that becomes this, and draw it from that again"
+    )
+    # --- What steers them ---
+    condition: Picture | list[Picture] | None = Field(
+        default=None, description="for weights that need some: image i takes the i-th, in turn"
+    )
 
     def asked(self) -> Asked:
+        """Raises Refusal for pictures that may not be decoded."""
         size = self.image_size
         if isinstance(size, int):
             size = [size, size]
@@ -66,7 +106,33 @@ class JobQuestion(BaseModel):
             image_size=None if size is None else (size[0], size[1]),
             image_format=self.image_format or "png",
             upscale=self.upscale,
+            wishes=self._wishes(),
+            conditions=self._conditions(),
         )
+
+    def _wishes(self) -> Wishes:
+        borders, seeds = self.outpaint, self.interpolate
+        return Wishes(
+            init_image=_picture(self.init_image, "init_image"),
+            strength=self.strength,
+            mask=_picture(self.mask, "mask"),
+            repeats=self.repeats,
+            outpaint=None if borders is None else (borders[0], borders[1], borders[2], borders[3]),
+            interpolate=None if seeds is None else (seeds[0], seeds[1]),
+            invert=_picture(self.invert, "invert"),
+        )
+
+    def _conditions(self) -> tuple[bytes, ...] | None:
+        given = self.condition
+        if given is None:
+            return None
+        return tuple(
+            picture_of(text, "condition") for text in ([given] if isinstance(given, str) else given)
+        )
+
+
+def _picture(text: str | None, name: str) -> bytes | None:
+    return None if text is None else picture_of(text, name)
 
 
 class Accepted(BaseModel):
@@ -81,6 +147,10 @@ class ResultImage(BaseModel):
     url: str
     seed: int
     class_name: str | None = Field(serialization_alias="class")
+    mask_url: str | None = Field(description="of weights that make a label map with each image")
+    inversion_error: float | None = Field(
+        description="with invert: how much it differs, RMS as a share of the range"
+    )
 
 
 class Result(BaseModel):
@@ -111,12 +181,15 @@ class JobList(BaseModel):
 def describe_job(job: Job, services: Services) -> JobAnswer:
     result = None
     if job.status == COMPLETED:
+        has_masks = job.request.weight.makes_masks
         result = Result(
             images=[
                 ResultImage(
                     url=f"/v1/jobs/{job.id}/images/{place}",
                     seed=seed,
                     class_name=job.request.class_of(place),
+                    mask_url=f"/v1/jobs/{job.id}/masks/{place}" if has_masks else None,
+                    inversion_error=job.about[place].get("inversion_error"),
                 )
                 for place, seed in enumerate(job.request.seeds)
             ]
@@ -150,8 +223,7 @@ def build_router(services: Services) -> APIRouter:
     @router.post("", status_code=202, responses=answers(400, 404, 422, 429, 503))
     async def submit(client: Asking, question: JobQuestion | None = None) -> Accepted:
         """Queue a job. It goes on when its client has gone."""
-        asked = (question or JobQuestion()).asked()
-        request = await resolved(asked, services)
+        request = await resolved((question or JobQuestion()).asked(), services)
         job = engine.submit(request, client)
         return Accepted(id=job.id, status="queued", poll_url=f"/v1/jobs/{job.id}")
 
@@ -180,18 +252,21 @@ def build_router(services: Services) -> APIRouter:
     )
     async def image(job: Found, number: int) -> Response:
         """An image of a completed job."""
-        if job.status != COMPLETED or not 0 <= number < job.request.count:
-            raise not_found("the job has no such image", "number")
-        try:
-            data = await asyncio.to_thread(engine.image, job, number)
-        except OSError:
-            raise Refusal(410, "this job has expired", "not_found_error", "id", "expired") from None
+        data = await file_of(job, number, engine.image)
         name = f"{job.request.seeds[number]}.{job.request.image_format}"
-        headers = {
-            "Content-Disposition": f'inline; filename="{name}"',
-            "Cache-Control": "private, max-age=3600, immutable",
-        }
-        return Response(data, media_type=MEDIA_TYPES[job.request.image_format], headers=headers)
+        return file_answer(data, MEDIA_TYPES[job.request.image_format], name)
+
+    @router.get(
+        "/{id}/masks/{number}",
+        response_class=Response,
+        responses={**answers(404, 410, 422), 200: {"content": {MEDIA_TYPES["png"]: {}}}},
+    )
+    async def mask(job: Found, number: int) -> Response:
+        """The label map that was made with an image, a palette PNG of the labels' numbers."""
+        if not job.request.weight.makes_masks:
+            raise not_found("the job has no such mask", "number")
+        data = await file_of(job, number, engine.mask)
+        return file_answer(data, MEDIA_TYPES["png"], f"{job.request.seeds[number]}_mask.png")
 
     @router.get(
         "/{id}/events",
@@ -208,6 +283,24 @@ def build_router(services: Services) -> APIRouter:
             yield event
 
     return router
+
+
+async def file_of(job: Job, number: int, read: Callable[[Job, int], bytes]) -> bytes:
+    """A picture of a completed job. Raises Refusal."""
+    if job.status != COMPLETED or not 0 <= number < job.request.count:
+        raise not_found("the job has no such image", "number")
+    try:
+        return await asyncio.to_thread(read, job, number)
+    except OSError:
+        raise Refusal(410, "this job has expired", "not_found_error", "id", "expired") from None
+
+
+def file_answer(data: bytes, media_type: str, name: str) -> Response:
+    headers = {
+        "Content-Disposition": f'inline; filename="{name}"',
+        "Cache-Control": "private, max-age=3600, immutable",
+    }
+    return Response(data, media_type=media_type, headers=headers)
 
 
 async def job_events(

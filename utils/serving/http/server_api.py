@@ -5,8 +5,10 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.condition import Condition, LabelCondition
 from model.samplers import SAMPLERS
 from utils.generation import USUAL_CFG_SCALE
+from utils.image_facts import LABEL_MAP, mode_of
 from utils.serving.http.errors import answers
 from utils.serving.http.metrics import Metrics
 from utils.serving.http.security import AUTHENTICATION, TOKEN_COOKIE, is_one_of
@@ -20,6 +22,14 @@ from utils.serving.services import Services
 from utils.serving.weights import UPSCALER, Weight
 
 COOKIE_SECONDS = 30 * 24 * 3600
+
+
+class ConditionAnswer(BaseModel):
+    """What steers the images of a weight."""
+
+    kind: str = Field(description="labels or picture")
+    labels: list[int] | None = Field(description="of label maps: the numbers that it knows")
+    mode: str = Field(description="P (label map), L (grey) or RGB")
 
 
 class WeightAnswer(BaseModel):
@@ -36,6 +46,8 @@ class WeightAnswer(BaseModel):
     guidance: bool = Field(description="whether cfg_scale may be other than 1")
     guide: bool = Field(description="whether guide_scale may be; then it is, unless asked for")
     noise_steps: int
+    condition: ConditionAnswer | None = Field(description="the images that its images need")
+    masks: bool = Field(description="whether it makes a label map with each image")
     scale: int | None = Field(description="of an upscaler")
     run: str | None = Field(description="the run that it is of")
 
@@ -72,12 +84,21 @@ def describe_weight(weight: Weight) -> WeightAnswer:
         downsample_factor=weight.downsample_factor,
         sampler=weight.sampler,
         sample_steps=usual_steps(weight),
-        guidance=weight.has_guidance and bool(weight.classes),
+        guidance=weight.is_guided,
         guide=weight.has_guide,
         noise_steps=weight.noise_steps,
+        condition=None if weight.condition is None else describe_condition(weight.condition),
+        masks=weight.makes_masks,
         scale=weight.scale,
         run=weight.run,
     )
+
+
+def describe_condition(condition: Condition) -> ConditionAnswer:
+    if isinstance(condition, LabelCondition):
+        return ConditionAnswer(kind=condition.name, labels=condition.values, mode=LABEL_MAP)
+    mode = mode_of(condition.planes)
+    return ConditionAnswer(kind=condition.name, labels=None, mode=mode)
 
 
 def describe_server(services: Services) -> Capabilities:

@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from helpers import ROOT, TINY
+from http_helpers import write_weight
 from page_server import HOSTILE, Server, copy_images, end_trainings
+
+from model.condition import LabelCondition
 
 BROWSERS = ("chromium", "chromium-browser")
 # In a container there is neither a sandbox nor much shared memory.
@@ -19,10 +22,13 @@ PATIENCE = 30_000  # milliseconds that a step on the page may take, on a machine
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """A server with the demo weight, a folder of real images, and one with a hostile class."""
+    """A server with the demo weight and one that label maps steer, a folder of real images, and one
+    with a hostile class.
+    """
     folder = tmp_path_factory.mktemp("page")
     (folder / "weight").mkdir()
     shutil.copy(ROOT / "weight" / "demo.pt", folder / "weight")
+    write_weight(folder / "weight" / "outlines.pt", classes=(), condition=LabelCondition([0, 1]))
     copy_images(folder / "data" / "shoes", {"boot": "boot", "sneaker": "sneaker"})
     copy_images(folder / "data" / "odd", {HOSTILE: "bag", "boot": "boot"})
     served = Server(folder)

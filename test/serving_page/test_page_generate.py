@@ -4,6 +4,7 @@ import io
 import re
 import zipfile
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright_or_skip import expect
@@ -155,6 +156,118 @@ def test_a_file_without_settings_is_named(open_page, name, content, sentence):
     file = {"name": name, "mimeType": "image/png", "buffer": content}
     page.get_by_label("Read settings from a PNG file").set_input_files(file)
     expect(page.locator(".offer")).to_contain_text(sentence)
+
+
+# --- What images begin with, and what steers them ---
+
+
+def png(pixels: np.ndarray) -> dict:
+    """A file for a field of the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"name": "picture.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def images_of(card, page) -> list[np.ndarray]:
+    expect(card.locator(".tile img").first).to_be_visible()
+    addresses = card.locator(".tile img").evaluate_all("all => all.map(image => image.src)")
+    files = [page.request.get(address).body() for address in addresses]
+    return [np.asarray(Image.open(io.BytesIO(file))) for file in files]
+
+
+PHOTO = np.random.RandomState(0).randint(0, 256, (28, 28)).astype(np.uint8)
+
+
+def begin_with(page, kind: str, photo: np.ndarray | None = PHOTO) -> None:
+    page.get_by_label("Begin with").select_option(label=kind)
+    if photo is not None:
+        page.get_by_label("Picture", exact=True).set_input_files(png(photo))
+
+
+def test_a_part_that_is_painted_over_is_made_anew(open_page):
+    page = open_page()
+    choose_demo(page)
+    page.get_by_label("Sampler", exact=True).select_option("ddim")
+    begin_with(page, "a picture, part of it painted anew")
+    canvas = page.get_by_role("img", name="The picture: paint over")
+    expect(canvas).to_be_visible()
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"], steps=4)
+    page.mouse.up()
+    ask(page, images=2, seed=800, steps=5)
+    card = job_of(page, "seeds 800 to 801")
+    expect(card.locator(".tile")).to_have_count(2)
+    for image in images_of(card, page):
+        changed = image != PHOTO
+        assert changed[13:15, 15:22].mean() > 0.8
+        assert not changed[:9].any() and not changed[19:].any() and not changed[:, :10].any()
+
+    # the settings of an image are offered again, without its picture only where that is gone
+    card.locator(".tile-open").first.click()
+    viewer = page.get_by_role("dialog")
+    expect(viewer).to_contain_text("painted under a mask")
+    viewer.get_by_role("button", name="Use these settings").click()
+    chosen = page.get_by_label("Begin with").locator("option:checked")
+    expect(chosen).to_have_text("a picture, part of it painted anew")
+
+
+def test_what_a_beginning_needs_is_said_in_its_place(open_page):
+    page = open_page()
+    begin_with(page, "a picture, borders painted around it", photo=None)
+    ask(page, images=1, seed=1)
+    field = page.locator(".field")
+    picture = field.filter(has=page.get_by_label("Picture", exact=True))
+    expect(picture.get_by_role("alert")).to_have_text("Choose a picture.")
+    borders = page.get_by_label("Borders")
+    expect(field.filter(has=borders).get_by_role("alert")).to_contain_text("Four numbers")
+    begin_with(page, "a picture, borders painted around it")
+    borders.fill("4, 4, 0, 4")
+    ask(page, images=1, seed=810, steps=3)
+    card = job_of(page, "seed 810")
+    expect(card).to_contain_text("32 × 36")
+    (image,) = images_of(card, page)
+    assert np.array_equal(image[4:, 4:32], PHOTO)
+
+
+def test_the_server_s_sentence_about_a_picture(open_page, watch):
+    watch.expected.append("status of 4")
+    page = open_page()
+    choose_demo(page)
+    begin_with(page, "the noise of a picture")
+    page.get_by_label("Sampler", exact=True).select_option("ddpm")
+    ask(page, images=1, seed=1)
+    picture = page.locator(".field").filter(has=page.get_by_label("Picture", exact=True))
+    expect(picture.get_by_role("alert")).to_contain_text("needs a sampler that adds no noise")
+
+
+def test_images_of_conditions(open_page):
+    page = open_page()
+    page.get_by_label("Weight", exact=True).select_option("outlines")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    condition = page.get_by_label("Condition", exact=True)
+    field = page.locator(".field").filter(has=condition)
+    expect(field).to_contain_text("label map of the numbers 0, 1")
+    expect(field.get_by_role("alert")).to_contain_text("choose at least one")
+    maps = [png((np.eye(8) > 0).astype(np.uint8)), png(np.zeros((8, 8), np.uint8))]
+    condition.set_input_files(maps)
+    page.get_by_label("Images", exact=True).fill("2")
+    page.get_by_label("Seed", exact=True).fill("820")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    card = job_of(page, "seeds 820 to 821")
+    expect(card.locator(".tile")).to_have_count(2)
+
+
+def test_several_classes_at_once(open_page):
+    page = open_page()
+    ask(page, images=1, seed=830, steps=3, class_name="several at once …")
+    expect(job_of(page, "seed 830")).to_contain_text("1 image")
+    for name in ("bag", "boot"):
+        page.get_by_label(name, exact=True).check()
+    ask(page, images=1, seed=831, steps=3)
+    expect(job_of(page, "seed 831")).to_contain_text("1 image of bag,boot")
 
 
 def test_a_dropped_file_is_read_too(open_page):

@@ -3,11 +3,14 @@
 import { button, element, icon, notice, setOff, setText, show, whileBusy } from "../lib/dom.js";
 import { Field, checkbox, numberInput, selectInput, setChoices } from "../lib/fields.js";
 import { count, counted, size } from "../lib/format.js";
+import { PictureField } from "../lib/picture_field.js";
 import { remember, remembered } from "../lib/storage.js";
+import { Beginning } from "./beginning.js";
 
 const LARGEST_SEED = 2 ** 32 - 1;
 const REMEMBERED = "generate-form";
 const EVERY_CLASS = "";
+const SEVERAL_CLASSES = "several";
 const CLASS_MARK = "class "; // before a class in its choice's value: a class may have any name
 
 // Where the server's error belongs: names of the request -> fields
@@ -20,6 +23,7 @@ const FIELD_OF_PARAM = {
   cfg_scale: "guidance",
   seed: "seed",
   image_size: "size",
+  condition: "condition",
   image_format: "format",
   upscale: "upscale",
 };
@@ -30,6 +34,13 @@ export class GenerateForm {
     this.server = server;
     this.onSubmit = onSubmit;
     this.fields = this.makeFields();
+    this.beginning = new Beginning(server.limits);
+    this.classBoxes = [];
+    this.classChoice = element(
+      "fieldset",
+      { class: "sampler-choice", hidden: true },
+      element("legend", {}, "Classes"),
+    );
     this.samplers = server.samplers.map((name) => checkbox(name, { value: name }));
     this.comparing = checkbox("Compare samplers at equal seeds");
     this.comparing.box.addEventListener("change", () => this.showComparing());
@@ -54,6 +65,7 @@ export class GenerateForm {
     return {
       weight: new Field("Weight", selectInput(), { hint: " " }),
       className: new Field("Class", selectInput()),
+      condition: new PictureField("Condition", { mostBytes: limits.max_body, several: true }),
       count: new Field(
         "Images",
         numberInput({ ...whole, max: limits.max_images, value: defaults.num_images ?? 4 }),
@@ -87,7 +99,9 @@ export class GenerateForm {
       "form",
       { class: "panel generate-form", novalidate: true, onsubmit: (event) => this.submit(event) },
       fields.weight.node,
+      fields.condition.node,
       fields.className.node,
+      this.classChoice,
       element("div", { class: "pair" }, fields.count.node, fields.seed.node),
       fields.sampler.node,
       samplerChoice,
@@ -95,6 +109,7 @@ export class GenerateForm {
       element("div", { class: "pair" }, fields.steps.node, fields.guidance.node),
       element("div", { class: "pair" }, fields.size.node, fields.format.node),
       fields.upscale.node,
+      this.beginning.node,
       this.error.node,
       this.submitButton,
     );
@@ -142,8 +157,16 @@ export class GenerateForm {
     setChoices(className.control, [
       { value: EVERY_CLASS, text: "every class in turn" },
       ...classes.map((name) => ({ value: CLASS_MARK + name, text: name })),
+      ...(classes.length > 1 ? [{ value: SEVERAL_CLASSES, text: "several at once …" }] : []),
     ]);
     show(className.node, classes.length > 0);
+    if (this.shownWeight !== weight.name) {
+      this.classBoxes = classes.map((name) => checkbox(name, { value: name }));
+      const [legend] = this.classChoice.children;
+      this.classChoice.replaceChildren(legend, ...this.classBoxes.map(({ node }) => node));
+    }
+    this.showClasses();
+    this.showCondition(weight.condition ?? null);
     sizeField.control.placeholder = weight.image_size.join(", ");
     sizeField.remark("");
     if (weight.downsample_factor > 1) {
@@ -157,6 +180,40 @@ export class GenerateForm {
       sampler.value = weight.sampler;
     }
     this.shownWeight = weight.name;
+  }
+
+  showClasses() {
+    show(this.classChoice, this.fields.className.value === SEVERAL_CLASSES);
+  }
+
+  /** What steers the images of a weight, which it cannot do without; null: nothing does. */
+  showCondition(condition) {
+    const { condition: field } = this.fields;
+    show(field.node, condition !== null);
+    if (condition === null) {
+      return;
+    }
+    const kind =
+      condition.kind === "labels"
+        ? `label map of the numbers ${condition.labels.join(", ")}`
+        : `${condition.mode === "L" ? "grey" : "colour"} picture`;
+    field.remark(`A ${kind} for each image, or for several in turn.`);
+  }
+
+  /** The class or classes that are chosen, as the API names them; null: all in turn. */
+  get className() {
+    const { value } = this.fields.className;
+    if (value === SEVERAL_CLASSES) {
+      const chosen = this.classBoxes.filter(({ box }) => box.checked).map(({ box }) => box.value);
+      return chosen.length > 0 ? chosen.join(",") : null;
+    }
+    return value.startsWith(CLASS_MARK) ? value.slice(CLASS_MARK.length) : null;
+  }
+
+  /** Of the images, borders that are painted not included. */
+  get imageSize() {
+    const [height, width = height] = [sizeOf(this.fields.size.value) ?? []].flat();
+    return height === undefined ? (this.weight?.image_size ?? [1, 1]) : [height, width];
   }
 
   showComparing() {
@@ -184,6 +241,8 @@ export class GenerateForm {
     if (this.fields.weight.value !== this.shownWeight) {
       this.showWeight();
     }
+    this.showClasses();
+    this.beginning.setSize(this.imageSize);
     remember(REMEMBERED, this.settings());
   }
 
@@ -192,9 +251,7 @@ export class GenerateForm {
     const { fields, weight } = this;
     const all = {
       weight: fields.weight.value || null,
-      class_name: fields.className.value.startsWith(CLASS_MARK)
-        ? fields.className.value.slice(CLASS_MARK.length)
-        : null,
+      class_name: this.className,
       num_images: fields.count.number,
       sample: fields.sampler.value,
       sample_steps: fields.steps.number,
@@ -203,8 +260,15 @@ export class GenerateForm {
       image_size: sizeOf(fields.size.value),
       image_format: fields.format.value,
       upscale: fields.upscale.value || null,
+      ...this.beginning.settings(),
     };
     return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== null));
+  }
+
+  /** What is in the form and not for the browser to keep. */
+  pictures() {
+    const steered = this.weight?.condition ? { condition: this.fields.condition.texts } : {};
+    return { ...this.beginning.pictures(), ...steered };
   }
 
   /**
@@ -228,6 +292,10 @@ export class GenerateForm {
         fields.className.value = EVERY_CLASS;
       } else if (classes.includes(settings.class_name)) {
         fields.className.value = CLASS_MARK + settings.class_name;
+      } else if (settings.class_name.split(",").every((name) => classes.includes(name))) {
+        fields.className.value = SEVERAL_CLASSES;
+        const chosen = settings.class_name.split(",");
+        this.classBoxes.forEach(({ box }) => (box.checked = chosen.includes(box.value)));
       } else {
         unused.push(`this weight has no class ${settings.class_name}`);
       }
@@ -255,31 +323,28 @@ export class GenerateForm {
       }
     }
     if (settings.image_size !== undefined) {
-      fields.size.value = [settings.image_size].flat().join(", ");
+      fields.size.value = sizeWithout(settings.outpaint, settings.image_size).join(", ");
     }
+    this.showClasses();
+    unused.push(...this.beginning.apply(settings));
+    this.beginning.setSize(this.imageSize);
     return unused;
   }
 
   submit(event) {
     event.preventDefault();
     this.error.say(null);
-    const fields = Object.values(this.fields);
-    const faulty = fields.filter((field) => !field.check());
-    const { size: sizeField } = this.fields;
-    if (sizeField.value.trim() !== "" && sizeOf(sizeField.value) === null) {
-      sizeField.fault("A size is one number, or height and width such as 64, 96.");
-      faulty.push(sizeField);
-    }
-    if (faulty.length > 0) {
-      faulty[0].control.focus();
-      return;
-    }
-    const requests = this.requests();
-    if (requests.length === 0) {
-      this.error.say("Choose the samplers to compare.");
-      return;
-    }
     whileBusy(this.submitButton, async () => {
+      const faulty = await this.faulty();
+      if (faulty.length > 0) {
+        faulty[0].control.focus();
+        return;
+      }
+      const requests = this.requests();
+      if (requests.length === 0) {
+        this.error.say("Choose the samplers to compare.");
+        return;
+      }
       try {
         await this.onSubmit(requests);
       } catch (error) {
@@ -288,8 +353,24 @@ export class GenerateForm {
     });
   }
 
+  /** The fields with which something is wrong, when all files have been read. */
+  async faulty() {
+    const faulty = Object.values(this.fields).filter((field) => !field.check());
+    const { size: sizeField, condition } = this.fields;
+    if (sizeField.value.trim() !== "" && sizeOf(sizeField.value) === null) {
+      sizeField.fault("A size is one number, or height and width such as 64, 96.");
+      faulty.push(sizeField);
+    }
+    await condition.reading;
+    if (!condition.node.hidden && condition.isEmpty) {
+      condition.fault("This weight makes images of conditions: choose at least one.");
+      faulty.push(condition);
+    }
+    return [...faulty, ...(await this.beginning.faulty())];
+  }
+
   requests() {
-    const settings = this.settings();
+    const settings = { ...this.settings(), ...this.pictures() };
     if (!this.comparing.box.checked) {
       return [settings];
     }
@@ -301,7 +382,8 @@ export class GenerateForm {
 
   /** The server's sentence, beside the field that it speaks of. */
   showError(error) {
-    const field = this.fields[FIELD_OF_PARAM[error.param]];
+    const field =
+      this.fields[FIELD_OF_PARAM[error.param]] ?? this.beginning.fieldOfParam[error.param];
     if (field === undefined || field.node.hidden) {
       this.error.say(error.message);
       return;
@@ -318,4 +400,11 @@ function sizeOf(text) {
     return null;
   }
   return sides.length === 1 ? Number(sides[0]) : sides.map(Number);
+}
+
+/** The size of a job's images without the borders that were painted: height and width. */
+function sizeWithout(borders, imageSize) {
+  const [height, width = height] = [imageSize].flat();
+  const [top, right, bottom, left] = borders ?? [0, 0, 0, 0];
+  return [height - top - bottom, width - left - right];
 }

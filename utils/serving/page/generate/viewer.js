@@ -1,6 +1,6 @@
 // One image, large, with what made it; the arrow keys go to the next.
 
-import { button, element, icon, notice, onPress, setOff } from "../lib/dom.js";
+import { button, element, icon, notice, onPress, setOff, show } from "../lib/dom.js";
 import { measure, size } from "../lib/format.js";
 import { imageTitle, picture, saveImage } from "./gallery.js";
 
@@ -14,6 +14,7 @@ export class Viewer {
     this.download = button({ class: "primary" }, icon("download"), "Download");
     onPress(this.download, () => this.save());
     this.error = notice();
+    this.mask = element("a", { class: "button", download: "" }, icon("download"), "Its mask");
     this.use = button({ onclick: () => this.useSettings() }, "Use these settings");
     this.previous = this.turnButton("left", "Previous image", -1);
     this.next = this.turnButton("right", "Next image", 1);
@@ -32,7 +33,7 @@ export class Viewer {
         element("div", { class: "viewer-head" }, this.title, close),
         this.facts,
         this.error.node,
-        element("div", { class: "actions" }, this.download, this.use),
+        element("div", { class: "actions" }, this.download, this.mask, this.use),
       ),
     );
     this.node.addEventListener("keydown", (event) => this.key(event));
@@ -80,6 +81,8 @@ export class Viewer {
     const title = imageTitle(image);
     this.title.textContent = image.class ?? `Seed ${image.seed}`;
     this.stage.replaceChildren(picture(image.url, title));
+    show(this.mask, Boolean(image.mask_url));
+    this.mask.href = image.mask_url ?? "";
     setOff(this.previous, place === 0);
     setOff(this.next, place === images.length - 1);
     this.error.say(null);
@@ -91,6 +94,9 @@ export class Viewer {
       guidance: measure(request.cfg_scale),
       guide: request.guide_scale === 1 ? null : request.guide_scale,
       size: size(request.image_size),
+      "begun with": beginningOf(request),
+      strength: request.strength,
+      "drawn again": inversionOf(image),
       "enlarged with": request.upscale,
       image: images.length > 1 ? `${place + 1} of ${images.length}` : null,
     };
@@ -122,4 +128,28 @@ export class Viewer {
     });
     this.node.close();
   }
+}
+
+/** What an image began with, where it was not the noise of its seed. */
+function beginningOf(request) {
+  if (request.interpolate) {
+    return `noise between seeds ${request.interpolate.join(" and ")}`;
+  }
+  if (request.outpaint) {
+    return `a picture, with borders of ${request.outpaint.join(", ")}`;
+  }
+  const pictures = request.pictures ?? [];
+  if (pictures.includes("invert")) {
+    return "the noise of a picture";
+  }
+  if (pictures.includes("mask")) {
+    return "a picture, painted under a mask";
+  }
+  return pictures.includes("init_image") ? "a picture" : null;
+}
+
+/** How well an image came out of the noise that was found for it. */
+function inversionOf(image) {
+  const error = image.inversion_error ?? null;
+  return error === null ? null : `differs by ${measure(100 * error)}% of the range`;
 }

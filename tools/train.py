@@ -186,9 +186,9 @@ def check(args: Namespace) -> None:
 
 def check_conditions(args: Namespace) -> None:
     """Raise UserError for options that do not go with images that steer images."""
-    if args.autoencoder_path is not None or args.latent:
-        raise opt.UserError("--condition_path is for pixels: leave --autoencoder_path out")
     if args.joint_masks:
+        if args.autoencoder_path is not None or args.latent:
+            raise opt.UserError("--joint_masks is for pixels: leave --autoencoder_path out")
         return
     if args.eval_images > 0:
         raise opt.UserError("--eval_images makes images without conditions: leave it out")
@@ -232,12 +232,12 @@ def train(args: Namespace, ranks: Ranks) -> None:
         cache=args.cache,
         quiet=not ranks.is_main,
     )
-    paired = find_conditions(args, images, ranks)
+    paired = find_conditions(args, images, ranks, autoencoder)
     if paired is not None:
         images = paired.images
     split = run.split(images)
     dataset = images.subset(split.training(len(images)))
-    condition, masks = choose_role(args, paired)
+    condition, masks = choose_role(args, paired, autoencoder)
 
     # What is not given follows the images, the device and the time
     args.conditional = images.is_labelled
@@ -264,12 +264,13 @@ def train(args: Namespace, ranks: Ranks) -> None:
     # What the diffusion sees of the images
     codec = build_codec(args, run, autoencoder, dataset, masks)
     state.config["codec"] = codec.config
-    inputs, latent_lines = build_inputs(args, run, dataset, codec)
+    steered = None if paired is None else paired.subset(split.training(len(images)))
+    inputs, latent_lines = build_inputs(args, run, dataset, codec, steered)
     task = build_task(args, diffusion, codec, condition)
     shown = None
-    if paired is not None:
-        inputs = paired.subset(split.training(len(images)))
-        shown = None if condition is None else preview_conditions(args, paired, split)
+    if paired is not None and condition is not None:
+        condition.use(codec)
+        shown = preview_conditions(args, paired, split)
 
     # How long it takes
     previews = build_previews(args, state, task, dataset, run.precision, shown)
@@ -279,7 +280,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     evaluations = plan_evaluations(args, task, dataset, split, length)
     evaluate = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
-        measured = (images, dataset) if paired is None else (paired, inputs)
+        measured = (images, dataset) if paired is None else (paired, steered)
         evaluate = build_evaluation(args, run, measured, dataset, split, evaluations, state, task)
 
     # Plan, fit
@@ -307,26 +308,34 @@ def train(args: Namespace, ranks: Ranks) -> None:
     )
 
 
-def find_conditions(args: Namespace, images: ImageSet, ranks: Ranks) -> ConditionedSet | None:
+def find_conditions(
+    args: Namespace, images: ImageSet, ranks: Ranks, autoencoder: StoredAutoencoder | None
+) -> ConditionedSet | None:
     """The images that have a condition, with it; None where none steer."""
     from utils.data.conditions import pair
 
     if args.condition_path is None:
         return None
-    return pair(images, args.condition_path, args.condition_kind, args.cache, not ranks.is_main)
+    mode = "auto" if autoencoder is None else images.mode  # which the autoencoder takes
+    path, kind, quiet = args.condition_path, args.condition_kind, not ranks.is_main
+    return pair(images, path, kind, args.cache, quiet, mode)
 
 
 def choose_role(
-    args: Namespace, paired: ConditionedSet | None
+    args: Namespace, paired: ConditionedSet | None, autoencoder: StoredAutoencoder | None
 ) -> tuple[Condition | None, LabelCondition | None]:
     """What steers the images, or the masks that are made with them. Raises UserError for masks that
     are no label maps.
     """
-    from model.condition import LabelCondition
+    from model.condition import LabelCondition, beside_latents
 
     if paired is None:
         return None, None
     if not args.joint_masks:
+        if autoencoder is not None:
+            channels = autoencoder.network["latent_channels"]
+            factor = autoencoder.downsample_factor
+            paired.condition = beside_latents(paired.condition, channels, factor)
         return paired.condition, None
     if not isinstance(paired.condition, LabelCondition):
         raise opt.UserError(
@@ -512,19 +521,23 @@ def build_codec(
 
 
 def build_inputs(
-    args: Namespace, run: TrainingRun, dataset: ImageSet, codec: Codec
+    args: Namespace,
+    run: TrainingRun,
+    dataset: ImageSet,
+    codec: Codec,
+    steered: ConditionedSet | None,
 ) -> tuple[TrainingSet, list[str]]:
-    """What the steps read: the images themselves, or latents that were encoded before; and lines of
-    the plan.
+    """What the steps read: the images themselves, with what steers them or is made with them, or
+    latents that were encoded before; and lines of the plan.
     """
     from model.codecs import LatentCodec
     from utils.training.latent_inputs import latent_inputs, planned_inputs
 
     if not isinstance(codec, LatentCodec):
-        return dataset, []
+        return (dataset if steered is None else steered), []
     if args.plan:
-        return planned_inputs(dataset, codec, args.flip, args.cache, args.batch_size)
-    return latent_inputs(dataset, codec, args.flip, args.cache, run.ranks)
+        return planned_inputs(dataset, codec, args.flip, args.cache, args.batch_size, steered)
+    return latent_inputs(dataset, codec, args.flip, args.cache, run.ranks, steered)
 
 
 def build_task(

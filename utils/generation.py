@@ -207,19 +207,23 @@ class ImageGenerator:
         except (TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.source}: {error}") from None
         network = precision.place(network)
+        codec = codec.to(precision.device)
+        condition = build_condition(checkpoint.condition) if checkpoint.condition else None
+        if condition is not None:
+            condition.use(codec)
         if sampling.guide_scale != 1:
             worse = precision.place(_guide_network(checkpoint, guide, use_ema))
             network = Autoguided(network, worse, sampling.guide_scale)
         return cls(
             network,
             sampler,
-            codec.to(precision.device),
+            codec,
             size,
             checkpoint.channels,
             precision,
             sampling.cfg_scale,
             sampling.cfg_interval,
-            build_condition(checkpoint.condition) if checkpoint.condition else None,
+            condition,
         )
 
     def check_conditions(self, conditions: Tensor | None) -> None:

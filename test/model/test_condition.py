@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from model.codecs import PixelCodec
-from model.condition import LabelCondition, PictureCondition, build_condition, without_condition
+from model.condition import (
+    LabelCondition,
+    PictureCondition,
+    beside_latents,
+    build_condition,
+    without_condition,
+)
 from model.diffusion import GaussianDiffusion
 from model.guidance import NO_LABEL
 from model.networks import build_network
@@ -41,7 +47,23 @@ def test_a_picture_is_numbers_as_an_image_is(planes):
     assert bool((channels[:, -1] == 1).all()) and condition.channels == planes + 1
 
 
-@pytest.mark.parametrize("condition", [LabelCondition([0, 3]), PictureCondition(3)])
+def test_a_label_s_share_of_what_a_latent_stands_for():
+    condition = beside_latents(LabelCondition([0, 7]), 4, 2)
+    pixels = torch.tensor([[0, 7, 0, 0], [7, 7, 0, 9]], dtype=torch.uint8).view(1, 1, 2, 4)
+    wanted = torch.tensor([[[0.25, 0.75]], [[0.75, 0.0]], [[1.0, 1.0]]])
+    assert torch.equal(condition.encode(pixels)[0], wanted)
+    assert torch.equal(condition.of_stored(condition.shares(pixels))[0], wanted)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        LabelCondition([0, 3]),
+        PictureCondition(3),
+        beside_latents(LabelCondition([0, 3]), 4, 8),
+        beside_latents(PictureCondition(3), 4, 8),
+    ],
+)
 def test_from_its_config(condition):
     again = build_condition(condition.config)
     assert type(again) is type(condition) and again.config == condition.config
@@ -61,6 +83,10 @@ def test_from_its_config(condition):
         {"name": "labels", "values": [0.5]},
         {"name": "picture", "planes": 2},
         {"name": "picture", "planes": 1, "more": 1},
+        {"name": "latent picture", "planes": 3, "latent_channels": 0},
+        {"name": "latent picture", "planes": 3, "latent_channels": True},
+        {"name": "latent labels", "values": [0, 1], "factor": 0.5},
+        {"name": "latent labels", "values": [0, 1]},
     ],
 )
 def test_a_wrong_config(config):

@@ -101,7 +101,7 @@ def test_held_out_images_are_measured_with_their_conditions(tmp_path, script):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--autoencoder_path", "x.pt"], "for pixels"),
+        (["--joint_masks", "--autoencoder_path", "x.pt"], "for pixels"),
         (["--eval_images", 10], "without conditions"),
         (["--condition_path", "nowhere"], "does not exist"),
         (["--condition_drop", 0], "--cfg_scale 1"),

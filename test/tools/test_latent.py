@@ -9,17 +9,23 @@ import sys
 import diffusers
 import pytest
 import torch
-from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics
+from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics, write_masks
 from PIL import Image
 
 from model.codecs import LatentCodec, build_codec, frozen_autoencoder
+from model.condition import beside_latents
+from model.diffusion import GaussianDiffusion
 from tools import train as train_script
-from utils.data import read_image
+from utils.data import load_image_set, read_image
+from utils.data.conditions import pair
 from utils.devices import Precision
 from utils.generation import ImageGenerator, Sampling
+from utils.ranks import Ranks
 from utils.runs.autoencoders import read_autoencoder
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.training.diffusion_task import LatentDiffusionTask
+from utils.training.latent_inputs import latent_inputs
 
 AUTOENCODER = ["--block_out_channels", "8,8", "--norm_num_groups", 4, "--latent_channels", 2]
 AUTOENCODER += ["--image_size", 16, "--batch_size", 8, "--epochs", 1, "--num_vis", 2]
@@ -153,6 +159,91 @@ def test_a_resumed_run_equals_one_without_a_break(images, autoencoder, tmp_path,
     assert "found in the cache" in script("train", *again).stdout
     at_each_use = script("train", *again, "--epochs", 4, "--cache", "none").stdout
     assert "encoded at each use" in at_each_use and "the same up to rounding" in at_each_use
+
+
+# --- Steered by images ---
+
+
+@pytest.fixture(params=["labels", "picture"])
+def conditions(request, images, tmp_path):
+    """Options of a run whose images, of which there are twice as many, are steered by masks, or by
+    pictures: themselves, turned.
+    """
+    for file in sorted(images.rglob("*.png")):
+        with Image.open(file) as picture:
+            picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file.with_stem(f"{file.stem}b"))
+    folder = tmp_path / "conditions"
+    if request.param == "labels":
+        write_masks(images, folder, labels=(2, 5))
+    for file in images.rglob("*.png") if request.param == "picture" else []:
+        target = folder / file.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as picture:
+            picture.rotate(90).save(target)
+    return ["--condition_path", folder, "--condition_kind", request.param]
+
+
+def test_what_steers_lies_beside_the_latents(images, autoencoder, conditions, tmp_path, script):
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT, *conditions]
+    said = script("train", *options, "--run_name", "a", "--val_fraction", 0.4).stdout
+    assert "conditions  " in said and "latents  " in said
+    checkpoint = Checkpoint.read(tmp_path / "results/a/ema_last.pt")
+    assert checkpoint.condition["name"] in ("latent labels", "latent picture")
+    assert (
+        checkpoint.config["network"]["in_channels"] == 2 + 2 + 1
+    )  # two labels, or channels of a latent
+    weights = ["--weight_path", tmp_path / "results/a/ema_last.pt", "--sample_steps", 3]
+    drawn = {}
+    for scale in (0, 1):
+        name = ["--generate_name", f"s{scale}", "--cfg_scale", scale]
+        script("generate", *weights, "--condition", conditions[1], *name)
+        files = sorted((tmp_path / f"results/s{scale}").rglob("*/*.png"))
+        drawn[scale] = [file.read_bytes() for file in files]
+    assert len(drawn[0]) == 26 and drawn[0] != drawn[1]
+
+
+def test_a_steered_run_is_the_same_however_it_is_made(
+    images, autoencoder, conditions, tmp_path, script
+):
+    """Without a break or with one; encoded once, or at each use."""
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, *LATENT, *conditions]
+    options += ["--vis", "False", "--log_interval", 1]
+    script("train", *options, "--run_name", "whole")
+    script("train", *options, "--run_name", "cut", "--epochs", 1)
+    script("train", *options, "--run_name", "cut", "--resume", "--cache", "ram")
+    whole, cut = tmp_path / "results/whole", tmp_path / "results/cut"
+    assert_equal_states(whole / "ckpt_last.pt", cut / "ckpt_last.pt")
+    script("train", *options, "--run_name", "each", "--cache", "none")
+    kept, at_each_use = (metrics(tmp_path / "results" / name) for name in ("whole", "each"))
+    for a, b in zip(kept, at_each_use, strict=True):
+        assert abs(float(a["loss"]) - float(b["loss"])) < 1e-4
+    assert "to be encoded" in script("train", *options, "--run_name", "p", "--plan").stdout
+
+
+def test_a_mirrored_image_has_its_condition_mirrored(images, autoencoder, conditions, tmp_path):
+    """What is stored of the mirror is what encoding the mirror gives."""
+    stored = read_autoencoder(autoencoder)
+    frozen = frozen_autoencoder(stored.network, stored.weights)
+    codec = LatentCodec(frozen, [0.1, 0.2], [1.5, 0.5])
+    found = load_image_set(images, (16, 16), True, cache="ram", quiet=True)
+    paired = pair(found, conditions[1], conditions[3], "ram", True, found.mode)
+    paired.condition = beside_latents(paired.condition, 2, 2)
+    paired.condition.use(codec)
+    inputs, _ = latent_inputs(paired.images, codec, True, "ram", Ranks(), paired)
+    task = LatentDiffusionTask(
+        GaussianDiffusion(), codec, False, flip=True, condition=paired.condition
+    )
+    places = range(5)
+    batch = [torch.stack([inputs[i][0] for i in places]), None, None]
+    pixels = torch.stack([paired[i][0] for i in places])
+    for is_mirrored in (False, True):
+        draws = {"mirrored": torch.full((5,), is_mirrored)}
+        moments = task.moments(batch, draws)
+        seen = pixels.flip(3) if is_mirrored else pixels
+        wanted = [*codec.encode_moments(seen[:, :1]), paired.condition.encode(seen[:, 1:])]
+        for one, two in zip(moments, wanted, strict=True):
+            assert (one - two).abs().max() < 1e-5
+    assert (wanted[2] - paired.condition.encode(pixels[:, 1:])).abs().max() > 0.1
 
 
 def test_encoding_at_each_use_is_the_same(images, autoencoder, tmp_path, script):

@@ -67,7 +67,14 @@ class ConditionedSet:
         return ConditionedSet(images, conditions, self.condition)
 
 
-def pair(images: ImageSet, folder: Path, kind: str, cache: str, quiet: bool) -> ConditionedSet:
+def pair(
+    images: ImageSet,
+    folder: Path,
+    kind: str,
+    cache: str,
+    quiet: bool,
+    picture_mode: str = "auto",  # of conditions that are pictures
+) -> ConditionedSet:
     """The images that have a condition in the folder, with it.
 
     The others are left out, and counted in the images' account. `kind` is one of KINDS: "auto" is
@@ -77,7 +84,7 @@ def pair(images: ImageSet, folder: Path, kind: str, cache: str, quiet: bool) -> 
     _check_folder(folder)
     if kind == "auto":
         kind = _probed_kind(folder, images.image_size)
-    mode = LABEL_MAP if kind == "labels" else "auto"
+    mode = LABEL_MAP if kind == "labels" else picture_mode
     found = load_image_set(folder, images.image_size, False, mode, cache, quiet)
     by_name = _places_by_name(found)
     names = [_name(images, place) for place in range(len(images))]

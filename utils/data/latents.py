@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.codecs import LatentCodec, images_per_call
+from model.condition import LatentCondition, LatentLabelCondition
 from utils.console import Progress
 from utils.data.cache_folder import LATENTS, CacheUnavailable, default_cache_folder, make_room
 from utils.data.image_set import ImageSet, stacked_pixels
@@ -65,6 +66,41 @@ class LatentSet:
                 )
             self._is_verified[i] = True
         return torch.from_numpy(row), self.images.label(i), i
+
+
+@dataclass
+class ConditionedLatents:
+    """A training set: item i is (moments (views,2,c+k,h,w) float32, label, i), what is stored of an
+    image's condition behind its own moments, in the place of the means.
+    """
+
+    latents: LatentSet
+    conditions: LatentSet | ImageSet  # pictures as latents, or label maps
+    condition: LatentCondition
+
+    is_decoded = True
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def name(self, i: int) -> str:
+        return self.latents.name(i)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int | Tensor, int] | ReadError:
+        image, condition = self.latents[i], self.conditions[i]
+        for item in (image, condition):
+            if isinstance(item, ReadError):
+                return item
+        assert not isinstance(image, ReadError) and not isinstance(condition, ReadError)
+        return torch.cat([image[0], self._stored(condition[0], len(image[0]))], dim=2), *image[1:]
+
+    def _stored(self, item: Tensor, views: int) -> Tensor:
+        """(views,2,k,h,w)"""
+        if not isinstance(self.condition, LatentLabelCondition):
+            return item
+        both = torch.stack([item, item.flip(2)][:views])  # (views,1,H,W) uint8
+        shares = self.condition.shares(both)
+        return torch.stack([shares, torch.zeros_like(shares)], dim=1).float()
 
 
 def load_latents(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from model.codecs import JointCodec, build_codec
+from model.codecs import JointCodec, LatentCodec, build_codec
 from model.condition import build_condition
 from utils.errors import UserError
 from utils.image_facts import CHANNELS, IMAGE_MODES, LARGEST_SIDE, NETWORK_CHANNELS
@@ -347,11 +347,13 @@ def _condition_channels(config: _Fields) -> int:
     """What a network takes beside the noisy image."""
     if config.values.get("condition") is None:
         return 0
-    condition = config.part("condition")
     try:
-        return build_condition(dict(condition.values)).channels
+        condition = build_condition(dict(config.part("condition").values))
     except ValueError as error:
         raise config.unusable(f"config.condition: {error}") from None
+    if condition.is_latent != (config.values.get("codec", {}).get("name") == LatentCodec.name):
+        raise config.unusable(f"config.condition: {condition.name} does not go with its codec")
+    return condition.channels
 
 
 def _upgraded(config: dict, args: dict) -> dict:

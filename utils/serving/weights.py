@@ -196,15 +196,19 @@ def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> Loade
         codec = build_codec(checkpoint.config.get("codec", {}), checkpoint.codec)
     except (TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.source}: {error}") from None
+    codec = codec.to(precision.device)
+    condition = _condition_of(checkpoint)
+    if condition is not None:
+        condition.use(codec)
     return LoadedDiffusion(
         weight=weight,
         network=precision.place(network),
-        codec=codec.to(precision.device),
+        codec=codec,
         process=checkpoint.config["diffusion"],
         channels=checkpoint.channels,
         null_label=checkpoint.config["network"].get("num_classes"),
         guide=None if checkpoint.guide is None else precision.place(guide_network(checkpoint)),
-        condition=_condition_of(checkpoint),
+        condition=condition,
     )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.augmentation import augment, draw_augmentations
 from model.codecs import LatentCodec, PixelCodec
-from model.condition import Condition
+from model.condition import Condition, LatentCondition
 from model.diffusion import GaussianDiffusion
 from model.randomness import draw_normal, draw_uniform
 from utils.training.prefetch import Batch, Draws
@@ -114,10 +114,12 @@ class LatentDiffusionTask(DiffusionTask):
     """The same on latents, of which each step draws new ones from the images' posteriors.
 
     Batches are (moments (B,views,2,c,h,w) float, labels (B,), indices (B,)), as a LatentSet has
-    them, or (pixels uint8, labels, indices), which are then encoded at each use.
+    them, or (pixels uint8, labels, indices), which are then encoded at each use. What is stored of
+    conditions lies behind the moments, as a ConditionedLatents has it.
     """
 
     codec: LatentCodec
+    condition: LatentCondition | None = None
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
         """Each image also draws the noise of its posterior, last."""
@@ -128,22 +130,36 @@ class LatentDiffusionTask(DiffusionTask):
     def shape(self, batch: Batch) -> tuple[int, ...]:
         if not is_moments(batch[0]):
             return super().shape(batch)
-        return (len(batch[0]), *batch[0].shape[3:])
+        return (len(batch[0]), self.codec.network.latent_channels, *batch[0].shape[4:])
 
     def inputs(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        mean, std = self.moments(batch, draws)
-        return mean + std * draws["posterior"].to(mean), None
+        mean, std, condition = self.moments(batch, draws)
+        return mean + std * draws["posterior"].to(mean), condition
 
-    def moments(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each image's posterior, or of its mirror's, (B,c,h,w)."""
+    def moments(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean and standard deviation of each image's posterior, or of its mirror's, (B,c,h,w), and
+        the conditions (B,K,h,w) or None.
+        """
         if not is_moments(batch[0]):
-            return self.codec.encode_moments(self.pixels(batch, draws))
+            return self._moments_of_pixels(self.pixels(batch, draws))
         views = batch[0].to(torch.get_default_dtype())
         chosen = views[:, 0]  # (B,2,c,h,w)
         if self.flip:
             mirrored = draws["mirrored"].view(-1, 1, 1, 1, 1)
             chosen = torch.where(mirrored, views[:, 1], chosen)
-        return self.codec.normalise_moments(chosen[:, 0], chosen[:, 1])
+        channels = self.codec.network.latent_channels
+        means, stds = chosen[:, 0], chosen[:, 1]
+        mean, std = self.codec.normalise_moments(means[:, :channels], stds[:, :channels])
+        if self.condition is None:
+            return mean, std, None
+        return mean, std, self.condition.of_stored(means[:, channels:])
+
+    def _moments_of_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.condition is None:
+            return *self.codec.encode_moments(pixels), None
+        planes = pixels.shape[1] - self.condition.planes
+        mean, std = self.codec.encode_moments(pixels[:, :planes])
+        return mean, std, self.condition.encode(pixels[:, planes:])
 
 
 def is_moments(item: Tensor) -> bool:

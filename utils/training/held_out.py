@@ -87,9 +87,10 @@ class HeldOutLoss:
         self.training_images = training.numbers
         self.images = len(held_out.labels)
         self._pixels = torch.cat([held_out.pixels, training.pixels])
-        self._latents: Tensor | None = None  # encoded once, which takes longer than their loss
+        # Latents are encoded once, which takes longer than their loss.
+        self._latents: tuple[Tensor, Tensor | None] | None = None
         if isinstance(task.codec, LatentCodec):
-            self._latents = task.codec.encode(self._pixels)
+            self._latents = task.encode(self._pixels.to(precision.device))
         self._labels = torch.cat([held_out.labels, training.labels])
         self._numbers = held_out.numbers + training.numbers
 
@@ -126,7 +127,9 @@ class HeldOutLoss:
         if self._latents is None:
             x0, condition = self.task.encode(self._pixels[images].to(device))
         else:
-            x0, condition = self._latents[images].to(device), None
+            latents, conditions = self._latents
+            x0 = latents[images].to(device)
+            condition = None if conditions is None else conditions[images].to(device)
         noise = [
             torch.randn(x0.shape[1:], generator=self._generator(image, t))
             for image, t in zip(images, steps, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from model.codecs import PixelCodec
-from model.condition import Condition
+from model.condition import Condition, LabelCondition
 from model.diffusion import GaussianDiffusion
 from utils.data import steps_per_epoch
 from utils.start import seconds_since_start
@@ -151,15 +151,18 @@ class RecipeChoice:
         )
         try:
             state = run.build_state({"network": network})
+            condition = None
+            planes = network["in_channels"]
+            if self.condition is not None:
+                # As many channels as those of the run, of a label map that is cheap to encode
+                condition = LabelCondition(range(self.condition.channels - 1))
+                planes += condition.planes - condition.channels
             task = DiffusionTask(
                 GaussianDiffusion(prediction="v"),
                 PixelCodec(),
                 conditional,
-                condition=self.condition,
+                condition=condition,
             )
-            planes = network["in_channels"]
-            if self.condition is not None:
-                planes += self.condition.planes - self.condition.channels
             blank = BlankImages((planes, *self.size), conditional)
             mine = run.seconds_of_step(state, task, blank)
         finally:

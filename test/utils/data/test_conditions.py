@@ -203,17 +203,18 @@ def test_conditions_for_generating_are_read_as_in_training(folders):
         str(Path(found.conditions.name(i)).with_suffix("")) for i in (0, 1, 2, 3, 4, 5)
     ]
     for i, file in enumerate(files):
-        assert np.array_equal(read_condition(file, found.condition, SIZE), found[i][0][-1:])
+        read = read_condition(file, file.name, found.condition, SIZE)
+        assert np.array_equal(read, found[i][0][-1:])
 
 
 def test_a_label_that_was_not_learned(folders, tmp_path):
     condition = paired(*folders).condition
     save_map(np.full(SIZE, 5, np.uint8), tmp_path / "new.png")
     with pytest.raises(UserError, match="has the label 5; the network learned the labels 0, 3, 7"):
-        read_condition(tmp_path / "new.png", condition, SIZE)
+        read_condition(tmp_path / "new.png", "new.png", condition, SIZE)
     (tmp_path / "broken.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"broken\.png cannot be read"):
-        read_condition(tmp_path / "broken.png", condition, SIZE)
+        read_condition(tmp_path / "broken.png", "broken.png", condition, SIZE)
     with pytest.raises(UserError, match="does not exist"):
         condition_files(tmp_path / "no")
     empty = tmp_path / "empty"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import ROOT, TINY
+from helpers import ROOT, TINY, write_masks
 from http_helpers import write_weight
 from page_server import HOSTILE, Server, copy_images, end_trainings
 
@@ -30,6 +30,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     shutil.copy(ROOT / "weight" / "demo.pt", folder / "weight")
     write_weight(folder / "weight" / "outlines.pt", classes=(), condition=LabelCondition([0, 1]))
     copy_images(folder / "data" / "shoes", {"boot": "boot", "sneaker": "sneaker"})
+    write_masks(folder / "data" / "shoes", folder / "data" / "shoe_masks")
     copy_images(folder / "data" / "odd", {HOSTILE: "bag", "boot": "boot"})
     served = Server(folder)
     served.start()

@@ -240,3 +240,22 @@ def test_runs_are_compared_and_deleted_with_confirmation(open_page, server: Serv
     expect(page.get_by_role("link", name="two", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="one", exact=True)).to_have_count(0)
     assert not (server.results / "one").exists()
+
+
+def test_conditions_are_a_data_folder(open_page, server: Server):
+    page = open_page("#train")
+    page.get_by_label("Find an option").fill("condition path")
+    page.get_by_label("Condition path", exact=True).select_option("shoe_masks")
+    fill_in(page, "shoes", "steered", epochs=1)
+    expect(page.get_by_role("region", name="The plan")).to_contain_text("label maps of 2 labels")
+    begin(page)
+    config = server.results / "steered" / "config.json"
+    end = time.monotonic() + 120
+    while not (server.results / "steered" / "ema_last.pt").exists():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert json.loads(config.read_text())["args"]["condition_path"].endswith("shoe_masks")
+    page.goto(page.url.replace("#train", "#generate"))
+    page.reload()
+    page.get_by_label("Weight", exact=True).select_option("steered")
+    expect(page.get_by_label("Condition", exact=True)).to_be_visible()

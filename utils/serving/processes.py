@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -64,9 +65,9 @@ class Trainings:
         grace: float = 10.0,  # seconds that a run has to save, before a second stop kills it
         most_waiting: int = 64,
     ):
-        self.form = form
         self.results = result_path.resolve()
         self.data = DataFolders(data_folder)
+        self.form = replace(form, data=self.data)
         self.curves = CurvesInMemory()
         self.is_closing = threading.Event()
         self._grace = grace
@@ -84,11 +85,11 @@ class Trainings:
         shutil.rmtree(self._own / TRASH, ignore_errors=True)
         self._queue = RunQueue(self._own)
         self._children = ChildProcesses()
-        self._runs = RunList(self.results, self.data, form, self._queue, grace)
+        self._runs = RunList(self.results, self.data, self.form, self._queue, grace)
         self._starter = RunStarter(
             self.results,
             self.data,
-            form,
+            self.form,
             self._queue,
             self._runs,
             self._children,

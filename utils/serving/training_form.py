@@ -6,7 +6,7 @@ The table of options comes from the script itself; here is only which of its row
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,17 @@ from utils.options.types import (
     WholeNumbers,
     file_name,
 )
+from utils.serving.data_folders import DataFolders
 from utils.serving.presets import PRESETS, Preset
 from utils.serving.refusal import Refusal
 from utils.serving.safe_files import is_text
 from utils.serving.training_refusals import invalid
 
 # What the server decides itself, and what needs a path on its machine.
-NOT_OFFERED = (
-    *("resume", "allow_changes", "start_epoch", "plan", "pretrain", "latent"),
-    *("condition_kind", "condition_drop", "joint_masks"),
-)
+NOT_OFFERED = (*("resume", "allow_changes", "start_epoch", "plan", "pretrain", "latent"),)
+# Paths in whose place a client names a data folder, and what says how that is used.
+FOLDERS = ("condition_path",)
+WITH_FOLDERS = (*FOLDERS, "condition_kind", "condition_drop", "joint_masks")
 # What stands beside the options in a request: the option's name, and the request's.
 BESIDE = {"run_name": "run_name", "dataset_path": "dataset"}
 TRAINED_KIND = "diffusion"  # of checkpoint: what tools/train.py trains
@@ -47,7 +48,7 @@ class FormOption:
     """One row of the form."""
 
     name: str
-    kind: str  # int, float, bool, choice, text, size or list
+    kind: str  # int, float, bool, choice, text, size, list or folder
     default: Any
     low: float | None
     high: float | None
@@ -71,16 +72,21 @@ class TrainingForm:
     script: Path
     check: CheckFunction  # what involves more than one option
     presets: Sequence[Preset] = field(default=PRESETS)
+    data: DataFolders | None = None  # which may be named in options; None: none
 
     def offered(self) -> list[Option]:
         """The rows that a client may set."""
-        return [option for option in options_of(self.table) if _is_offered(option)]
+        return [option for option in options_of(self.table) if self._is_offered(option)]
 
     def groups(self) -> list[FormGroup]:
         """All that a form shows, in the order of the table."""
         groups = []
         for title, options in self.table.items():
-            rows = [_row(option) for option in options if _is_shown(option)]
+            rows = [
+                _row(option, self._is_offered(option))
+                for option in options
+                if self._is_offered(option) or option.name in BESIDE
+            ]
             if rows:
                 groups.append(FormGroup(title, rows))
         return groups
@@ -104,6 +110,8 @@ class TrainingForm:
         texts = {}
         for option in self.offered():
             value = args.get(option.name)
+            if option.name in FOLDERS and self.data is not None:
+                value = self.data.name_of(value)
             if value is None or value == _plain(checked_default(option)):
                 continue
             try:
@@ -126,8 +134,18 @@ class TrainingForm:
             f"--dataset_path={dataset}",
             f"--result_path={results}",
         ]
-        arguments += [f"--{name}={text}" for name, text in options.items()]
+        for name, text in options.items():
+            value = self._folder(name, text) if name in FOLDERS else text
+            arguments.append(f"--{name}={value}")
         return arguments + list(flags)
+
+    def _folder(self, option: str, name: str) -> Path:
+        """The data folder that an option names. Raises Refusal where there is none."""
+        assert self.data is not None  # or the option is not offered
+        try:
+            return self.data.path(name)
+        except Refusal as refusal:
+            raise replace(refusal, param=f"options.{option}") from None
 
     def check_together(self, arguments: list[str]) -> None:
         """Raise Refusal with the script's own sentence where options do not fit together."""
@@ -135,6 +153,12 @@ class TrainingForm:
             self.check(arguments)
         except UserError as error:
             raise invalid(str(error), "options") from None
+
+    def _is_offered(self, option: Option) -> bool:
+        if option.name in WITH_FOLDERS:
+            return self.data is not None
+        is_path = isinstance(option.type, PathType)
+        return not is_path and option.name not in NOT_OFFERED and option.name not in BESIDE
 
 
 def check_run_name(name: str) -> str:
@@ -153,19 +177,12 @@ def check_run_name(name: str) -> str:
     return checked
 
 
-def _is_offered(option: Option) -> bool:
-    is_path = isinstance(option.type, PathType)
-    return not is_path and option.name not in NOT_OFFERED and option.name not in BESIDE
-
-
-def _is_shown(option: Option) -> bool:
-    return _is_offered(option) or option.name in BESIDE
-
-
-def _row(option: Option) -> FormOption:
+def _row(option: Option, is_offered: bool) -> FormOption:
     kind, low, high, choices = _kind_and_bounds(option.type)
     default = option.default
-    if isinstance(option.type, PathType):
+    if option.name in FOLDERS:
+        kind = "folder"
+    elif isinstance(option.type, PathType):
         default = Path(str(default)).name
     elif kind in ("int", "float", "bool"):
         default = checked_default(option)
@@ -178,7 +195,7 @@ def _row(option: Option) -> FormOption:
         open_low=isinstance(option.type, Number) and option.type.open_low,
         choices=choices,
         help=option.help,
-        editable=_is_offered(option),
+        editable=is_offered,
     )
 
 
@@ -210,6 +227,8 @@ def _checked_text(option: Option, value: Any) -> str:
     param = f"options.{option.name}"
     if len(text) > LONGEST_VALUE or "\0" in text or not is_text(text):
         raise invalid(f"{option.name} takes a text of at most {LONGEST_VALUE} characters", param)
+    if option.name in FOLDERS:
+        return text  # a name, which is looked up when the command line is made
     try:
         return _text_of(option.type(text))
     except argparse.ArgumentTypeError as error:

@@ -1,6 +1,7 @@
 """The options of tools/train.py as a form."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from helpers import DEMO
@@ -9,6 +10,7 @@ from training_helpers import real_form, train_script
 from utils.options import plain_values
 from utils.options.table import options_of
 from utils.options.types import PathType
+from utils.serving.data_folders import DataFolders
 from utils.serving.presets import PRESETS
 from utils.serving.refusal import Refusal
 from utils.serving.training_form import check_run_name
@@ -46,6 +48,27 @@ def test_all_that_is_offered_keeps_its_default(tmp_path):
     names = [option.name for option in real_form().offered()]
     assert len(names) > 50
     assert {name: found[name] for name in names} == {name: defaults[name] for name in names}
+
+
+def test_a_data_folder_stands_for_a_path(tmp_path):
+    for name in ("cells", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    assert "joint_masks" not in {option.name for option in real_form().offered()}
+    form = replace(real_form(), data=DataFolders(tmp_path / "data"))
+    shown = {option.name: option for group in form.groups() for option in group.options}
+    assert shown["condition_path"].kind == "folder" and shown["condition_path"].editable
+    texts = form.texts({"condition_path": "masks", "joint_masks": True})
+    arguments = form.arguments("a", tmp_path / "data/cells", tmp_path, texts)
+    assert f"--condition_path={tmp_path / 'data/masks'}" in arguments
+    form.check_together(arguments)
+    for name in ("other", "../data/masks", str(tmp_path / "data/masks"), ".hidden"):
+        texts = form.texts({"condition_path": name})
+        with pytest.raises(Refusal, match="no data folder") as refused:
+            form.arguments("a", tmp_path / "data/cells", tmp_path, texts)
+        assert refused.value.param == "options.condition_path"
+    recorded = {"condition_path": str(tmp_path / "data/masks"), "condition_drop": 0.2}
+    assert form.recorded_texts(recorded) == {"condition_path": "masks", "condition_drop": "0.2"}
+    assert form.recorded_texts({"condition_path": "/elsewhere/masks"}) == {}
 
 
 def test_no_path_is_offered():

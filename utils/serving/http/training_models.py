@@ -15,7 +15,7 @@ LARGEST_WHOLE_NUMBER = 2**53 - 1
 MOST_NUMBERS = 20  # in a list of whole numbers
 STRICT = ConfigDict(extra="forbid", strict=True)
 
-Kind = Literal["int", "float", "bool", "choice", "text", "size", "list"]
+Kind = Literal["int", "float", "bool", "choice", "text", "size", "list", "folder"]
 State = Literal[
     "queued", "starting", "running", "stopping", "stopped", "finished", "failed", "interrupted"
 ]

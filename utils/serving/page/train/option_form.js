@@ -2,7 +2,7 @@
 // help. Only what differs from the defaults is sent.
 
 import { button, element, icon, setText, show } from "../lib/dom.js";
-import { Field, numberInput, selectInput } from "../lib/fields.js";
+import { Field, numberInput, selectInput, setChoices } from "../lib/fields.js";
 import { words } from "../lib/format.js";
 
 // Options that nearly every training changes; the other groups are folded.
@@ -123,6 +123,15 @@ export class OptionForm {
       field.fault(null);
     }
     this.changed();
+  }
+
+  /** The data folders that may be named in options. */
+  setFolders(names) {
+    for (const { option, control } of this.options.values()) {
+      if (option.kind === "folder") {
+        setChoices(control, withUnset(true, names));
+      }
+    }
   }
 
   /** Whether the browser takes all values; opens the group of the first that it does not. */
@@ -266,6 +275,8 @@ function controlOf(option) {
       return selectInput(withUnset(isOptional, ["true", "false"].map(yesOrNo)));
     case "choice":
       return selectInput(withUnset(isOptional, option.choices));
+    case "folder":
+      return selectInput(withUnset(isOptional, [])); // until the data folders are known
     default:
       return element("input", { autocomplete: "off", spellcheck: "false", placeholder });
   }

@@ -79,12 +79,13 @@ export class TrainView {
     try {
       this.form = new OptionForm(await get("/v1/training/options"), () => this.changed());
       this.options.replaceChildren(this.form.node);
+      await this.data.load(before.dataset);
+      this.form.setFolders(this.data.folders.map(({ name }) => name));
       this.form.setValues(before.options ?? {});
       if (before.run_name) {
         this.name.value = before.run_name;
         this.isNameTyped = true;
       }
-      await this.data.load(before.dataset);
     } catch (error) {
       if (!(error instanceof ApiError)) {
         throw error;

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.codecs import PixelCodec
 from model.networks import build_network
 from utils.devices import Precision
+from utils.editing import Edit
 from utils.serving.engine import Engine
 from utils.serving.jobs import Client, Job
 from utils.serving.limits import Limits
@@ -116,6 +117,7 @@ class Bench:
         self.weights = weights or Weights(weight_of())
         self.network = Recorded(tiny_network().to(torch.get_default_dtype()))
         self.codec = RecordingCodec()
+        self.edits: dict[str, Edit | None] = {}  # by the job's id; a finished job has none
         self.engine = Engine(CPU, self.limits, load=self.load)
 
     def load(self, weight: Weight, use_ema: bool, precision: Precision) -> LoadedDiffusion:
@@ -123,7 +125,9 @@ class Bench:
 
     def submit(self, client: Client = ANYONE, **asked: object) -> Job:
         request = resolve(Asked(**asked), self.weights, self.limits)
-        return self.engine.submit(request, client)
+        job = self.engine.submit(request, client)
+        self.edits[job.id] = request.edit
+        return job
 
     def finish(self, timeout: float = 60) -> None:
         """Start the engine where it has not been, and wait for all jobs."""

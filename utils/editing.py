@@ -5,7 +5,7 @@ server alike.
 import abc
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -194,6 +194,15 @@ class Wishes:
             return self.word(name)
         return f"the {'mask' if name == 'mask' else 'image'} {source}"
 
+    def without_pictures(self) -> "Wishes":
+        """The same, as far as it can be spoken of: what was in files is let go."""
+        return replace(
+            self,
+            init_image=_without_contents(self.init_image),
+            mask=_without_contents(self.mask),
+            invert=_without_contents(self.invert),
+        )
+
     def settings(self) -> dict:
         """What the text of a PNG says of them."""
         names = ("init_image", "strength", "mask", "outpaint", "interpolate", "invert")
@@ -207,6 +216,10 @@ class Wishes:
             elif value is not None:
                 said[name] = value
         return said
+
+
+def _without_contents(source: Source | None) -> Source | None:
+    return b"" if isinstance(source, bytes) else source
 
 
 # --- What fulfils it ---

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.editing import FillIn
 from model.guidance import NO_LABEL, NOTHING, Label, needs_null
 from model.samplers import BaseDiffusion, Trajectory
+from utils.editing import Edit
 from utils.serving.jobs import Job
 
 NetworkCall = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -25,6 +26,7 @@ class ImageTask:
 
     job: Job
     place: int  # in the job
+    is_steered: bool = False  # by an image
     change: FillIn | None = None  # between its steps, as it stands
 
     @property
@@ -39,9 +41,8 @@ class ImageTask:
     @property
     def rows(self) -> int:
         """Rows of a network call that it takes."""
-        request = self.job.request
-        is_told = self.label != NO_LABEL or request.conditions is not None
-        return 2 if is_told and needs_null(request.sampling.cfg_scale) else 1
+        is_told = self.label != NO_LABEL or self.is_steered
+        return 2 if is_told and needs_null(self.job.request.sampling.cfg_scale) else 1
 
 
 @dataclass(eq=False)
@@ -51,6 +52,8 @@ class JobShare:
     job: Job
     order: int  # in which jobs came
     sampler: BaseDiffusion
+    edit: Edit | None  # what its images begin with
+    conditions: Tensor | None  # what steers them, (n,P,H,W) uint8
     waiting: list[ImageTask]  # images that are not done, the first ones first
     served: float = 0.0  # rows so far, beginning where the others were when it came
 

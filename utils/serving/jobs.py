@@ -88,7 +88,10 @@ class Job:
         return sum(self.calls_done) / (self.calls * len(self.calls_done))
 
     def drop_states(self) -> None:
-        """Pictures of the way to the images are of no use any more, and large."""
+        """Pictures that the images began with, and those of the way to them, are of no use any
+        more, and large.
+        """
+        self.request = self.request.without_pictures()
         self.preview = [None] * len(self.preview)
         self.snapshots = [[] for _ in self.snapshots]
 

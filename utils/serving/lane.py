@@ -73,14 +73,16 @@ class Lane:
 
     def add(self, job: Job, order: int) -> None:
         """From the next step on the job takes part, with what the others have had as its start."""
-        tasks = [ImageTask(job, place) for place in range(job.request.count)]
+        request = job.request
+        edit, conditions = request.edit, request.conditions
+        is_steered = conditions is not None
+        tasks = [ImageTask(job, place, is_steered) for place in range(request.count)]
         served = min((share.served for share in self.shares.values()), default=0.0)
-        sampler = self._sampler(job.request.sampling)
-        edit = job.request.edit
+        sampler = self._sampler(request.sampling)
         if edit is not None:
             sampler = edit.sampler_of(sampler)
         job.calls = len(sampler.calls()) if edit is None else edit.calls(sampler)
-        self.shares[job.id] = JobShare(job, order, sampler, tasks, served)
+        self.shares[job.id] = JobShare(job, order, sampler, edit, conditions, tasks, served)
 
     def remove(self, job: Job) -> None:
         """The job, and the state of its images."""
@@ -110,21 +112,20 @@ class Lane:
             by_job.setdefault(task.job.id, []).append(task)
         bundles = []
         for own in by_job.values():
-            is_edited = own[0].job.request.edit is not None
+            is_edited = self.shares[own[0].job.id].edit is not None
             for part in [[task] for task in own] if is_edited else [own]:
                 bundles.append(self._begun(part))
         return bundles
 
     def _begun(self, tasks: list[ImageTask]) -> Bundle:
         """Images of one job before their first call."""
-        job = tasks[0].job
-        request = job.request
-        sampler = self.shares[job.id].sampler
+        share = self.shares[tasks[0].job.id]
+        sampler = share.sampler
         seeds = [task.seed for task in tasks]
         begin = Beginning(None)
-        if request.edit is not None:
+        if share.edit is not None:
             maker = JobMaker(sampler, self.loaded.codec, self.image_size, self.loaded.channels)
-            begin = request.edit.begin(maker, seeds)
+            begin = share.edit.begin(maker, seeds)
             tasks[0].change = begin.change
         labels = [task.label for task in tasks]
         has_labels = labels[0] != NO_LABEL
@@ -135,18 +136,18 @@ class Lane:
             (height, width),
             channels,
             labels if has_labels else None,
-            request.sampling.cfg_scale,
+            share.job.request.sampling.cfg_scale,
             seeds,
             begin.x_T,
             begin.first_call,
             null_label=NO_LABEL if null_label is None else null_label,
-            condition=self._conditions(tasks),
+            condition=self._conditions(share, tasks),
         )
         return Bundle(sampler, trajectory, tasks)
 
-    def _conditions(self, tasks: list[ImageTask]) -> Tensor | None:
+    def _conditions(self, share: JobShare, tasks: list[ImageTask]) -> Tensor | None:
         """What goes into the network behind x."""
-        pixels, condition = tasks[0].job.request.conditions, self.loaded.condition
+        pixels, condition = share.conditions, self.loaded.condition
         if pixels is None or condition is None:
             return None
         chosen = in_turn(pixels, [task.place for task in tasks])

@@ -25,7 +25,7 @@ from utils.serving.weights import UPSCALER, Weight, WeightStore
 IMAGE_FORMATS = ("png", "webp", "jpeg")
 FILM_FORMAT = "gif"  # the states on the way of an image; only some protocols offer it
 MOST_SNAPSHOT_PIXELS = 2**24  # of all states that a job keeps: they lie in memory
-MOST_CONDITION_PIXELS = 2**24  # of all conditions of a job, which do too
+MOST_CONDITION_PIXELS = 2**22  # of all conditions of a job, which do too
 DEFAULT_IMAGES = 1
 LARGEST_SEED = int(types.seed.high)
 LARGEST_SCALE = 100.0  # of guidance
@@ -76,9 +76,10 @@ class GenerationRequest:
     snapshots: int = 0
     snapshots_of_noise: bool = False
     class_name: str | None = None  # as it was asked for
-    wishes: Wishes = field(default_factory=Wishes)
-    edit: Edit | None = None  # what fulfils the wishes
+    wishes: Wishes = field(default_factory=Wishes)  # without what was in files
+    edit: Edit | None = None  # what fulfils them; let go when the job has ended, as the next one is
     conditions: Tensor | None = None  # (n,P,H,W) uint8: image i takes the i-th, and so on in turn
+    condition_count: int = 0  # as many were sent
 
     @property
     def count(self) -> int:
@@ -126,9 +127,13 @@ class GenerationRequest:
                 said[name] = list(value) if isinstance(value, tuple) else value
         if wishes.repeats > 1:
             said["repeats"] = wishes.repeats
-        if self.conditions is not None:
-            said["conditions"] = len(self.conditions)
+        if self.condition_count > 0:
+            said["conditions"] = self.condition_count
         return said
+
+    def without_pictures(self) -> "GenerationRequest":
+        """What is kept of it when its images are made: pictures take memory."""
+        return replace(self, edit=None, conditions=None)
 
 
 def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationRequest:
@@ -164,9 +169,10 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
         snapshots=asked.snapshots,
         snapshots_of_noise=asked.snapshots_of_noise,
         class_name=asked.class_name,
-        wishes=asked.wishes,
+        wishes=asked.wishes.without_pictures(),
         edit=_edit(asked, weight, sampling, image_size, seeds, limits),
         conditions=conditions,
+        condition_count=0 if conditions is None else len(conditions),
     )
 
 

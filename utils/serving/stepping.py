@@ -122,10 +122,10 @@ class Stepper:
             except Exception as error:
                 self._fail(task.job, error)
                 continue
+            edit = lane.shares[task.job.id].edit
             if lane.image_done(task):
                 self.states.forget(task.job)
             self._statistics.images += 1
-            edit = task.job.request.edit
             about = {}
             if edit is not None:
                 pixels = edit.finish(pixels[None])[0]
@@ -142,8 +142,8 @@ def _settings(lane: Lane, task: ImageTask, bundle: Bundle) -> dict:
     class_name = request.class_of(task.place)
     if class_name is not None:
         about["class"] = class_name
-    if request.conditions is not None:
-        about["condition"] = f"number {task.place % len(request.conditions)}"
+    if request.condition_count > 0:
+        about["condition"] = f"number {task.place % request.condition_count}"
     network = lane.network
     settings = image_settings(
         request.sampling, bundle.sampler, network, request.weight.path, request.use_ema

@@ -48,8 +48,9 @@ def references(bench: Bench, job: Job) -> Tensor:
     images = []
     for seed, label in zip(request.seeds, request.labels, strict=True):
         sampler = request.sampling.build(PROCESS, "cpu")
-        if request.edit is not None:
-            sampler = request.edit.sampler_of(sampler)
+        edit = bench.edits[job.id]
+        if edit is not None:
+            sampler = edit.sampler_of(sampler)
         generator = ImageGenerator(
             bench.network.network,
             sampler,
@@ -61,7 +62,7 @@ def references(bench: Bench, job: Job) -> Tensor:
         )
         network = bench.network.network
         network.num_classes = len(CLASSES)
-        denoised = list(generator.denoise([seed], [label], request.edit))[-1]
+        denoised = list(generator.denoise([seed], [label], edit))[-1]
         images.append(sampler.finished_images(denoised.trajectory)[0])
     return torch.stack(images)
 
@@ -76,8 +77,8 @@ def check(bench: Bench, job: Job, tolerance: float = TOLERANCE) -> None:
         assert difference.min() <= tolerance
         picture = Image.open(io.BytesIO(bench.engine.image(job, place)))
         pixels = PixelCodec().decode(image)
-        if job.request.edit is not None:
-            pixels = job.request.edit.finish(pixels[None])[0]
+        if bench.edits[job.id] is not None:
+            pixels = bench.edits[job.id].finish(pixels[None])[0]
         pixels = pixels[0].numpy().astype(int)
         assert np.abs(np.asarray(picture).astype(int) - pixels).max() <= 1
     far_apart = (expected[0] - expected[-1]).abs().max() > 100 * tolerance

@@ -19,7 +19,9 @@ from utils.devices import Precision
 from utils.editing import Wishes, recover
 from utils.generation import ImageGenerator, Sampling
 from utils.runs.checkpoint import Checkpoint
+from utils.serving.jobs import Client
 
+ANYONE = Client("")
 CPU = Precision(torch.float32, torch.device("cpu"))
 LABELS = [0, 3, 9]
 STEPS = 6
@@ -153,6 +155,16 @@ def test_jobs_of_all_kinds_share_the_network_s_calls(folder):
             assert np.abs(images.astype(int) - wanted).max() <= 1
         statistics = server.engine.statistics
         assert statistics.rows > 1.5 * statistics.network_calls
+
+
+def test_a_finished_job_keeps_no_pictures(server):
+    question = {"weight": "maps", "sample_steps": 2, "condition": sent(MAPS[0])}
+    job, _ = done(server, **question, init_image=sent(PHOTO))
+    (kept,) = [each for each in server.engine.jobs.all_of(ANYONE) if each.id == job["id"]]
+    request = kept.request
+    assert request.edit is None and request.conditions is None
+    assert request.wishes.init_image == b"" and request.condition_count == 1
+    assert job["request"]["pictures"] == ["init_image"] and job["request"]["conditions"] == 1
 
 
 def test_outpainting(server, folder):

@@ -17,9 +17,9 @@ def generate_raw(args, ranks) -> None:
     write, finished = generate.write_image, ImageGenerator.finished
     numbers = []
 
-    def finished_and_kept(self, last):
+    def finished_and_kept(self, last, edit=None):
         numbers.extend(self.sampler.finished_images(last.trajectory).cpu())
-        return finished(self, last)
+        return finished(self, last, edit)
 
     def write_both(pixels, file, settings):
         torch.save(numbers.pop(0).clone(), file.with_suffix(".pt"))

@@ -7,6 +7,7 @@ import torch
 
 from utils.errors import UserError, name_list
 from utils.runs.foreign import network_of, program_of, shown
+from utils.runs.iddm import describe_iddm, is_iddm
 
 # Where programs put their weights in a dict, the commonest first.
 RAW_KEYS = ("network", "state_dict", "model_state_dict", "model", "net", "weights", "params")
@@ -40,11 +41,14 @@ def find_weights(contents: dict, path: Path) -> dict:
             found = {"network": found["ema"]}
     if not found:
         raise UserError(describe_other_dict(contents, path))
+    stripped = {name: strip_prefixes(weights) for name, weights in found.items()}
+    if is_iddm(contents) and OUR_FIRST_LAYER not in stripped["network"]:
+        raise UserError(describe_iddm(contents, path))
     for weights in found.values():
         program = program_of(weights)
         if program is not None:
             raise UserError(f"{path} is a checkpoint of {network_of(program)}")
-    return {name: strip_prefixes(weights) for name, weights in found.items()}
+    return stripped
 
 
 def is_state_dict(value: Any) -> bool:

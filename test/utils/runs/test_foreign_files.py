@@ -238,6 +238,67 @@ def test_checkpoints_of_other_projects_are_named(file, program, container):
     assert f"is a checkpoint of {program}" in refusal(file)
 
 
+IDDM = {
+    "start_epoch": 300,
+    "model": {"inc.double_conv.0.weight": torch.zeros(2, 2), "label_emb.weight": torch.zeros(2)},
+    "ema_model": {"inc.double_conv.0.weight": torch.zeros(2, 2)},
+    "optimizer": {"state": {}},
+    "image_size": 64,
+    "network": "cspdarkunet",
+    "act": "gelu",
+}
+IDDM_DIFFUSION = {"num_classes": 6, "classes_name": None, "conditional": True, "sample": "ddpm"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "command"),
+    [
+        (
+            IDDM_DIFFUSION,
+            "(network cspdarkunet, sample ddpm, act gelu, image_size 64, 6 classes, epoch 300)",
+            "python tools/train.py --image_size 64 --network cspdarkunet --act gelu --sample ddpm "
+            "--conditional True",
+        ),
+        (
+            {**IDDM_DIFFUSION, "conditional": False, "network": "unetv2", "act": "mish"},
+            "network unetv2",
+            "python tools/train.py --image_size 64 --sample ddpm --conditional False",
+        ),
+        (
+            {**IDDM_DIFFUSION, "image_size": [48, 64], "mode": "train"},
+            "image_size 48,64",
+            "python tools/train.py --image_size 48,64",
+        ),
+        (
+            {"psnr": 30.1, "ssim": 0.9},
+            "epoch 300",
+            "python tools/train_upscaler.py --image_size 64",
+        ),
+        (
+            {"latent_channel": 4, "score": -1},
+            "epoch 300",
+            "python tools/train_autoencoder.py --image_size 64",
+        ),
+        (
+            {**IDDM_DIFFUSION, "image_size": "$(rm)", "network": "a\nb" * 99, "start_epoch": None},
+            "sample ddpm",
+            "python tools/train.py --act gelu --sample ddpm --conditional True",
+        ),
+    ],
+)
+def test_checkpoints_of_the_article_say_what_to_train(file, changes, said, command):
+    torch.save({**IDDM, **changes}, file)
+    message = refusal(file)
+    assert "is a checkpoint of IDDM" in message and "built otherwise" in message
+    assert said in message and command in message and len(message) < 600
+    assert "\n" not in message.partition(" is a checkpoint")[2]
+
+
+def test_our_weights_in_such_a_dict_are_read(file, network):
+    torch.save({**IDDM, **IDDM_DIFFUSION, "model": network.state_dict(), "ema_model": None}, file)
+    assert_loads(file, network)
+
+
 def test_a_dict_without_weights(file):
     torch.save({"epoch": 3, "optimizer": {}}, file)
     message = refusal(file)

@@ -1,6 +1,7 @@
 """Muon: nearly orthogonal updates for matrices, AdamW for the rest, the same in any layout."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from utils.ranks import PendingSum
 from utils.training.muon import (
     UPDATE_RMS,
     Muon,
+    _orthogonal_in_bf16,
     lying,
     matrices_of,
     orthogonal,
@@ -38,7 +40,8 @@ def with_gradients(network, seed=0):
 def test_singular_values_become_nearly_equal(shape):
     """And the singular vectors stay: the product with the polar factor is near the identity."""
     stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(stack).double()
+    (found,) = orthogonal([stack])
+    found = found.double()
     values = torch.linalg.svdvals(found)
     assert values.max() < 1.3
     if shape[2] > 2 * shape[1]:  # a square one has singular values near 0, which stay lower
@@ -49,7 +52,59 @@ def test_singular_values_become_nearly_equal(shape):
 
 
 def test_a_zero_matrix_stays_zero():
-    assert orthogonal(torch.zeros(2, 16, 20)).abs().max() == 0
+    (found,) = orthogonal([torch.zeros(2, 16, 20)])
+    assert found.abs().max() == 0
+
+
+def rounds_on(stack):
+    """The rounds as Jordan et al. write them, in float64."""
+    x = stack.double()
+    x = x / x.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-4, 1e-6])
+def test_rounds_on_gram_matrices_are_those_on_the_matrices(smallest):
+    """Whatever the singular values, though their squares are what is computed with; and stacks
+    whose matrices are as high go together, whatever their length.
+    """
+    generator = torch.Generator().manual_seed(0)
+    stacks = []
+    for shape in ((2, 32, 288), (1, 32, 33), (3, 48, 48), (1, 32, 96)):
+        u, values, vh = torch.linalg.svd(torch.randn(shape, generator=generator), False)
+        fading = torch.logspace(0, math.log10(smallest), shape[1])
+        stacks.append(u @ torch.diag_embed(fading * values.mean()) @ vh)
+    for stack, found in zip(stacks, orthogonal(stacks), strict=True):
+        wanted = rounds_on(stack)
+        assert found.shape == stack.shape
+        assert (found - wanted).norm() / wanted.norm() < 2e-3
+    for stack, found in zip(stacks, orthogonal([s.double() for s in stacks]), strict=True):
+        assert (found - rounds_on(stack)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
+def test_the_scale_of_a_gradient_is_of_no_account(scale):
+    stack = torch.randn(2, 16, 40, generator=torch.Generator().manual_seed(0))
+    (plain,), (scaled,) = orthogonal([stack]), orthogonal([scale * stack])
+    assert (plain - scaled).abs().max() < 1e-4
+
+
+def test_in_16_bits_the_rounds_go_the_same_way():
+    """What a GPU does: coarser, but with the same result on average."""
+    stack = torch.randn(3, 32, 288, generator=torch.Generator().manual_seed(0))
+    wanted, found = rounds_on(stack), _orthogonal_in_bf16(stack).double()
+    assert (found - wanted).norm() / wanted.norm() < 0.2
+    assert ((found * wanted).sum() / wanted.square().sum() - 1).abs() < 0.02
+
+
+def test_matrices_that_are_not_there():
+    """As in a process that has no share of a shape."""
+    empty, stack = torch.zeros(0, 16, 20), torch.randn(1, 16, 20)
+    found = orthogonal([empty, stack, torch.zeros(0, 24, 30)])
+    assert [len(stack) for stack in found] == [0, 1, 0]
 
 
 def test_which_weights_are_matrices():
@@ -131,10 +186,10 @@ def test_processes_share_the_matrices():
             return mine
 
     for rank in range(3):
-        orthogonal_of_all(stack, Fake(rank, 3))
+        orthogonal_of_all([stack], Fake(rank, 3))
     together = torch.cat([parts[rank] for rank in range(3)])
     assert len(together) == 6 and together[5].abs().max() == 0
-    assert (together[:5] - orthogonal(stack)).abs().max() < 1e-2
+    assert (together[:5] - orthogonal([stack])[0]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("processes", [3, 8])
@@ -152,9 +207,9 @@ def test_more_processes_than_matrices_send_no_padding(processes):
             return PendingSum(tensor)
 
     for rank in range(processes):
-        orthogonal_of_all(stack, Fake(rank))
+        orthogonal_of_all([stack], Fake(rank))
     assert len(summed) == processes and all(part.shape == stack.shape for part in summed)
-    assert torch.equal(sum(summed), orthogonal(stack))
+    assert torch.equal(sum(summed), orthogonal([stack])[0])
 
 
 def test_state_comes_back():

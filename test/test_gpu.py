@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +16,18 @@ import torch
 from helpers import DEMO, ROOT, TINY, copy_some, metrics
 from PIL import Image
 
+from model.codecs import PixelCodec
 from model.networks import build_network
 from model.samplers import SAMPLERS, build_sampler
+from utils.benchmarks.own_steps import build_loop, process, random_pixels
 from utils.devices import choose_device, choose_precision, prepare_for_training
 from utils.generation import load_for_inference
 from utils.ranks import Ranks
 from utils.runs.checkpoint import Checkpoint
+from utils.training.cuda_graph import RecordedStep
+from utils.training.diffusion_task import DiffusionTask
 from utils.training.muon import Muon, matrices_of
+from utils.training.prefetch import PreparedBatches
 
 pytestmark = pytest.mark.gpu
 
@@ -133,6 +139,43 @@ def test_muon_moves_weights_as_on_a_cpu():
         assert (one - two).abs().max() <= 1e-9
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_recorded_steps_are_those_that_are_launched_one_by_one(optimizer, amp):
+    """To the bit, with all that is drawn: dropout on the device, the rest from outside."""
+    device = gpu()
+    prepare_for_training(device)
+    torch.backends.cudnn.benchmark = False  # which may choose other convolutions each time
+    torch.backends.cudnn.deterministic = True
+    task = DiffusionTask(process(), PixelCodec(), conditional=True, flip=True)
+    config = {"name": "unet", "in_channels": 3, "num_classes": 4, "channels": 32, "dropout": 0.2}
+    precision, _ = choose_precision(amp, device)
+    pixels = random_pixels((16, 3, 32, 32))
+    found = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        network = precision.place(build_network(config))
+        batches = [
+            (pixels.roll(number, 0), torch.arange(16) % 4, torch.arange(16)) for number in range(12)
+        ]
+        loader = PreparedBatches(batches, task.draw, device, 0, 0)
+        loop = build_loop(task, loader, network, precision, optimizer, recorded=recorded)
+        assert isinstance(loop.move_weights, RecordedStep) == recorded
+        loop.schedule = replace(loop.schedule, learning_rate=lambda step: 1e-3 / (step + 1))
+        for _ in range(10):
+            loop.take_step()
+        loader.close()
+        rows = loop.meter.flush(10)
+        weights = torch.cat([weight.detach().flatten() for weight in network.parameters()])
+        found.append((weights, [row["loss"] for row in rows], [row["grad_norm"] for row in rows]))
+    (plain, losses_, norms), (replayed, other_losses, other_norms) = found
+    print((plain - replayed).abs().max())
+    assert len(set(losses_)) == 10
+    assert losses_ == pytest.approx(other_losses, rel=1e-3)
+    assert norms == pytest.approx(other_norms, rel=1e-2)
+    assert (plain - replayed).abs().max() <= 1e-3
+
+
 # --- Scripts ---
 
 
@@ -156,6 +199,8 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(images, tmp_path, script
         ["--network", "cspdarkunet", "--channels", "16"],
         ["--noise_schedule", "flow", "--ema_snapshots", "2"],
         ["--compile", "--amp", "auto"],
+        ["--cuda_graph", "False", "--amp", "auto"],
+        ["--cuda_graph", "True", "--dropout", "0.1", "--grad_accum", "2"],
     ],
     ids=lambda options: options[0].removeprefix("--"),
 )

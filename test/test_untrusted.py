@@ -306,6 +306,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--num_workers": ["-2"],
     "--checkpoint_activations": ["9", "x"],
     "--compile": ["x"],
+    "--cuda_graph": ["x"],
     "--distributed": ["x"],
     "--world_size": ["0"],
     "--main_gpu": ["-1"],

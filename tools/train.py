@@ -136,6 +136,7 @@ OPTIONS: opt.Table = {
         Option("--cache",             "auto",          opt.CACHES,          "where decoded images (and latents) are cached; none: decode (and encode) at every use"),
         Option("--checkpoint_activations", "",         opt.whole_numbers,   "levels whose activations are computed twice instead of kept: less memory, more time; 0: full resolution"),
         Option("--compile",           False,           opt.switch,          "torch.compile: a slow start, then faster steps"),
+        Option("--cuda_graph",        "auto",          opt.switch_or_auto,  "on a GPU, record the kernels of a step once and launch them together; auto: where that can be done"),
         Option("--distributed",       False,           opt.switch,          "one process per GPU, or several on the CPU"),
         Option("--world_size",        2,               opt.positive,        "number of processes with --distributed"),
         Option("--main_gpu",          0,               opt.natural,         "rank of the process that saves and draws"),

@@ -10,6 +10,7 @@ from model.ema import EMA
 from utils.benchmarks.turns import Variant
 from utils.devices import Precision, wrap_network
 from utils.ranks import Ranks
+from utils.training.cuda_graph import why_not_recorded
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.fit import TrainingLoop, Update
 from utils.training.optimizer import build_optimizer
@@ -37,6 +38,7 @@ def build_loop(
     optimizer: str = "adamw",
     ranks: Ranks | None = None,
     compression: str = "none",  # of the gradients that the processes exchange
+    recorded: bool = True,  # as a CUDA graph, where that can be done
 ) -> TrainingLoop:
     """The loop in utils/training/fit.py, of which single steps are taken."""
     ranks = ranks or Ranks()
@@ -58,7 +60,12 @@ def build_loop(
         state,
         Schedule(NO_END, NO_END, learning_rate=lambda step: LEARNING_RATE),
         SilentRecorder(ranks, has_previews=False),
-        Update(precision, ranks, grad_clip=GRAD_CLIP),
+        Update(
+            precision,
+            ranks,
+            grad_clip=GRAD_CLIP,
+            recorded=recorded and not why_not_recorded(precision, ranks, optimizer),
+        ),
         names_of=lambda step: [],
     )
 
@@ -76,6 +83,7 @@ def step_of(
     precision: Precision,
     optimizer: str = "adamw",
     classes: int = 1,
+    recorded: bool = True,
 ) -> Variant:
     """A step on a fixed batch of these inputs (B, ...), with labels that go through the classes:
     draws, loss, backward, optimizer, EMA.
@@ -83,7 +91,7 @@ def step_of(
     numbers = torch.arange(len(inputs))
     batch = (inputs, numbers % classes, numbers)
     loader = PreparedBatches(forever(batch), task.draw, precision.device, 0, 0)
-    loop = build_loop(task, loader, network, precision, optimizer)
+    loop = build_loop(task, loader, network, precision, optimizer, recorded=recorded)
 
     def step() -> None:
         take_step(loop)

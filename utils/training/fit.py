@@ -3,7 +3,7 @@
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from utils.devices import Precision
 from utils.errors import ReadError, Stopped, UserError, is_out_of_memory, name_list
 from utils.ranks import Ranks, is_lost_connection
+from utils.training.cuda_graph import RecordedStep, StepFunction, StepResult
 from utils.training.evaluation import EvaluateFunction
 from utils.training.meter import Meter
 from utils.training.prefetch import Batch, Draws, Prepared
@@ -42,6 +43,7 @@ class Update:
     ranks: Ranks
     accumulate: int = 1  # micro-batches per step
     grad_clip: float = 0.0  # largest norm of the gradient; 0: no limit
+    recorded: bool = False  # as a CUDA graph, see utils/training/cuda_graph.py
 
 
 def fit(
@@ -117,6 +119,9 @@ class TrainingLoop:
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.first_step = state.step
         self.saved_step: int | None = None
+        self.move_weights: StepFunction = self.compute_step
+        if update.recorded:
+            self.move_weights = RecordedStep(self.compute_step, update.precision.device)
 
     def run(self, received: list[int]) -> None:
         """Look, then leave or take a step, and repeat: the first and last look need no copy."""
@@ -228,10 +233,30 @@ class TrainingLoop:
         """
         state = self.state
         lr = self.schedule.learning_rate(state.step)
+        seed_dropout(state.seed, state.step, self.ranks)
+        result = self.move_weights(self.micro_batches(), lr)
+
+        state.is_whole = False
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr  # a number again, as checkpoints have it
+        state.update_averages()
+        images = result.images * self.ranks.world_size
+        self.meter.add(state.step, lr, result.grad_norm, result.sums, images)
+        state.step += 1
+        state.is_whole = True
+        self.recorder.step_done()
+
+    def micro_batches(self) -> Iterator[Prepared]:
+        """Those of the next step."""
+        for _ in range(self.update.accumulate):
+            yield next(self.loader)
+
+    def compute_step(self, batches: Iterable[Prepared], lr: float | Tensor) -> StepResult:
+        """All of a step that the device computes, but for the averages."""
+        state = self.state
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        seed_dropout(state.seed, state.step, self.ranks)
-        images, sums = self.add_gradients()
+        images, sums = self.add_gradients(batches)
 
         state.is_whole = False
         state.scaler.unscale_(state.optimizer)
@@ -239,19 +264,14 @@ class TrainingLoop:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        state.update_averages()
-        self.meter.add(state.step, lr, norm, sums, images * self.ranks.world_size)
-        state.step += 1
-        state.is_whole = True
-        self.recorder.step_done()
+        return StepResult(images, sums, norm)
 
-    def add_gradients(self) -> tuple[int, dict[str, Tensor]]:
+    def add_gradients(self, batches: Iterable[Prepared]) -> tuple[int, dict[str, Tensor]]:
         """Forward and backward passes of a step: images seen, and (sum, count) of each scalar."""
         update = self.update
         images = 0
         sums: dict[str, Tensor] = {}
-        for micro in range(update.accumulate):
-            prepared = next(self.loader)
+        for micro, prepared in enumerate(batches):
             is_last = micro == update.accumulate - 1
             with self.gradients_meet(is_last):
                 with update.precision.autocast():

@@ -30,13 +30,15 @@ def build_optimizer(
         return Muon(network, lr, BETAS, weight_decay, ranks)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=MOMENTUM, weight_decay=weight_decay)
-    fused = True if parameters[0].device.type in FUSES_ADAMW else None
+    device = parameters[0].device.type
+    fused = True if device in FUSES_ADAMW else None
     return torch.optim.AdamW(
         parameters,
         lr,
         betas=BETAS,
         weight_decay=weight_decay if name == "adamw" else 0.0,
         fused=fused,
+        capturable=device == "cuda",  # torch asks for it where a step is recorded
     )
 
 

@@ -28,17 +28,23 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.batch[0])
 
+    def tensors(self) -> list[Tensor]:
+        return [*self.batch, *self.draws.values()]
+
+    def copy(self) -> "Prepared":
+        return self._with_each(Tensor.clone)
+
     def pinned(self) -> "Prepared":
         """In pinned memory, from which copies to a GPU are queued."""
-        return Prepared(
-            tuple(value.pin_memory() for value in self.batch),
-            {name: value.pin_memory() for name, value in self.draws.items()},
-        )
+        return self._with_each(Tensor.pin_memory)
 
     def on(self, device: torch.device) -> "Prepared":
+        return self._with_each(lambda value: to_device(value, device))
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> "Prepared":
         return Prepared(
-            tuple(to_device(value, device) for value in self.batch),
-            {name: to_device(value, device) for name, value in self.draws.items()},
+            tuple(change(value) for value in self.batch),
+            {name: change(value) for name, value in self.draws.items()},
         )
 
 

@@ -43,6 +43,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.folder import RunFolder
+from utils.training.cuda_graph import why_not_recorded
 from utils.training.evaluation import EvaluateFunction, EvaluationPlan
 from utils.training.fit import CompleteFunction, Update, fit
 from utils.training.learning_rate import allowed_warmup, learning_rate
@@ -221,7 +222,7 @@ class TrainingRun:
                 task.draw,
                 state,
                 sample_batch(dataset, options.batch_size),
-                Update(self.precision, self.ranks, options.grad_accum, options.grad_clip),
+                self.update(state),
             )
             self._seconds = (state, seconds)
         return self._seconds[1]
@@ -281,6 +282,30 @@ class TrainingRun:
             self._wrapped = (state.network, network)
         return self._wrapped[1]
 
+    def update(self, state: TrainState) -> Update:
+        """How a step changes the weights."""
+        options = self.options
+        return Update(
+            self.precision,
+            self.ranks,
+            options.grad_accum,
+            options.grad_clip,
+            recorded=bool(options.cuda_graph) and not self._why_not_recorded(state),
+        )
+
+    def _why_not_recorded(self, state: TrainState) -> str:
+        options = self.options
+        checkpointed = bool(getattr(state.network, "checkpointed", ()))
+        return why_not_recorded(
+            self.precision, self.ranks, options.optim, options.compile, checkpointed
+        )
+
+    def _cuda_graph_remark(self, state: TrainState) -> str:
+        reason = self._why_not_recorded(state)
+        if self.options.cuda_graph is not True or not reason:
+            return ""
+        return f"--cuda_graph has no effect: {reason}"
+
     # --- Resume or pretrain ---
 
     def restore(self, state: TrainState, images: int) -> None:
@@ -309,7 +334,8 @@ class TrainingRun:
         schedule = self._schedule(work)
         state.guide_step = round(options.guide_share * schedule.total_steps)
 
-        remarks = [self.precision_remark, *work.remarks, *self._length_remarks(schedule)]
+        remarks = [self.precision_remark, self._cuda_graph_remark(state), *work.remarks]
+        remarks += self._length_remarks(schedule)
         remarks += self._restored
         lines = self._plan(work, schedule) + remark_lines(remarks)
         if options.plan:
@@ -481,7 +507,7 @@ class TrainingRun:
                 state,
                 schedule,
                 recorder,
-                Update(self.precision, self.ranks, options.grad_accum, options.grad_clip),
+                self.update(state),
                 names_of,
                 work.evaluate,
                 work.complete,

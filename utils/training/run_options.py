@@ -52,6 +52,7 @@ class RunOptions:
     num_workers: int
     cache: str
     compile: bool
+    cuda_graph: bool | str  # or AUTO
     gradient_compression: str
     # Only where a script has them
     ema_snapshots: int = 0

@@ -81,6 +81,16 @@ class Precision:
         """The network on the device, in its memory layout."""
         return network.to(self.device).to(memory_format=self.memory_format(network))
 
+    def place_for_calls(self, network: nn.Module) -> nn.Module:
+        """The same for a network that is not trained. What autocast would convert at each call, the
+        weights of convolutions and linear layers, is converted once; the results are the same.
+        """
+        network = self.place(network)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.to(self.dtype)
+        return network
+
 
 def smallest_group(network: nn.Module) -> float:
     """The fewest channels that a group of the network's group norms has; infinite without any."""

@@ -206,13 +206,13 @@ class ImageGenerator:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{checkpoint.source}: {error}") from None
-        network = precision.place(network)
+        network = precision.place_for_calls(network)
         codec = codec.to(precision.device)
         condition = build_condition(checkpoint.condition) if checkpoint.condition else None
         if condition is not None:
             condition.use(codec)
         if sampling.guide_scale != 1:
-            worse = precision.place(_guide_network(checkpoint, guide, use_ema))
+            worse = precision.place_for_calls(_guide_network(checkpoint, guide, use_ema))
             network = Autoguided(network, worse, sampling.guide_scale)
         return cls(
             network,

@@ -2,9 +2,13 @@
 played.
 """
 
+import copy
+import math
+
 import pytest
 import torch
 
+from model.networks import build_network
 from utils import launch as launch_module
 from utils.devices import Precision, choose_device, choose_precision
 from utils.errors import NotSaved, Stopped, UserError
@@ -129,3 +133,25 @@ def test_errors_of_one_process_go_through():
     for error in (UserError("a"), OSError("b"), RuntimeError("c")):
         with pytest.raises(type(error)):
             launch(end_with(error), processes(2, 1, distributed=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["unet", "cspdarkunet"])
+def test_a_network_for_calls_computes_the_same_bits(name, dtype):
+    """As autocast does with weights in fp32, in half the memory."""
+    torch.manual_seed(0)
+    config = {"name": name, "in_channels": 3, "num_classes": 4, "channels": 32}
+    plain = build_network({**config, "augmentation": 9, "numbers": 2}).eval()
+    for weight in plain.parameters():  # the last layers start at zero
+        torch.nn.init.normal_(weight, std=0.05)
+    precision = Precision(dtype, torch.device("cpu"))
+    converted = precision.place_for_calls(copy.deepcopy(plain))
+    plain = precision.place(plain)
+    x, t = torch.randn(3, 3, 16, 16), torch.tensor([0, 500, 999])
+    labels = torch.tensor([[0.5, math.nan, 1, 3], [1.0, 2.0, 0, math.nan], [math.nan] * 4])
+    with torch.no_grad(), precision.autocast():
+        expected, found = plain(x, t, labels), converted(x, t, labels)
+    assert expected.std() > 0.01
+    assert torch.equal(expected, found)
+    kept = {type(m) for m in converted.modules() for w in m.parameters(False) if w.dtype != dtype}
+    assert kept <= {torch.nn.GroupNorm, torch.nn.Embedding, torch.nn.BatchNorm2d}

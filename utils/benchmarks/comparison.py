@@ -137,7 +137,7 @@ def compare_case(
             in_all = case.sample_steps * operations
             result.sampling = Measure(samplings[place], images, in_all, peak)
             result.sampler_overhead = sampler_overhead(
-                contender.network, contender.sample, device, plan.overhead_rounds
+                contender.frozen(), contender.sample, device, plan.overhead_rounds
             )
         results.append(result)
     return CaseResult(

@@ -83,7 +83,8 @@ ENTRIES = {
 class Contender:
     """A network, and what is measured of it."""
 
-    network: "nn.Module"  # which `call` and `sample` call
+    network: "nn.Module"  # which `train` trains
+    frozen: "Callable[[], nn.Module]"  # as `call` and `sample` call it; made at the first time
     operations: float  # floating-point, of a forward pass on one image
     train: Callable[[], None]  # one step
     call: Callable[[], None]  # the network on a batch, without gradients

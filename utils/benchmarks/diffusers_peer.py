@@ -2,6 +2,8 @@
 its example train_unconditional.py, sampled as in its DDIMPipeline.
 """
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -36,10 +38,13 @@ def build(case: Case, precision: Precision, weights: dict[str, Tensor] | None) -
     scheduler: Any = DDIMScheduler(num_train_timesteps=NOISE_STEPS)
     x, t = case.noisy(precision.device)
 
+    @functools.cache
+    def frozen() -> nn.Module:
+        """As `from_pretrained(..., torch_dtype=...)` gives it."""
+        return copy.deepcopy(network).to(precision.dtype).eval()
+
     def predict(x: Tensor, t: Tensor) -> Tensor:
-        with precision.autocast():
-            output = network(x, t).sample
-        return output.float()  # as accelerate does around a forward pass
+        return frozen()(x.to(precision.dtype), t).sample.float()
 
     @torch.no_grad()
     def call() -> None:
@@ -55,6 +60,7 @@ def build(case: Case, precision: Precision, weights: dict[str, Tensor] | None) -
 
     return Contender(
         network=network,
+        frozen=frozen,
         operations=case.operations(),  # the same layers
         train=_training_step(case, precision, network),
         call=call,

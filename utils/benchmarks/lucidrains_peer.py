@@ -50,6 +50,7 @@ def build(case: Case, precision: Precision, _weights: dict[str, Tensor] | None) 
 
     return Contender(
         network=network,
+        frozen=lambda: network,
         operations=_operations(case),
         train=_training_step(case, precision, diffusion),
         call=call,

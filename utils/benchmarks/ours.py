@@ -1,7 +1,10 @@
 """This project as a contender: what tools/train.py and tools/generate.py do."""
 
+import copy
+import functools
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.codecs import PixelCodec
 from model.samplers import build_sampler
@@ -24,9 +27,13 @@ def build(
     )
     x, t = case.noisy(precision.device)
 
+    @functools.cache
+    def frozen() -> nn.Module:
+        return precision.place_for_calls(copy.deepcopy(network)).eval()
+
     def predict(x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         with precision.autocast():
-            return network(x, t, labels)
+            return frozen()(x, t, labels)
 
     @torch.no_grad()
     def call() -> None:
@@ -38,6 +45,7 @@ def build(
 
     return Contender(
         network=network,
+        frozen=frozen,
         operations=case.operations(),
         train=step_of(task, case.pixels(), network, precision, optimizer),
         call=call,

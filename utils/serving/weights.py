@@ -202,14 +202,20 @@ def load_diffusion(weight: Weight, use_ema: bool, precision: Precision) -> Loade
         condition.use(codec)
     return LoadedDiffusion(
         weight=weight,
-        network=precision.place(network),
+        network=precision.place_for_calls(network),
         codec=codec,
         process=checkpoint.config["diffusion"],
         channels=checkpoint.channels,
         null_label=checkpoint.config["network"].get("num_classes"),
-        guide=None if checkpoint.guide is None else precision.place(guide_network(checkpoint)),
+        guide=_guide(checkpoint, precision),
         condition=condition,
     )
+
+
+def _guide(checkpoint: Checkpoint, precision: Precision) -> nn.Module | None:
+    if checkpoint.guide is None:
+        return None
+    return precision.place_for_calls(guide_network(checkpoint))
 
 
 def load_upscaler(weight: Weight, precision: Precision) -> Upscaler:

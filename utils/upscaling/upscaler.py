@@ -64,7 +64,7 @@ class Upscaler:
                 f"{config.get('name')!r}, known are {', '.join(UPSCALERS)}"
             )
         network = inference_network(checkpoint, use_ema)
-        return cls(precision.place(network), precision, tile)
+        return cls(precision.place_for_calls(network), precision, tile)
 
     def pixels(self, pixels: Tensor) -> Tensor:
         """(B,C,H,W) uint8 or uint16 -> (B,C,sH,sW) of the same type, on the CPU.

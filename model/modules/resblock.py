@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from model.modules.layers import activation, zero_init
+from model.modules.norm_act import norm_act
 
 TIME_EMBEDDINGS = ("additive", "scale_shift")
 
@@ -45,11 +45,11 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(self.act(self.norm1(x)))  # (B, C_out, H, W)
+        h = self.conv1(norm_act(self.norm1, self.act, x))  # (B, C_out, H, W)
         emb = self.emb(self.act(emb))[:, :, None, None]  # (B, C_out or 2 C_out, 1, 1)
         if self.scale_shift:
             scale, shift = emb.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+            h = norm_act(self.norm2, self.act, h, 1 + scale, shift)
         else:
-            h = self.norm2(h + emb)
-        return self.skip(x) + self.conv2(self.dropout(self.act(h)))
+            h = norm_act(self.norm2, self.act, h + emb)
+        return self.skip(x) + self.conv2(self.dropout(h))

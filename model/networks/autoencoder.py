@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.modules.layers import activation
+from model.modules.norm_act import SILU, norm_act
 from model.modules.resample import Downsample, Upsample
 from model.networks.config import check_autoencoder_config, check_image_size
 
@@ -28,8 +29,8 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.act(self.norm1(x)))
-        h = self.conv2(self.act(self.norm2(h)))
+        h = self.conv1(norm_act(self.norm1, self.act, x))
+        h = self.conv2(norm_act(self.norm2, self.act, h))
         return self.conv_shortcut(x) + h
 
 
@@ -125,7 +126,7 @@ class Encoder(nn.Module):
         for level in self.down_blocks:
             h = level(h)
         h = self.mid_block(h)  # (B, widths[-1], H/f, W/f)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(norm_act(self.conv_norm_out, SILU, h))
 
 
 class Decoder(nn.Module):
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(z))  # (B, widths[-1], h, w)
         for level in self.up_blocks:
             h = level(h)  # at last (B, widths[0], fh, fw)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(norm_act(self.conv_norm_out, SILU, h))
 
 
 class Autoencoder(nn.Module):

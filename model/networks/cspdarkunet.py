@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.modules.layers import activation
+from model.modules.norm_act import norm_act
 from model.networks.unet import UNet
 
 
@@ -39,7 +40,7 @@ class CSPStage(nn.Module):
         deep, past = self.split(x).split(self.half_width, dim=1)  # each (B, C_out/2, H, W)
         for block in self.blocks:
             deep = block(deep, emb)
-        joined = self.join(self.act(self.norm(torch.cat([deep, past], dim=1))))
+        joined = self.join(norm_act(self.norm, self.act, torch.cat([deep, past], dim=1)))
         return self.attention(joined)
 
 

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from model.modules.attention import AttentionBlock
 from model.modules.embeddings import ConditionEmbedding
 from model.modules.layers import group_norm, zero_init
+from model.modules.norm_act import SILU, norm_act
 from model.modules.resample import Downsample, Upsample
 from model.modules.resblock import ResBlock
 from model.networks.config import check_image_size, check_unet_config
@@ -210,4 +211,4 @@ class UNet(nn.Module):
                 h = stage(h)
             else:
                 h = self.run_stage(name, stage, torch.cat([h, skips.pop()], dim=1), emb)
-        return self.conv_out(nn.functional.silu(self.norm_out(h)))  # (B, C_out, H, W)
+        return self.conv_out(norm_act(self.norm_out, SILU, h))  # (B, C_out, H, W)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SILU = nn.SiLU()  # for what has no activation layer of its own
+DEVICES = ("cpu", "cuda", "meta")  # that have torch's backward pass of a group norm
 aten = torch.ops.aten
 
 
@@ -29,7 +30,7 @@ def norm_act(
     norm and SiLU, where there are gradients.
     """
     is_usual = isinstance(norm, nn.GroupNorm) and isinstance(act, nn.SiLU)
-    if is_usual and torch.is_grad_enabled():
+    if is_usual and x.device.type in DEVICES and torch.is_grad_enabled():
         return _NormSilu.apply(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
     return act(_modulated(norm(x), scale, shift))
 

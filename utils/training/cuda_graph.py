@@ -64,35 +64,39 @@ class RecordedStep:
     A replay launches the same kernels on the same memory as the recording did, so inputs are copied
     into the tensors that it read, and what it measured is copied out. Micro-batches of other shapes
     than those recorded are computed as they are.
+
+    It keeps no reference to the function, whose owner keeps this: what a recording holds of the
+    GPU's memory is let go of together with the owner.
     """
 
-    def __init__(self, compute: StepFunction, device: torch.device):
-        self._compute = compute
+    def __init__(self, device: torch.device):
         self._lr = torch.zeros((), device=device)
         self._eager_left = EAGER_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[Prepared] = []
         self._result: StepResult | None = None
 
-    def __call__(self, batches: Iterable[Prepared], lr: float | Tensor) -> StepResult:
-        batches = list(batches)
+    def __call__(
+        self, compute: StepFunction, batches: list[Prepared], lr: float | Tensor
+    ) -> StepResult:
+        """`compute` is the same one at each call."""
         self._lr.fill_(lr)
         if self._eager_left > 0:
             self._eager_left -= 1
-            return self._compute(batches, self._lr)
+            return compute(batches, self._lr)
         if self._graph is None:
-            self._record(batches)
+            self._record(compute, batches)
         elif shapes_of(batches) != shapes_of(self._inputs):
-            return self._compute(batches, self._lr)
+            return compute(batches, self._lr)
         return self._replay(batches)
 
-    def _record(self, batches: list[Prepared]) -> None:
+    def _record(self, compute: StepFunction, batches: list[Prepared]) -> None:
         """Nothing is computed by it."""
         self._inputs = [batch.copy() for batch in batches]
         graph = torch.cuda.CUDAGraph()
         # Another thread prepares the next batch meanwhile: what it asks of CUDA is not recorded.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._result = self._compute(self._inputs, self._lr)
+            self._result = compute(self._inputs, self._lr)
         self._graph = graph
 
     def _replay(self, batches: list[Prepared]) -> StepResult:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from utils.devices import Precision
 from utils.errors import ReadError, Stopped, UserError, is_out_of_memory, name_list
 from utils.ranks import Ranks, is_lost_connection
-from utils.training.cuda_graph import RecordedStep, StepFunction, StepResult
+from utils.training.cuda_graph import RecordedStep, StepResult
 from utils.training.evaluation import EvaluateFunction
 from utils.training.meter import Meter
 from utils.training.prefetch import Batch, Draws, Prepared
@@ -119,9 +119,7 @@ class TrainingLoop:
         self.parameters = [p for p in state.network.parameters() if p.requires_grad]
         self.first_step = state.step
         self.saved_step: int | None = None
-        self.move_weights: StepFunction = self.compute_step
-        if update.recorded:
-            self.move_weights = RecordedStep(self.compute_step, update.precision.device)
+        self.recorded = RecordedStep(update.precision.device) if update.recorded else None
 
     def run(self, received: list[int]) -> None:
         """Look, then leave or take a step, and repeat: the first and last look need no copy."""
@@ -234,7 +232,7 @@ class TrainingLoop:
         state = self.state
         lr = self.schedule.learning_rate(state.step)
         seed_dropout(state.seed, state.step, self.ranks)
-        result = self.move_weights(self.micro_batches(), lr)
+        result = self.move_weights(lr)
 
         state.is_whole = False
         for group in state.optimizer.param_groups:
@@ -245,6 +243,12 @@ class TrainingLoop:
         state.step += 1
         state.is_whole = True
         self.recorder.step_done()
+
+    def move_weights(self, lr: float) -> StepResult:
+        """Compute the step, or replay its recording."""
+        if self.recorded is None:
+            return self.compute_step(self.micro_batches(), lr)
+        return self.recorded(self.compute_step, list(self.micro_batches()), lr)
 
     def micro_batches(self) -> Iterator[Prepared]:
         """Those of the next step."""

@@ -161,24 +161,58 @@ def lying(matrix: Tensor) -> Tensor:
 
 def orthogonal_of_all(stacks: list[Tensor], ranks: Ranks) -> list[Tensor]:
     """`orthogonal` of stacks (n,r,c), each process doing its part of each -> (n or a few more,r,c)
-    of each.
+    of each. The processes meet twice at most, however many stacks there are.
     """
     if ranks.world_size == 1:
         return orthogonal(stacks)
     shares = [-(-len(stack) // ranks.world_size) for stack in stacks]
     parts = [slice(share * ranks.rank, share * (ranks.rank + 1)) for share in shares]
     mine = orthogonal([stack[part] for stack, part in zip(stacks, parts, strict=True)])
-    together = []
-    for stack, share, part, own in zip(stacks, shares, parts, mine, strict=True):
-        if share * ranks.world_size > DEAREST_PADDING * len(stack):
-            updates = torch.zeros_like(stack)
-            updates[part] = own
-            # Exact: all but one of what is added are zeros.
-            together.append(ranks.start_sum(updates).get())
-        else:
-            padding = stack.new_zeros(share - len(own), *stack.shape[1:])
-            together.append(ranks.concatenate(torch.cat([own, padding])))
+    together = list(stacks)
+    is_dear = [
+        share * ranks.world_size > DEAREST_PADDING * len(stack)
+        for stack, share in zip(stacks, shares, strict=True)
+    ]
+    gathered = [i for i, dear in enumerate(is_dear) if not dear]
+    for i, updates in zip(
+        gathered,
+        _gathered([mine[i] for i in gathered], [shares[i] for i in gathered], ranks),
+        strict=True,
+    ):
+        together[i] = updates
+    summed = [i for i, dear in enumerate(is_dear) if dear]
+    wholes = [torch.zeros_like(stacks[i]) for i in summed]
+    for i, whole in zip(summed, wholes, strict=True):
+        whole[parts[i]] = mine[i]
+    for i, updates in zip(summed, _summed(wholes, ranks), strict=True):
+        together[i] = updates
     return together
+
+
+def _gathered(parts: list[Tensor], shares: list[int], ranks: Ranks) -> list[Tensor]:
+    """Everyone's parts (n,r,c) of each stack, with n up to its share, one behind the other; each
+    process's filled up with zeros.
+    """
+    if not parts:
+        return []
+    padded = [
+        torch.cat([part, part.new_zeros(share - len(part), *part.shape[1:])])
+        for part, share in zip(parts, shares, strict=True)
+    ]
+    mine = torch.cat([part.flatten() for part in padded])
+    everyones = ranks.concatenate(mine[None]).split([part.numel() for part in padded], dim=1)
+    return [
+        values.reshape(-1, *part.shape[1:]) for values, part in zip(everyones, padded, strict=True)
+    ]
+
+
+def _summed(wholes: list[Tensor], ranks: Ranks) -> list[Tensor]:
+    """Stacks that all processes hold, with zeros where another one has computed: exact sums."""
+    if not wholes:
+        return []
+    mine = torch.cat([whole.flatten() for whole in wholes])
+    totals = ranks.start_sum(mine).get().split([whole.numel() for whole in wholes])
+    return [values.view_as(whole) for values, whole in zip(totals, wholes, strict=True)]
 
 
 def orthogonal(stacks: list[Tensor]) -> list[Tensor]:

@@ -4,6 +4,8 @@ What a real CUDA graph does is in test_gpu.py.
 """
 
 import contextlib
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -35,7 +37,7 @@ class Recording:
 
     def replay(self):
         result = self.step._result
-        again = self.step._compute(self.step._inputs, self.step._lr)
+        again = self.step.compute(self.step._inputs, self.step._lr)
         result.grad_norm.copy_(again.grad_norm)
         for name, pair in result.sums.items():
             pair.copy_(again.sums[name])
@@ -50,16 +52,17 @@ def recordings(monkeypatch):
     def recording(graph, capture_error_mode):
         assert capture_error_mode == "thread_local"
         step = made[-1][0]
-        state = step._compute.__self__.state
+        state = step.compute.__self__.state
         before = state.snapshot()
         yield
         state.put_back(before)
         graph.step = step
 
     class Watched(RecordedStep):
-        def _record(self, batches):
+        def _record(self, compute, batches):
             made.append((self, len(batches)))
-            super()._record(batches)
+            self.compute = compute
+            super()._record(compute, batches)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", recording)
@@ -83,7 +86,7 @@ def weights_after(steps: int, recorded: bool, optimizer: str, batches=None, accu
     loop = build_loop(task, loader, network, Precision(torch.float32, CPU), optimizer)
     loop.update.accumulate = accumulate
     if recorded:
-        loop.move_weights = fit.RecordedStep(loop.compute_step, CPU)
+        loop.recorded = fit.RecordedStep(CPU)
     loop.schedule = replace(loop.schedule, learning_rate=lambda step: RATE * (step + 1))
     for _ in range(steps):
         loop.take_step()
@@ -120,6 +123,23 @@ def test_a_batch_of_another_shape_is_computed_as_it_is(recordings):
     replayed, _, _ = weights_after(5, True, "adamw", batches)
     assert len(recordings) == 1
     assert (plain - replayed).abs().max() <= 1e-6
+
+
+def test_a_recording_goes_with_its_loop():
+    """At once, without waiting for Python's garbage collector: it holds memory of the GPU."""
+    task = DiffusionTask(process(), PixelCodec(), conditional=True)
+    batches = [batch_of(4, number) for number in range(3)]
+    loader = PreparedBatches(batches, task.draw, CPU, 0, 0)
+    loop = build_loop(task, loader, build_network(NETWORK), Precision(torch.float32, CPU))
+    loop.recorded = RecordedStep(CPU)
+    loop.take_step()
+    recorded = weakref.ref(loop.recorded)
+    gc.disable()
+    try:
+        del loop
+        assert recorded() is None
+    finally:
+        gc.enable()
 
 
 def test_nothing_is_recorded_at_first(recordings):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -172,44 +174,71 @@ def test_standing_matrices_are_laid_down():
     assert lying(torch.zeros(16, 20)).shape == (16, 20)
 
 
-def test_processes_share_the_matrices():
-    """Each computes its part, and padding fills up the last one."""
-    stack = torch.randn(5, 16, 24, generator=torch.Generator().manual_seed(1))
-    parts = {}
+class Meeting:
+    """Processes played by threads, which exchange what Muon exchanges."""
 
-    class Fake:
-        def __init__(self, rank, world_size):
-            self.rank, self.world_size = rank, world_size
+    def __init__(self, count):
+        self.barrier = threading.Barrier(count)
+        self.brought = [None] * count
+        self.gathered, self.summed = [], []  # what each exchange moved, of the first process
 
-        def concatenate(self, mine):
-            parts[self.rank] = mine
-            return mine
+    def exchange(self, rank, tensor):
+        self.brought[rank] = tensor
+        self.barrier.wait()
+        found = list(self.brought)
+        self.barrier.wait()
+        return found
 
-    for rank in range(3):
-        orthogonal_of_all([stack], Fake(rank, 3))
-    together = torch.cat([parts[rank] for rank in range(3)])
-    assert len(together) == 6 and together[5].abs().max() == 0
-    assert (together[:5] - orthogonal([stack])[0]).abs().max() < 1e-5
+
+class PlayedRanks:
+    def __init__(self, meeting, rank, count):
+        self.meeting, self.rank, self.world_size = meeting, rank, count
+
+    def concatenate(self, mine):
+        if self.rank == 0:
+            self.meeting.gathered.append(mine)
+        return torch.cat(self.meeting.exchange(self.rank, mine))
+
+    def start_sum(self, mine):
+        if self.rank == 0:
+            self.meeting.summed.append(mine)
+        return PendingSum(sum(self.meeting.exchange(self.rank, mine)))
+
+
+def shared_out(stacks, count):
+    """What each of so many processes gets, and their meeting."""
+    meeting = Meeting(count)
+    with ThreadPoolExecutor(count) as pool:
+        jobs = [
+            pool.submit(orthogonal_of_all, stacks, PlayedRanks(meeting, rank, count))
+            for rank in range(count)
+        ]
+        return [job.result(timeout=60) for job in jobs], meeting
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_processes_share_the_matrices(count):
+    """Each computes its part of each shape, and all get all of them, the same to the bit."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(5, 16, 24), (1, 16, 40), (8, 20, 20), (2, 24, 30)]
+    stacks = [torch.randn(shape, generator=generator) for shape in shapes]
+    everyones, meeting = shared_out(stacks, count)
+    for stack, alone, *others in zip(stacks, orthogonal(stacks), *everyones, strict=True):
+        for found in others:
+            assert torch.equal(found, others[0])
+            assert (found[: len(stack)] - alone).abs().max() < 1e-5
+            assert found[len(stack) :].abs().sum() == 0  # padding
+    assert len(meeting.gathered) == 1 and len(meeting.summed) <= 1
 
 
 @pytest.mark.parametrize("processes", [3, 8])
 def test_more_processes_than_matrices_send_no_padding(processes):
     """Each matrix comes from one process, and the others add zeros to it."""
     stack = torch.randn(1, 16, 24, generator=torch.Generator().manual_seed(1))
-    summed = []
-
-    class Fake:
-        def __init__(self, rank):
-            self.rank, self.world_size = rank, processes
-
-        def start_sum(self, tensor):
-            summed.append(tensor)
-            return PendingSum(tensor)
-
-    for rank in range(processes):
-        orthogonal_of_all([stack], Fake(rank))
-    assert len(summed) == processes and all(part.shape == stack.shape for part in summed)
-    assert torch.equal(sum(summed), orthogonal([stack])[0])
+    everyones, meeting = shared_out([stack], processes)
+    assert meeting.gathered == [] and [part.numel() for part in meeting.summed] == [stack.numel()]
+    for (found,) in everyones:
+        assert torch.equal(found, orthogonal([stack])[0])
 
 
 def test_state_comes_back():

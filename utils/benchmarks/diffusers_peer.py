@@ -40,8 +40,10 @@ def build(case: Case, precision: Precision, weights: dict[str, Tensor] | None) -
 
     @functools.cache
     def frozen() -> nn.Module:
-        """As `from_pretrained(..., torch_dtype=...)` gives it."""
-        return copy.deepcopy(network).to(precision.dtype).eval()
+        """As `from_pretrained(..., torch_dtype=...)` gives it. By torch's own `to`: that of diffusers
+        warns of layers that must stay in fp32, of which this network has none.
+        """
+        return nn.Module.to(copy.deepcopy(network), precision.dtype).eval()
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         return frozen()(x.to(precision.dtype), t).sample.float()

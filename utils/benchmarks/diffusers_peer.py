@@ -40,8 +40,8 @@ def build(case: Case, precision: Precision, weights: dict[str, Tensor] | None) -
 
     @functools.cache
     def frozen() -> nn.Module:
-        """As `from_pretrained(..., torch_dtype=...)` gives it. By torch's own `to`: that of diffusers
-        warns of layers that must stay in fp32, of which this network has none.
+        """As `from_pretrained(..., torch_dtype=...)` gives it. By torch's own `to`, since that of
+        diffusers warns of layers that must stay in fp32, of which this network has none.
         """
         return nn.Module.to(copy.deepcopy(network), precision.dtype).eval()
 

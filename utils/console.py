@@ -5,7 +5,10 @@ that knows only ASCII. Nothing here raises because of any of these. Standard lib
 that a progress bar on a terminal imports tqdm.
 """
 
+import atexit
+import contextlib
 import numbers
+import os
 import sys
 import threading
 import time
@@ -47,7 +50,27 @@ def say(text: str, error: bool = False) -> None:
             stream.write(line + "\n")
         stream.flush()
     except (OSError, ValueError):  # ValueError: the stream has been closed
-        pass
+        _forget_at_exit(stream)
+
+
+def _forget_at_exit(stream: TextIO) -> None:
+    """What a full disk has not taken waits in the stream's buffer. Where it is not taken at the end
+    either, it is dropped: Python would end with status 120.
+    """
+
+    def forget() -> None:
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # it may have no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    if stream not in _FORGOTTEN:
+        _FORGOTTEN.append(stream)
+        atexit.register(forget)
+
+
+_FORGOTTEN: list[TextIO] = []  # streams that have failed
 
 
 def _tqdm() -> Any:
@@ -281,7 +304,10 @@ def _write_line(stream: TextIO, line: str) -> None:
         stream.write(safe + "\n")
         stream.flush()
 
-    _quietly(write)
+    try:
+        write()
+    except (OSError, ValueError):  # ValueError: the stream has been closed
+        _forget_at_exit(stream)
 
 
 def _quietly(action: Callable[[], object]) -> None:

@@ -1,5 +1,6 @@
 """Scripts that the server starts, and that outlive it."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from utils.options.table import ROOT
 from utils.serving.process_identity import ProcessIdentity, identity_of
 
+SECONDS_TO_END = 1.0  # that the threads of a process have which is dead already
 OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -52,10 +54,21 @@ class ChildProcesses:
         found = []
         running = []
         for folder, process, identity in self._running:
-            status = process.poll()
+            status = _status_of(process, identity)
             if status is None:
                 running.append((folder, process, identity))
             else:
                 found.append((folder, identity, status))
         self._running = running
         return found
+
+
+def _status_of(process: subprocess.Popen, identity: ProcessIdentity) -> int | None:
+    """Its exit status; None while it runs. One whose first thread has ended is no longer alive, and
+    the system says its status as soon as the other threads have ended too: soon.
+    """
+    status = process.poll()
+    if status is None and not identity.is_alive:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(SECONDS_TO_END)
+    return status

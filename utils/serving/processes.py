@@ -13,10 +13,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from utils.errors import UserError
 from utils.runs.names import holds_a_run
@@ -45,6 +45,8 @@ LOCK = "lock"
 TRASH = "trash"
 SECONDS_BETWEEN_LOOKS = 1.0
 OF_EVALUATION = ("cfg_scale", "use_gpu", "amp")  # options of a run that its evaluation has too
+
+Found = TypeVar("Found")
 
 logger = logging.getLogger("serve")
 
@@ -132,14 +134,12 @@ class Trainings:
     def all(self) -> list[Run]:
         """All runs and what waits, newest first."""
         with self._lock:
-            self._starter.note_ended()
-            return self._runs.all()
+            return self._look(self._runs.all)
 
     def find(self, name: str) -> Run:
         """Raises Refusal where there is no such run."""
         with self._lock:
-            self._starter.note_ended()
-            run = self._runs.find(name)
+            run = self._look(lambda: self._runs.find(name))
         if run is None:
             raise not_found(f"there is no run {name[:80]!a}", "name", "no_such_run")
         return run
@@ -254,6 +254,16 @@ class Trainings:
             return run
 
     # --- How ---
+
+    def _look(self, look: Callable[[], Found]) -> Found:
+        """What a look at the runs finds. It is taken again where a process ended meanwhile, since
+        that run would seem to have ended without an exit status.
+        """
+        self._starter.note_ended()
+        found = look()
+        while self._starter.note_ended():
+            found = look()
+        return found
 
     def _add(self, training: WaitingTraining) -> None:
         """To the queue, once the script's own checks have passed."""

@@ -76,9 +76,10 @@ class RunStarter:
         dataset = self._data.path(training.dataset)
         return self._form.arguments(training.name, dataset, self._results, texts, *flags)
 
-    def note_ended(self) -> None:
-        """Record how processes have ended."""
-        for folder, process, status in self._children.ended():
+    def note_ended(self) -> bool:
+        """Record how processes have ended. Whether any has since the last call."""
+        ended = self._children.ended()
+        for folder, process, status in ended:
             record = RunRecord.read(folder)
             if record.process != process:  # it was an evaluation, or the run has been deleted
                 continue
@@ -86,6 +87,7 @@ class RunStarter:
                 record.changed(exit_status=status).write(folder)
             except OSError as error:
                 logger.warning("the end of a training could not be noted: %s", reason(error))
+        return bool(ended)
 
     def start_next(self) -> None:
         """Start what waits, as far as there is room."""

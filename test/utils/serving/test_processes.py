@@ -140,6 +140,25 @@ def test_a_killed_run_is_interrupted_and_resumed(folder, trainings):
     wait_for_state(trainings, "a", "running")
 
 
+@pytest.mark.parametrize("call", ["find", "all"])
+def test_a_run_that_is_killed_while_it_is_looked_at(folder, trainings, monkeypatch, call):
+    """After the ends of processes were noted, and before the state is found."""
+    trainings.enqueue("a", "images", LONG)
+    wait_for_state(trainings, "a", "running")
+    process = ProcessIdentity.from_dict(process_record(folder / "results" / "a")["process"])
+    look = getattr(trainings._runs, call)
+
+    def killed_first(*arguments):
+        if process.is_alive:
+            os.kill(process.pid, signal.SIGKILL)
+            wait_for(lambda: not process.is_alive)
+        return look(*arguments)
+
+    monkeypatch.setattr(trainings._runs, call, killed_first)
+    run = trainings.find("a") if call == "find" else trainings.all()[0]
+    assert (run.state, run.error) == ("interrupted", "the process was ended by SIGKILL")
+
+
 def test_a_script_that_refuses_says_why(folder, trainings):
     trainings.enqueue("refuses", "images", SHORT)
     run = wait_for_state(trainings, "refuses", "failed")

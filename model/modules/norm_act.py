@@ -29,10 +29,13 @@ def norm_act(
     Results and gradients are those of the three operations, to the bit. They are one for a group
     norm and SiLU, where there are gradients.
     """
-    is_usual = isinstance(norm, nn.GroupNorm) and isinstance(act, nn.SiLU)
-    if is_usual and x.device.type in DEVICES and torch.is_grad_enabled():
-        return _NormSilu.apply(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
-    return act(_modulated(norm(x), scale, shift))
+    if not (isinstance(norm, nn.GroupNorm) and isinstance(act, nn.SiLU)):
+        return act(_modulated(norm(x), scale, shift))
+    if not torch.is_grad_enabled():
+        return F.silu(_modulated(norm(x), scale, shift), inplace=True)
+    if x.device.type not in DEVICES:
+        return F.silu(_modulated(norm(x), scale, shift))
+    return _NormSilu.apply(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
 
 
 def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.modules.doubled_conv import doubled_conv
+
 
 class Downsample(nn.Module):
     """(B,C,H,W) -> (B,C,H/2,W/2) by a convolution of stride 2.
@@ -30,7 +32,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return doubled_conv(x, self.conv)
 
 
 class PixelShuffleUpsample(nn.Module):

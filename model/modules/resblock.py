@@ -51,5 +51,5 @@ class ResBlock(nn.Module):
             scale, shift = emb.chunk(2, dim=1)
             h = norm_act(self.norm2, self.act, h, 1 + scale, shift)
         else:
-            h = norm_act(self.norm2, self.act, h + emb)
-        return self.skip(x) + self.conv2(self.dropout(h))
+            h = norm_act(self.norm2, self.act, h.add_(emb))
+        return self.conv2(self.dropout(h)).add_(self.skip(x))

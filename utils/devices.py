@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from utils.errors import UserError
+from utils.host_memory import keep_freed_memory
 from utils.ranks import Ranks
 
 # From this compute capability on (Ampere), CUDA devices compute in bf16.
@@ -27,8 +28,16 @@ COMPRESSION_HOOKS = {"none": None, "bf16": bf16_compress_hook}
 def choose_device(use_gpu: int, ranks: Ranks) -> torch.device:
     """The GPU numbered `use_gpu`, in a run of several processes that of the process, else the CPU.
 
-    use_gpu -1 is the CPU. Raises UserError for a GPU that is not there.
+    use_gpu -1 is the CPU. Raises UserError for a GPU that is not there. What the process then
+    allocates is allocated as suits the device.
     """
+    device = _find_device(use_gpu, ranks)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _find_device(use_gpu: int, ranks: Ranks) -> torch.device:
     if use_gpu < 0:
         return torch.device("cpu")
     if torch.cuda.is_available():

@@ -189,9 +189,9 @@ class GaussianDiffusion:
         """
         alpha = self.levels.alpha(t)
         if spread is None or noise is None:
-            return alpha.to(x0) * x0 + self.levels.sigma(t).to(x0) * eps
+            return (alpha.to(x0) * x0).add_(self.levels.sigma(t).to(x0) * eps)
         kept = (self.levels.sigma_squared(t) - spread**2).clamp(min=0).sqrt()
-        return alpha.to(x0) * x0 + kept.to(x0) * eps + spread.to(x0) * noise
+        return (alpha.to(x0) * x0).add_(kept.to(x0) * eps).add_(spread.to(x0) * noise)
 
     # --- What the network learns ---
 
@@ -333,15 +333,15 @@ class GaussianDiffusion:
         if self.prediction == "x0":
             x0 = prediction
         elif self.prediction == "eps":
-            x0 = (x_t - sigma * prediction) / alpha.clamp(min=SMALLEST_ALPHA)
+            x0 = (x_t - sigma * prediction).div_(alpha.clamp(min=SMALLEST_ALPHA))
         else:
             noise_weight = 1.0 if self.is_flow else alpha
-            x0 = noise_weight * x_t - sigma * prediction
+            x0 = (noise_weight * x_t).sub_(sigma * prediction)
         if clip:
             x0 = x0.clamp(-1, 1)
         if clip or self.prediction == "x0":
-            return x0, (x_t - alpha * x0) / sigma
+            return x0, (x_t - alpha * x0).div_(sigma)
         if self.prediction == "eps":
             return x0, prediction
         image_weight = 1.0 if self.is_flow else sigma
-        return x0, image_weight * x_t + alpha * prediction
+        return x0, (image_weight * x_t).add_(alpha * prediction)

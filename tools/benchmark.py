@@ -128,7 +128,6 @@ def compare_with_peers(args: Namespace, device: torch.device) -> None:
         rounds=args.rounds or (QUICK_ROUNDS if quick else ROUNDS),
         overhead_rounds=QUICK_OVERHEAD_ROUNDS if quick else OVERHEAD_ROUNDS,
         processes=QUICK_PROCESSES if quick else PROCESSES,
-        all_formats=not quick,
         loader_steps=QUICK_LOADER_STEPS if quick else LOADER_STEPS,
         images=IMAGES,
     )
@@ -146,13 +145,14 @@ def time_our_own(args: Namespace, device: torch.device) -> None:
     """Print a line for each variant."""
     import torch
 
-    from utils.benchmarks.turns import take_turns
+    from utils.benchmarks.turns import take_turns, timer_of
 
     try:
         variants, between_turns = own_variants(args, device)
     except ValueError as error:  # such as widths that do not fit together
         raise opt.UserError(str(error)) from None
-    seconds = take_turns(variants, args.rounds or ROUNDS, device, between_turns)
+    timers = {name: timer_of(run, device) for name, run in variants.items()}
+    seconds = take_turns(timers, args.rounds or ROUNDS, between_turns)
     threads = torch.get_num_threads()
     opt.say(f"torch {torch.__version__}, {device}, {threads} threads, batch {args.batch_size}")
     first = statistics.median(next(iter(seconds.values())))

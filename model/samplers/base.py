@@ -264,6 +264,8 @@ class BaseDiffusion(GaussianDiffusion):
                 f"the network's output has {len(output)} rows, "
                 f"{len(trajectory) + len(places)} are needed"
             )
+        if not places:
+            return output
         scales = [current[i] for i in places]
         return guidance.combine(
             output, places, numbers_on(scales, output.device, output.dtype).view(-1, 1, 1, 1)

@@ -65,8 +65,7 @@ def test_peers_writes_all_that_it_measured(compared, folder):
             assert measure["gflops"] > 0 and 0 < measure["share_of_peak"] < 1
         assert len(each["sampler_overhead"]) == (2 if own_calls else 0)
         assert all(0 < share < 1 for share in each["sampler_overhead"])
-        is_fresh = each["number_format"] == "float32"
-        assert len(each["start_up_seconds"]) == len(each["memory_bytes"]) == is_fresh
+        assert len(each["start_up_seconds"]) == len(each["memory_bytes"]) == 1
         # At least weights, gradients, two moments and the average.
         assert all(size > 5 * 4 * each["parameters"] for size in each["memory_bytes"])
 

@@ -1,28 +1,30 @@
 """Ours beside the peers that are installed, all in one run."""
 
+import contextlib
 import datetime
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from utils.benchmarks.case import Case
+from utils.benchmarks.contender_process import ContenderProcess
 from utils.benchmarks.contenders import (
+    CALL,
     DIFFUSERS,
     ENTRIES,
-    Contender,
-    build_contender,
+    SAMPLE,
+    TRAIN,
     is_installed,
     left_out_lines,
 )
 from utils.benchmarks.convolution import convolution_peak, name_of
-from utils.benchmarks.fresh import measure_all_fresh
 from utils.benchmarks.results import (
     TRAINING_PASSES,
     CaseResult,
@@ -30,7 +32,7 @@ from utils.benchmarks.results import (
     ContenderResult,
     Measure,
 )
-from utils.benchmarks.shares import loader_share, sampler_overhead
+from utils.benchmarks.shares import loader_share
 from utils.benchmarks.turns import take_turns
 from utils.console import say
 from utils.devices import Precision, formats_of
@@ -49,14 +51,12 @@ class Plan:
     rounds: int  # of everything that takes turns
     overhead_rounds: int
     processes: int  # of each contender in the first case and format; one in the others
-    all_formats: bool  # have processes of their own; False: the first one
     loader_steps: int
     images: Path  # a folder
 
 
 def compare(plan: Plan, device: torch.device) -> Comparison:
     """Measure everything. Raises UserError where ours and diffusers' are not the same network."""
-    threads = torch.get_num_threads()
     formats = [each for each in formats_of(device) if each.dtype != torch.float16]
     found = Comparison(
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -72,13 +72,9 @@ def compare(plan: Plan, device: torch.device) -> Comparison:
     found.peaks = [convolution_peak(precision) for precision in formats]
     peaks = {peak.number_format: peak.operations_per_second for peak in found.peaks}
     for number, (case, difference) in enumerate(zip(plan.cases, differences, strict=True)):
-        result = compare_case(case, formats, peaks, plan, device)
+        more_processes = plan.processes - 1 if number == 0 else 0
+        result = compare_case(case, formats, peaks, plan, more_processes)
         result.largest_difference = difference
-        say(f"{case.name}: start-up and memory ...", error=True)
-        for precision in formats if plan.all_formats else formats[:1]:
-            is_first = number == 0 and precision is formats[0]
-            processes = plan.processes if is_first else 1
-            measure_all_fresh(result.contenders, case, precision, processes, threads)
         found.cases.append(result)
     say("the loader ...", error=True)
     found.loader = loader_share(plan.images, plan.cases[0], formats[-1], plan.loader_steps)
@@ -105,41 +101,22 @@ def compare_case(
     formats: Sequence[Precision],
     peaks: dict[str, float],
     plan: Plan,
-    device: torch.device,
+    more_processes: int,  # of each contender in the first format, for start-up and memory
 ) -> CaseResult:
-    """All but the processes of their own."""
-    contenders = build_all(case, formats, case.random_weights())
-    drawing = {
-        place: each for place, each in contenders.items() if not ENTRIES[place[0]].only_trains
-    }
-
-    def turns(what: str, actions: dict[Place, Callable[[], Any]]) -> dict[Place, list[float]]:
-        say(f"{case.name}: {what} ...", error=True)
-        return take_turns(actions, plan.rounds, device, shortest_turn=SHORTEST_TURN)
-
-    training = turns("training steps", {place: each.train for place, each in contenders.items()})
-    calls = turns("network calls", {place: each.call for place, each in drawing.items()})
-    samplings = turns("sampling", {place: each.sample for place, each in drawing.items()})
-
-    results = []
-    for place, contender in contenders.items():
-        key, number_format = place
-        operations, peak = contender.operations, peaks[number_format]
-        images = case.batch_size
-        result = ContenderResult(
-            key,
-            number_format,
-            parameters=sum(each.numel() for each in contender.network.parameters()),
-            training=Measure(training[place], images, TRAINING_PASSES * operations, peak),
-        )
-        if place in drawing:
-            result.call = Measure(calls[place], images, operations, peak)
-            in_all = case.sample_steps * operations
-            result.sampling = Measure(samplings[place], images, in_all, peak)
-            result.sampler_overhead = sampler_overhead(
-                contender.frozen(), contender.sample, device, plan.overhead_rounds
-            )
-        results.append(result)
+    """Everything about one image size."""
+    keys = [key for key, entry in ENTRIES.items() if is_installed(entry)]
+    with contextlib.ExitStack() as stack:
+        say(f"{case.name}: start-up and memory ...", error=True)
+        contenders: dict[Place, ContenderProcess] = {}
+        for precision in formats:
+            for key in keys:
+                process = ContenderProcess(key, case, precision, torch.get_num_threads())
+                contenders[key, name_of(precision)] = stack.enter_context(process)
+        results = measure(contenders, case, peaks, plan)
+    for _ in range(more_processes):
+        for key in keys:
+            with ContenderProcess(key, case, formats[0], torch.get_num_threads()) as process:
+                results[key, name_of(formats[0])].add_process(process.start_up, process.memory)
     return CaseResult(
         name=case.name,
         preset=case.preset,
@@ -147,20 +124,47 @@ def compare_case(
         sample_steps=case.sample_steps,
         network=case.network_config(),
         largest_difference=None,
-        contenders=results,
+        contenders=list(results.values()),
     )
 
 
-def build_all(
-    case: Case, formats: Sequence[Precision], weights: dict[str, Tensor]
-) -> dict[Place, Contender]:
-    """Each contender that is installed in each number format."""
-    keys = [key for key, entry in ENTRIES.items() if is_installed(entry)]
-    return {
-        (key, name_of(precision)): build_contender(key, case, precision, weights)
-        for precision in formats
-        for key in keys
-    }
+def measure(
+    contenders: dict[Place, ContenderProcess],
+    case: Case,
+    peaks: dict[str, float],
+    plan: Plan,
+) -> dict[Place, ContenderResult]:
+    """What the processes of one case do in turns."""
+
+    def turns(what: str, words: str, places: Iterable[Place]) -> dict[Place, list[float]]:
+        say(f"{case.name}: {words} ...", error=True)
+        timers = {place: partial(contenders[place].seconds, what) for place in places}
+        return take_turns(timers, plan.rounds, shortest_turn=SHORTEST_TURN)
+
+    drawing = [place for place in contenders if not ENTRIES[place[0]].only_trains]
+    training = turns(TRAIN, "training steps", contenders)
+    calls = turns(CALL, "network calls", drawing)
+    samplings = turns(SAMPLE, "sampling", drawing)
+
+    results = {}
+    for place, contender in contenders.items():
+        key, number_format = place
+        operations, peak = contender.operations, peaks[number_format]
+        images = case.batch_size
+        result = ContenderResult(
+            key,
+            number_format,
+            parameters=contender.parameters,
+            training=Measure(training[place], images, TRAINING_PASSES * operations, peak),
+        )
+        result.add_process(contender.start_up, contender.memory)
+        if place in drawing:
+            result.call = Measure(calls[place], images, operations, peak)
+            in_all = case.sample_steps * operations
+            result.sampling = Measure(samplings[place], images, in_all, peak)
+            result.sampler_overhead = contender.sampler_overhead(plan.overhead_rounds)
+        results[place] = result
+    return results
 
 
 # --- Where it ran ---
@@ -207,7 +211,6 @@ def options_of(plan: Plan) -> dict[str, Any]:
         "rounds": plan.rounds,
         "overhead_rounds": plan.overhead_rounds,
         "processes": plan.processes,
-        "all_formats": plan.all_formats,
         "loader_steps": plan.loader_steps,
         "images": plan.images.name,
     }

@@ -29,6 +29,8 @@ IMPORTS_OF_TRAINING = (
     "utils.data.symmetry",
 )
 
+# What a contender can be asked for.
+TRAIN, CALL, SAMPLE, OVERHEAD = "train", "call", "sample", "overhead"
 
 OTHER_LAYERS = "other layers"
 

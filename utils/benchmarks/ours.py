@@ -12,6 +12,7 @@ from utils.benchmarks.case import Case
 from utils.benchmarks.contenders import Contender
 from utils.benchmarks.own_steps import process, step_of
 from utils.devices import Precision
+from utils.host_memory import keep_freed_memory
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.recipe import LOSS_WEIGHT
 
@@ -20,6 +21,8 @@ def build(
     case: Case, precision: Precision, weights: dict[str, Tensor] | None, optimizer: str
 ) -> Contender:
     """The U-Net in the layout that suits the device, trained by the loop of every run."""
+    if precision.device.type == "cpu":
+        keep_freed_memory()  # as `choose_device` does
     network = precision.place(case.build_network(weights))
     task = DiffusionTask(process(), PixelCodec(), conditional=False, loss_weight=LOSS_WEIGHT)
     sampler = build_sampler(

@@ -121,16 +121,14 @@ def _start_lines(found: Comparison) -> Iterator[str]:
     yield "## Memory and start-up"
     yield ""
     yield (
-        "In processes of their own: the most that three training steps take beyond what was there "
-        "before the network was built; and the time from the start of Python to the end of the "
-        "first step."
+        "Of each contender's process: the most that three training steps take beyond what was "
+        "there before the network was built; and the time from the start of Python to the end of "
+        "the first step."
     )
     yield ""
     rows = []
     for case in found.cases:
         for each in case.contenders:
-            if not each.memory:
-                continue
             entry = ENTRIES[each.key]
             row = [
                 f"{case.name}, {entry.name}",

@@ -64,6 +64,11 @@ class ContenderResult:
     start_up: list[float] = field(default_factory=list)  # seconds, one a process
     memory: list[int] = field(default_factory=list)  # bytes, one a process
 
+    def add_process(self, start_up: float, memory: int) -> None:
+        """What another process of it took."""
+        self.start_up.append(start_up)
+        self.memory.append(memory)
+
     def to_dict(self) -> dict[str, Any]:
         measures = {"training": self.training, "call": self.call, "sampling": self.sampling}
         as_dicts = {name: each and each.to_dict() for name, each in measures.items()}

@@ -4,11 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 Variant = Callable[[], None]
+Timer = Callable[[int], float]  # the mean seconds of so many runs
 Key = TypeVar("Key", bound=Hashable)
 
 WARM_UP_ROUNDS = 2  # that are not counted
@@ -19,9 +20,8 @@ def nothing() -> None:
 
 
 def take_turns(
-    variants: Mapping[Key, Variant],
+    timers: Mapping[Key, Timer],
     rounds: int,
-    device: torch.device,
     between_turns: Variant = nothing,
     shortest_turn: float = 0.0,  # seconds
 ) -> dict[Key, list[float]]:
@@ -30,21 +30,30 @@ def take_turns(
     What takes less than `shortest_turn` is repeated within a turn, and its seconds are the mean.
     So what a variant prepares ahead, while others have their turn, is prepared while it is timed.
     """
-    seconds: dict[Key, list[float]] = {key: [] for key in variants}
-    repeats = dict.fromkeys(variants, 1)
+    seconds: dict[Key, list[float]] = {key: [] for key in timers}
+    repeats = dict.fromkeys(timers, 1)
     for round_number in range(rounds + WARM_UP_ROUNDS):
-        for key, run in variants.items():
-            start = time.perf_counter()
-            for _ in range(repeats[key]):
-                run()
-            wait_for(device)
-            mean = (time.perf_counter() - start) / repeats[key]
+        for key, timer in timers.items():
+            mean = timer(repeats[key])
             if round_number >= WARM_UP_ROUNDS:
                 seconds[key].append(mean)
             else:
                 repeats[key] = max(1, math.ceil(shortest_turn / mean))
             between_turns()
     return seconds
+
+
+def timer_of(run: Callable[[], Any], device: torch.device) -> Timer:
+    """For what runs in this process."""
+
+    def mean_seconds(repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        wait_for(device)
+        return (time.perf_counter() - start) / repeats
+
+    return mean_seconds
 
 
 def wait_for(device: torch.device) -> None:

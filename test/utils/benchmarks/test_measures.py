@@ -13,13 +13,13 @@ from helpers import DEMO, ROOT
 from utils.benchmarks.bars import draw_bars
 from utils.benchmarks.case import Case
 from utils.benchmarks.comparison import machine_of, versions
-from utils.benchmarks.contenders import ENTRIES
-from utils.benchmarks.fresh import measure_fresh
+from utils.benchmarks.contender_process import ContenderProcess
+from utils.benchmarks.contenders import ENTRIES, TRAIN
 from utils.benchmarks.memory import highest_memory, start_peak
 from utils.benchmarks.report import as_markdown, write_report
 from utils.benchmarks.results import CaseResult, Comparison, ContenderResult, Measure, Peak
 from utils.benchmarks.shares import loader_share, sampler_overhead
-from utils.benchmarks.turns import WARM_UP_ROUNDS, spread_of, take_turns
+from utils.benchmarks.turns import WARM_UP_ROUNDS, spread_of, take_turns, timer_of
 from utils.devices import Precision
 from utils.errors import UserError
 
@@ -28,16 +28,21 @@ FULL = Precision(torch.float32, CPU)
 MIB = 2**20
 
 
+def timers(variants):
+    return {name: timer_of(run, CPU) for name, run in variants.items()}
+
+
 def test_variants_take_turns():
     calls = []
     variants = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
-    seconds = take_turns(variants, 3, CPU, lambda: calls.append("-"))
+    seconds = take_turns(timers(variants), 3, lambda: calls.append("-"))
     assert calls == ["a", "-", "b", "-"] * (3 + WARM_UP_ROUNDS)
     assert [len(each) for each in seconds.values()] == [3, 3]
 
 
 def test_time_between_turns_does_not_count():
-    seconds = take_turns({"a": lambda: time.sleep(0.002)}, 2, CPU, lambda: time.sleep(0.2))
+    variants = {"a": lambda: time.sleep(0.002)}
+    seconds = take_turns(timers(variants), 2, lambda: time.sleep(0.2))
     assert all(0.002 <= each < 0.1 for each in seconds["a"])
 
 
@@ -49,7 +54,7 @@ def test_what_is_short_is_repeated_within_its_turn():
         time.sleep(0.005)
 
     variants = {"short": short, "long": lambda: calls.append("long") or time.sleep(0.05)}
-    seconds = take_turns(variants, 1, CPU, shortest_turn=0.05)
+    seconds = take_turns(timers(variants), 1, shortest_turn=0.05)
     assert calls.count("long") == 1 + WARM_UP_ROUNDS
     assert calls[-1] == "long" and calls[-5:-1] == ["short"] * 4
     assert 0.005 <= seconds["short"][0] < 0.05
@@ -124,7 +129,21 @@ def test_memory_only_grows():
 
 def test_a_failing_process_is_named():
     with pytest.raises(UserError, match="(?s)nobody: .* ended with status 1: .*KeyError"):
-        measure_fresh("nobody", Case("tiny", 8, 1, 1, 1), FULL, threads=1)
+        ContenderProcess("nobody", Case("tiny", 8, 1, 1, 1), FULL, threads=1)
+
+
+def test_a_process_that_fails_later_is_named():
+    with ContenderProcess("ours_adamw", Case("tiny", 8, 1, 1, 1), FULL, threads=1) as process:
+        with pytest.raises(UserError, match="(?s)ours_adamw: .* ended with status 1: .*KeyError"):
+            process.seconds("fly", 1)
+
+
+def test_a_process_that_is_killed_between_turns_is_named():
+    with ContenderProcess("ours_adamw", Case("tiny", 8, 1, 1, 1), FULL, threads=1) as process:
+        assert process.seconds(TRAIN, 2) > 0 and 0 < process.sampler_overhead(1)[0] < 1
+        process._process.kill()
+        with pytest.raises(UserError, match="ours_adamw: .* ended with status -9"):
+            process.seconds(TRAIN, 1)
 
 
 # --- The report ---

@@ -32,7 +32,7 @@ def norm_act(
     if not (isinstance(norm, nn.GroupNorm) and isinstance(act, nn.SiLU)):
         return act(_modulated(norm(x), scale, shift))
     if not torch.is_grad_enabled():
-        return F.silu(_modulated(norm(x), scale, shift), inplace=True)
+        return F.silu(_modulated_in_place(norm(x), scale, shift), inplace=True)
     if x.device.type not in DEVICES:
         return F.silu(_modulated(norm(x), scale, shift))
     return _NormSilu.apply(x, norm.weight, norm.bias, scale, shift, norm.num_groups, norm.eps)
@@ -43,6 +43,13 @@ def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
     if scale is None or shift is None:
         return x
     return torch.addcmul(shift, x, scale)
+
+
+def _modulated_in_place(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """The same, written over x, where there are no gradients."""
+    if scale is None or shift is None:
+        return x
+    return torch.addcmul(shift, x, scale, out=x)
 
 
 class _NormSilu(torch.autograd.Function):
@@ -60,7 +67,7 @@ class _NormSilu(torch.autograd.Function):
         ctx.groups, ctx.eps = groups, eps
         normed, mean, rstd = _group_norm(_prepared(x, weight), weight, bias, groups, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd, scale, shift)
-        return F.silu(_modulated(normed, scale, shift), inplace=True).to(x.dtype)
+        return F.silu(_modulated_in_place(normed, scale, shift), inplace=True).to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -28,8 +28,13 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "huber": F.huber_loss,
     "smooth_l1": F.smooth_l1_loss,
 }
-LOSS_WEIGHTS = ("uniform", "min_snr")
+UNIFORM = "uniform"
+MIN_SNR = "min_snr"
+LOSS_WEIGHTS = (UNIFORM, MIN_SNR)
 MIN_SNR_GAMMA = 5.0
+
+# Where time steps are drawn by their weight: what is drawn evenly nonetheless.
+EVEN_SHARE = 0.15
 MOST_NOISE_STEPS = 1_000_000
 
 # What a process is where its config does not say: these are only there where they are set, so that
@@ -147,6 +152,7 @@ class GaussianDiffusion:
         if self.is_flow:
             self.alphas_cumprod = alphas_squared / (alphas_squared + sigmas_squared)
         self.levels = NoiseLevels(alphas_squared, sigmas_squared)
+        self._densities: dict[str, Tensor] = {}  # of time steps, by the weight of the loss
 
     # --- The forward process ---
 
@@ -195,12 +201,36 @@ class GaussianDiffusion:
 
     # --- What the network learns ---
 
-    def sample_time_steps(self, n: int, generator: Generators = None) -> Tensor:
-        """(n,) long, uniform over 0..T-1; in a training step spread evenly over them, so that the
-        mean loss of a step varies less.
+    def sample_time_steps(
+        self, n: int, generator: Generators = None, weight: str = UNIFORM
+    ) -> Tensor:
+        """(n,) long in 0..T-1, as often as `time_density` says; in a training step spread evenly
+        over their distribution, so that the mean loss of a step varies less.
         """
         uniform = draw_stratified(n, generator)
-        return (uniform * self.noise_steps).long().clamp(max=self.noise_steps - 1)
+        if weight == UNIFORM:
+            t = (uniform * self.noise_steps).long()
+        else:
+            shares = self.time_density(weight).cumsum(0) / self.noise_steps
+            t = torch.searchsorted(shares, uniform, right=True)
+        return t.clamp(max=self.noise_steps - 1)
+
+    def time_density(self, weight: str) -> Tensor:
+        """How often each time step is drawn where time steps are drawn by the weight of their loss:
+        (T,) float64 on the CPU, 1 on average. ValueError for an unknown weight.
+
+        A loss is divided by its density (`losses_of`), so that its mean stays what it is, but it
+        varies less: uniform draws spend two fifths of a batch on time steps that hardly count. The
+        weight here is the one of the error of v, which is about as large at all time steps.
+        """
+        if weight == UNIFORM:
+            return torch.ones(self.noise_steps, dtype=torch.float64)
+        if weight not in self._densities:
+            t = torch.arange(self.noise_steps)
+            _, of_image = self._min_snr(t, weight)
+            of_v = of_image * self.levels.sigma_squared(t).flatten()
+            self._densities[weight] = (1 - EVEN_SHARE) * of_v / of_v.mean() + EVEN_SHARE
+        return self._densities[weight]
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is to predict, (B,C,H,W)."""
@@ -223,15 +253,23 @@ class GaussianDiffusion:
         return alpha, sigma
 
     def draw(
-        self, shape: Sequence[int], with_labels: bool, generator: Generators, label_drop: float
+        self,
+        shape: Sequence[int],
+        with_labels: bool,
+        generator: Generators,
+        label_drop: float,
+        weight: str = UNIFORM,
     ) -> dict[str, Tensor]:
         """What the loss of a batch of this shape (B,C,H,W) needs at random, drawn on the CPU.
 
         Each image draws its time step "t" (B,), whether its label is dropped "dropped" (B,) bool,
-        with probability `label_drop`, and its "noise" (B,C,H,W), in this order.
+        with probability `label_drop`, and its "noise" (B,C,H,W), in this order. Where time steps
+        are drawn by a `weight` of the loss, their "density" (B,) is there too.
         """
         n = shape[0]
-        draws = {"t": self.sample_time_steps(n, generator)}
+        draws = {"t": self.sample_time_steps(n, generator, weight)}
+        if weight != UNIFORM:
+            draws["density"] = self.time_density(weight)[draws["t"]].float()
         if with_labels:
             draws["dropped"] = draw_uniform(n, generator) < label_drop
         draws["noise"] = draw_normal(n, shape[1:], generator)
@@ -250,9 +288,10 @@ class GaussianDiffusion:
         """x0 (B,C,H,W), labels (B,), rows of them (B,W) or None, and what `draw` gave, all on one
         device -> (B,).
 
-        Each image's loss is multiplied by `loss_weight` of its time step. A dropped label becomes
-        the null label (classifier-free guidance, Ho & Salimans 2207.12598), image by image. Where
-        x0 are augmented, `draws` say how ("augmentation"), and the network is told. A `condition`
+        Each image's loss is multiplied by `loss_weight` of its time step, and divided by the
+        density of that where `draws` have one. A dropped label becomes the null label
+        (classifier-free guidance, Ho & Salimans 2207.12598), image by image. Where x0 are
+        augmented, `draws` say how ("augmentation"), and the network is told. A `condition`
         (B,K,H,W), see model/condition.py, goes in behind x_t, but for the images where it is
         dropped ("condition_dropped").
         """
@@ -270,9 +309,11 @@ class GaussianDiffusion:
         prediction = network(x_t, t, labels, **augmentation)
         target = self.target(x0, noise, t)
         losses = LOSSES[kind](prediction.to(x0), target, reduction="none").flatten(1).mean(1)
-        if weight == "uniform":
-            return losses
-        return losses * self.loss_weight(t, weight).to(losses)
+        if weight != UNIFORM:
+            losses = losses * self.loss_weight(t, weight).to(losses)
+        if "density" in draws:
+            losses = losses / draws["density"].to(losses)
+        return losses
 
     def loss_weight(self, t: Tensor, weight: str) -> Tensor:
         """The weight of the loss at time steps t (B,) -> (B,): "uniform", or "min_snr" (Hang et al.
@@ -280,18 +321,22 @@ class GaussianDiffusion:
 
         That error is the one of v times sigma_t^2, and the one of eps divided by SNR.
         """
-        if weight == "uniform":
+        if weight == UNIFORM:
             return torch.ones(len(t), device=t.device)
-        if weight != "min_snr":
+        snr, of_image = self._min_snr(t, weight)
+        if self.prediction == "eps":
+            return (MIN_SNR_GAMMA / snr).clamp(max=1)
+        if self.prediction == "x0":
+            return of_image
+        return of_image * self.levels.sigma_squared(t).flatten()
+
+    def _min_snr(self, t: Tensor, weight: str) -> tuple[Tensor, Tensor]:
+        """The SNR, and the weight of the squared error of the image x0, each (B,)."""
+        if weight != MIN_SNR:
             known = ", ".join(LOSS_WEIGHTS)
             raise ValueError(f"loss weight {weight!r} is unknown; known are {known}")
         snr = self.levels.log_snr(t).flatten().exp()
-        clipped = snr.clamp(max=MIN_SNR_GAMMA)
-        if self.prediction == "v":
-            return clipped * self.levels.sigma_squared(t).flatten()
-        if self.prediction == "eps":
-            return (MIN_SNR_GAMMA / snr).clamp(max=1)
-        return clipped
+        return snr, snr.clamp(max=MIN_SNR_GAMMA)
 
     def losses(
         self,

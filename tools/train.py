@@ -93,6 +93,7 @@ OPTIONS: opt.Table = {
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
         Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise", decides=True),
+        Option("--time_steps",        "uniform",       opt.TIME_STEPS,      "how time steps are drawn; weighted: in proportion to the weight of their loss", decides=True),
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [
@@ -560,6 +561,7 @@ def build_task(
         args.augment,
         condition,
         args.condition_drop,
+        args.time_steps,
     )
 
 

@@ -48,6 +48,80 @@ def test_uniform_weights_change_nothing():
         diffusion.loss_weight(t, "p2")
 
 
+# --- Time steps drawn by their weight ---
+
+PROCESSES = [
+    {"noise_schedule": "cosine", "prediction": "v"},
+    {"noise_schedule": "cosine", "prediction": "x0", "zero_terminal_snr": True},
+    {"noise_schedule": "linear", "prediction": "eps", "noise_steps": 300},
+    {"noise_schedule": "flow", "prediction": "v", "noise_shift": 2.0},
+]
+
+
+@pytest.mark.parametrize("options", PROCESSES)
+def test_a_time_step_is_drawn_as_often_as_its_density_says(options, monkeypatch):
+    diffusion = GaussianDiffusion(**options)
+    density = diffusion.time_density("min_snr")
+    assert abs(density.mean() - 1) < 1e-12 and density.min() >= 0.15 and density.max() > 1.5
+    n = 200 * diffusion.noise_steps
+    evenly = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    monkeypatch.setattr("model.diffusion.draw_stratified", lambda n, generator: evenly)
+    t = diffusion.sample_time_steps(n, None, "min_snr")
+    found = torch.bincount(t, minlength=diffusion.noise_steps) / 200
+    assert (found - density).abs().max() <= 1 / 200
+
+
+def test_the_density_follows_the_weight_of_v():
+    """Whatever the network predicts: the image's, min(SNR, 5), times sigma^2."""
+    abar = GaussianDiffusion(noise_schedule="cosine").alphas_cumprod
+    weight = (abar / (1 - abar)).clamp(max=5) * (1 - abar)
+    expected = 0.85 * weight / weight.mean() + 0.15
+    for prediction in ("eps", "x0", "v"):
+        diffusion = GaussianDiffusion(noise_schedule="cosine", prediction=prediction)
+        assert (diffusion.time_density("min_snr") - expected).abs().max() < 1e-9
+    assert torch.equal(diffusion.time_density("uniform"), torch.ones(T, dtype=torch.float64))
+    with pytest.raises(ValueError, match="min_snr"):
+        diffusion.time_density("p2")
+
+
+@pytest.mark.parametrize("options", PROCESSES)
+def test_the_mean_loss_stays_what_it_is(options):
+    """Of a network that says zero, over very many draws; that of uniform draws varies more."""
+    diffusion = GaussianDiffusion(**options)
+    n, batch = 32 * 500, 32
+    x0 = torch.randn(n, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def losses(weight):
+        parts = []
+        for start in range(0, n, batch):
+            one = generators_of(range(batch), batch, start)
+            draws = diffusion.draw((batch, 1, 2, 2), False, one, 0.0, weight)
+            part = x0[start : start + batch]
+            found = diffusion.losses_of(lambda x, t, _: x * 0, part, None, draws, weight="min_snr")
+            parts.append(found.mean())
+        return torch.stack(parts)
+
+    uniform, weighted = losses("uniform"), losses("min_snr")
+    error = (uniform.var() / 500 + weighted.var() / 500).sqrt()
+    assert (uniform.mean() - weighted.mean()).abs() < 4 * error < 0.1 * uniform.mean()
+    if options["prediction"] == "v":
+        assert weighted.var() < 0.9 * uniform.var()
+
+
+def test_uniform_draws_have_no_density():
+    diffusion = GaussianDiffusion()
+    draws = diffusion.draw((4, 1, 2, 2), True, generators_of(range(4), 4), 0.1)
+    weighted = diffusion.draw((4, 1, 2, 2), True, generators_of(range(4), 4), 0.1, "min_snr")
+    assert set(draws) == {"t", "dropped", "noise"} and set(weighted) == {*draws, "density"}
+    for name in ("dropped", "noise"):  # what else is drawn stays as it was
+        assert torch.equal(draws[name], weighted[name])
+    expected = diffusion.time_density("min_snr")[weighted["t"]]
+    assert torch.equal(weighted["density"], expected.float())
+
+
+# --- Time steps of a batch ---
+
+
 @pytest.mark.parametrize("global_batch", [1, 3, 32, 1000])
 def test_a_step_s_time_steps_are_spread_evenly(global_batch):
     """One in each of as many equal parts as there are images."""

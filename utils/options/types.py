@@ -335,6 +335,7 @@ TIMESTEP_SPACINGS = Choice(("leading", "linspace", "trailing", "logsnr", "karras
 EXPORT_FORMATS = Choice(("diffusers", "safetensors", "onnx"))
 PREDICTIONS = Choice(("eps", "x0", "v"))
 LOSS_WEIGHTS = Choice(("uniform", "min_snr"))
+TIME_STEPS = Choice(("uniform", "weighted"))
 LOSSES = Choice(("mse", "l1", "huber", "smooth_l1"))
 OPTIMIZERS = Choice(("muon", "adamw", "adam", "sgd"))
 PRESETS = Choice(("auto", "tiny", "small", "medium", "base", "large", "adm"))

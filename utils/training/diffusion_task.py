@@ -31,6 +31,7 @@ class DiffusionTask:
     augment: float = 0.0  # probability of each change of a non-leaky augmentation; 0: none
     condition: Condition | None = None  # whose planes lie behind those of the image
     condition_drop: float = 0.1  # share of the images that are not told theirs
+    time_steps: str = "uniform"  # or "weighted": drawn in proportion to the weight of their loss
 
     def draw(self, batch: Batch, generators: list[torch.Generator]) -> Draws:
         """Each image draws how it is changed, then what the loss needs (on the CPU)."""
@@ -40,7 +41,8 @@ class DiffusionTask:
         if self.flip:
             draws["mirrored"] = draw_uniform(len(batch[0]), generators) < FLIPPED
         shape = self.shape(batch)
-        draws |= self.diffusion.draw(shape, self.conditional, generators, self.label_drop)
+        drawn_by = self.loss_weight if self.time_steps == "weighted" else "uniform"
+        draws |= self.diffusion.draw(shape, self.conditional, generators, self.label_drop, drawn_by)
         if self.condition is not None:
             draws["condition_dropped"] = self._condition_dropped(draws, generators)
         return draws
@@ -64,7 +66,7 @@ class DiffusionTask:
         losses = self.diffusion.losses_of(
             network, x0, labels, draws, self.loss_kind, self.loss_weight, condition
         )
-        return {"loss": losses.mean(), **self.by_quarter(losses.detach(), draws["t"])}
+        return {"loss": losses.mean(), **self.by_quarter(losses.detach(), draws)}
 
     def shape(self, batch: Batch) -> tuple[int, ...]:
         """(B,C,H,W) of what the diffusion sees of a batch."""
@@ -100,12 +102,18 @@ class DiffusionTask:
         mirrored = draws["mirrored"].view(-1, 1, 1, 1)
         return torch.where(mirrored, pixels.flip(3), pixels)
 
-    def by_quarter(self, losses: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """The (sum, count) of the losses in each quarter of the time steps."""
+    def by_quarter(self, losses: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """The (sum, count) of the losses in each quarter of the time steps. A time step that is
+        drawn twice as often counts half each time, as it does in the loss.
+        """
+        t = draws["t"]
         quarter = QUARTERS * t // self.diffusion.noise_steps  # (B,)
         numbers = torch.arange(QUARTERS, device=t.device)
         inside = (quarter[:, None] == numbers).to(losses)  # (B, QUARTERS)
-        pairs = torch.stack([losses[:, None] * inside, inside], dim=2).sum(0)  # (QUARTERS, 2)
+        counts = inside
+        if "density" in draws:
+            counts = inside / draws["density"].to(losses)[:, None]
+        pairs = torch.stack([losses[:, None] * inside, counts], dim=2).sum(0)  # (QUARTERS, 2)
         return {f"loss_q{i + 1}": pairs[i] for i in range(QUARTERS)}
 
 

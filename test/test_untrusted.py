@@ -263,6 +263,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--prediction": ["epsilon"],
     "--loss": ["mae"],
     "--loss_weight": ["p2"],
+    "--time_steps": ["importance"],
     "--label_drop": ["1.1", "nan"],
     "--minutes": ["0", "-1", "nan", "x"],
     "--epochs": ["0", "-3", "x"],

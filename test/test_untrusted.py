@@ -616,6 +616,10 @@ def test_options_that_contradict_each_other(images, tmp_path):
         ),
         (["--noise_steps", "20", "--sample_steps", "25"], "more than --noise_steps"),
         (["--conditional", "False", "--num_classes", "3"], "belongs to --conditional"),
+        (
+            ["--time_steps", "weighted", "--loss_weight", "uniform"],
+            "--time_steps weighted draws by --loss_weight, which is uniform",
+        ),
         (["--num_classes", "2"], "has 3 class folders"),
         (
             ["--image_size", "30", "--channel_mult", "1,2,3"],

@@ -167,6 +167,10 @@ def check(args: Namespace) -> None:
         raise opt.UserError(
             f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}"
         )
+    if args.time_steps == "weighted" and args.loss_weight == "uniform":
+        raise opt.UserError(
+            "--time_steps weighted draws by --loss_weight, which is uniform: leave one of them out"
+        )
     if 0 < args.eval_images < FEWEST_FOR_KID:
         raise opt.UserError(
             f"--eval_images {args.eval_images} is too few for a KID: {FEWEST_FOR_KID} are the fewest"

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-KERNEL = (3, 3)
 STRIDE = 2
 PADDING = 1
 

@@ -9,8 +9,14 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from utils.benchmarks.contenders import CALL, OVERHEAD, SAMPLE, TRAIN, build_contender
-from utils.benchmarks.contenders import import_contender as import_all
+from utils.benchmarks.contenders import (
+    CALL,
+    OVERHEAD,
+    SAMPLE,
+    TRAIN,
+    build_contender,
+    import_contender,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +28,7 @@ STEPS = 3
 
 def main() -> None:
     request = json.loads(sys.argv[1])
-    import_all(request["contender"])
+    import_contender(request["contender"])
     import torch
 
     from utils.benchmarks.case import Case

@@ -51,9 +51,13 @@ OPEN_OPTIONS = (
 # What runs of earlier versions did where their checkpoints do not say.
 EARLIER = {
     "loss_weight": "uniform",
+    "time_steps": "uniform",
     "ema_length": EMA_LENGTH,
     "augment": 0.0,
     "guide_share": 0.0,
+    "balance": False,
+    "joint_masks": False,
+    "gradient_compression": "none",
 }
 
 

@@ -13,6 +13,7 @@ from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
+from utils.training.recipe import EARLIER
 from utils.training.state import TrainState
 
 ENLARGING = "up."  # the layer of an upscaler whose shape depends on its scale
@@ -81,9 +82,9 @@ def resume(state: TrainState, checkpoint: Checkpoint, allow_changes: bool) -> li
 
 def changes(checkpoint: Checkpoint, state: TrainState) -> list[str]:
     """How the facts that decide this run's result differ from those of the checkpoint."""
-    before = deciding_facts(checkpoint.config, checkpoint.state["seed"])
+    before = {**EARLIER, **deciding_facts(checkpoint.config, checkpoint.state["seed"])}
     now = deciding_facts(state.config, state.seed)
-    # A fact that the checkpoint does not know is an option that is newer than it.
+    # What neither knows is an option that is newer than the checkpoint and changes no result.
     return [
         f"{name} {before[name]} before, {value} now"
         for name, value in now.items()

@@ -1,10 +1,17 @@
 """What a resumed run says of changes, and checkpoints of earlier versions."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
-from utils.training.resume import deciding_facts, learning_rate_remark, process_differences
+from utils.training.resume import (
+    changes,
+    deciding_facts,
+    learning_rate_remark,
+    process_differences,
+)
 
 CONFIG = {
     "network": {"name": "unet", "in_channels": 1, "num_classes": 2},
@@ -64,6 +71,25 @@ def test_errors_name_the_field(change, message):
     change(config)
     with pytest.raises(UserError, match=f"x.pt is not usable: .*{message}"):
         Checkpoint.parse({"format_version": 2, "config": config}, "x.pt")
+
+
+def test_an_option_that_is_newer_than_the_checkpoint():
+    """What its run did is known, and another value is a change."""
+    training = {"lr": 0.2}
+    sampling = {"sampler": "ddim", "guidance": True}
+    config = {**CONFIG, "sampling": sampling, "training": training}
+    contents = {"format_version": 2, "config": config, "args": ARGS}
+    checkpoint = Checkpoint.parse({**contents, "state": {"seed": 5}}, "old.pt")
+
+    def changed(**newer):
+        state = SimpleNamespace(config={**CONFIG, "training": training | newer}, seed=5)
+        return changes(checkpoint, state)
+
+    assert changed(time_steps="uniform", loss_weight="uniform", balance=False) == []
+    assert changed(time_steps="weighted", loss_weight="min_snr") == [
+        "time_steps uniform before, weighted now",
+        "loss_weight uniform before, min_snr now",
+    ]
 
 
 def test_class_names_compare_in_nfc():

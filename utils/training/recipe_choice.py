@@ -31,7 +31,7 @@ LONGEST_RUN = 2 * 3600.0  # seconds
 
 # How many times faster than the smallest network's a larger one's operations may be: small ones do
 # not fill a GPU.
-MOST_SPEED_UP = {"cpu": 1.5}
+MOST_SPEED_UP = {"cpu": 2.0}
 MOST_SPEED_UP_OF_GPU = 40.0
 
 INDENT = " " * 12
@@ -174,17 +174,24 @@ class RecipeChoice:
     def lines(self, seconds: float, length: RunLength) -> list[str]:
         """Lines of the plan: this preset and those beside it, with parameters, time and memory.
 
-        `seconds` is what a step of this run takes; the others' is reckoned from it.
+        `seconds` is what a step of this run takes; what the others take is reckoned from it.
         """
         if self.given["channels"] is not None:  # the others would be as wide
             return [f"preset      {self.preset}, but for what is given"]
         why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
         lines = [f"preset      {self.preset} ({why})"]
-        own = self._operations(self.preset)
         for name in neighbours(self.preset):
-            ratio = self._operations(name) / own
-            lines.append(f"{INDENT}{self._in_words(name, seconds * ratio, length)}")
+            of_step = seconds * self._times_as_long(name)
+            lines.append(f"{INDENT}{self._in_words(name, of_step, length)}")
         return lines
+
+    def _times_as_long(self, preset: str) -> float:
+        """A step with that preset beside a step of this run: as they were timed for the choice, or
+        as many times as many operations where one of them was not.
+        """
+        if preset in self._seconds and self.preset in self._seconds:
+            return self._seconds[preset] / self._seconds[self.preset]
+        return self._operations(preset) / self._operations(self.preset)
 
     def _in_words(self, name: str, seconds: float, length: RunLength) -> str:
         cost, values = self.cost_of(name), self.values_of(name)

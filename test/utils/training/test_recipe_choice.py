@@ -101,8 +101,11 @@ def test_the_plan_shows_the_neighbours(monkeypatch):
     assert [line.split()[0] for line in others] == ["tiny", "small", "medium"]
     assert "7.6 M parameters, 2,133 steps in 16 minutes, about" in others[1]
     assert all("GB of memory" in line for line in others)
-    few, many = (float(others[i].split(" about ")[1].split()[0].replace(",", "")) for i in (2, 0))
-    assert few < 2133 < many
+    assert "about 7,385 steps" in others[0], "16 minutes of steps that were timed for the choice"
+    operations = choice.cost_of("medium").operations / choice.cost_of("small").operations
+    few = 2133 / (2 * operations)  # twice as many images
+    shown = float(others[2].split(" about ")[1].split()[0].replace(",", ""))
+    assert shown == pytest.approx(few, abs=1)
 
 
 def test_in_a_run_of_epochs_the_neighbours_take_their_own_time(monkeypatch):

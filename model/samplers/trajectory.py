@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,14 +36,14 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.plans)
 
-    @property
+    @cached_property
     def calls(self) -> list[Call]:
         """The next network call of each image. Raises ValueError where an image has none left."""
         if self.any_done:
             raise ValueError("a finished image has no next step: select those that are not done")
         return [plan[done] for plan, done in zip(self.plans, self.position, strict=True)]
 
-    @property
+    @cached_property
     def current_scales(self) -> tuple[float, ...]:
         """The guidance scale of each image's next call: outside its guided steps none (1)."""
         return tuple(

@@ -30,8 +30,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 UNIFORM = "uniform"
 MIN_SNR = "min_snr"
-LOSS_WEIGHTS = (UNIFORM, MIN_SNR)
+LOGNORMAL = "lognormal"
+LOSS_WEIGHTS = (UNIFORM, MIN_SNR, LOGNORMAL)
 MIN_SNR_GAMMA = 5.0
+LOGNORMAL_MEAN = -0.8  # of log(sigma / alpha), for images in [-1, 1]
+LOGNORMAL_DEVIATION = 1.2
 
 # Where time steps are drawn by their weight: what is drawn evenly nonetheless.
 EVEN_SHARE = 0.15
@@ -79,6 +82,12 @@ class NoiseLevels:
         """
         return self.alpha_squared(t).log() - self.sigma_squared(t).log()
 
+    def lognormal_density(self, t: Tensor) -> Tensor:
+        """How often time step t would be drawn if log(sigma / alpha) were normal, 1 on average,
+        (B,1,1,1): see `lognormal_density` below.
+        """
+        return self._at(t, "lognormal_density")
+
     def _at(self, t: Tensor, name: str) -> Tensor:
         if t.device not in self._tables:
             self._tables[t.device] = self._tables_for(t.device)
@@ -94,9 +103,24 @@ class NoiseLevels:
             "sigma_squared": sigmas,
             "alpha": alphas.sqrt(),
             "sigma": sigmas.sqrt(),
+            "lognormal_density": torch.cat(
+                [lognormal_density(self.alphas_squared, self.sigmas_squared), 0 * clean]
+            ),
         }
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return {name: table.to(device, dtype) for name, table in tables.items()}
+
+
+def lognormal_density(alphas_squared: Tensor, sigmas_squared: Tensor) -> Tensor:
+    """How often each time step is the nearest one to a level whose log(sigma / alpha) is drawn from
+    a normal distribution, as Karras et al. 2206.00364 (section 5) draw it: (T,), 1 on average.
+    """
+    log_ratios = (sigmas_squared.log() - alphas_squared.log()) / 2  # ascending
+    borders = (log_ratios[1:] + log_ratios[:-1]) / 2
+    below = torch.special.ndtr((borders - LOGNORMAL_MEAN) / LOGNORMAL_DEVIATION)
+    nothing, everything = below.new_zeros(1), below.new_ones(1)
+    shares = torch.diff(below, prepend=nothing, append=everything)
+    return shares * len(shares)
 
 
 class GaussianDiffusion:
@@ -227,8 +251,7 @@ class GaussianDiffusion:
             return torch.ones(self.noise_steps, dtype=torch.float64)
         if weight not in self._densities:
             t = torch.arange(self.noise_steps)
-            _, of_image = self._min_snr(t, weight)
-            of_v = of_image * self.levels.sigma_squared(t).flatten()
+            of_v = self._weight_of_image(t, weight) * self.levels.sigma_squared(t).flatten()
             self._densities[weight] = (1 - EVEN_SHARE) * of_v / of_v.mean() + EVEN_SHARE
         return self._densities[weight]
 
@@ -316,27 +339,38 @@ class GaussianDiffusion:
         return losses
 
     def loss_weight(self, t: Tensor, weight: str) -> Tensor:
-        """The weight of the loss at time steps t (B,) -> (B,): "uniform", or "min_snr" (Hang et al.
-        2303.09556), which is min(SNR, 5) times the squared error of the image x0.
+        """The weight of the loss at time steps t (B,) -> (B,), with which the network learns the
+        same whatever it predicts. ValueError for an unknown weight.
 
-        That error is the one of v times sigma_t^2, and the one of eps divided by SNR.
+        - "uniform": 1.
+        - "min_snr": min(SNR, 5) times the squared error of the image x0 (Hang et al. 2303.09556).
+        - "lognormal": the squared error of v, times how often the time step would be drawn if
+          log(sigma / alpha) were normal (`lognormal_density`). That is the loss of Karras et al.
+          2206.00364, with a somewhat noisier mean.
+
+        The error of x0 is the one of v times sigma_t, and the one of eps divided by the root of the
+        SNR.
         """
         if weight == UNIFORM:
             return torch.ones(len(t), device=t.device)
-        snr, of_image = self._min_snr(t, weight)
+        of_image = self._weight_of_image(t, weight)
         if self.prediction == "eps":
-            return (MIN_SNR_GAMMA / snr).clamp(max=1)
+            return of_image / self._snr(t)
         if self.prediction == "x0":
             return of_image
         return of_image * self.levels.sigma_squared(t).flatten()
 
-    def _min_snr(self, t: Tensor, weight: str) -> tuple[Tensor, Tensor]:
-        """The SNR, and the weight of the squared error of the image x0, each (B,)."""
-        if weight != MIN_SNR:
-            known = ", ".join(LOSS_WEIGHTS)
-            raise ValueError(f"loss weight {weight!r} is unknown; known are {known}")
-        snr = self.levels.log_snr(t).flatten().exp()
-        return snr, snr.clamp(max=MIN_SNR_GAMMA)
+    def _weight_of_image(self, t: Tensor, weight: str) -> Tensor:
+        """The weight of the squared error of the image x0, (B,)."""
+        if weight == MIN_SNR:
+            return self._snr(t).clamp(max=MIN_SNR_GAMMA)
+        if weight == LOGNORMAL:
+            return (self.levels.lognormal_density(t) / self.levels.sigma_squared(t)).flatten()
+        known = ", ".join(LOSS_WEIGHTS)
+        raise ValueError(f"loss weight {weight!r} is unknown; known are {known}")
+
+    def _snr(self, t: Tensor) -> Tensor:
+        return self.levels.log_snr(t).flatten().exp()
 
     def losses(
         self,

@@ -92,8 +92,8 @@ OPTIONS: opt.Table = {
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
-        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise", decides=True),
-        Option("--time_steps",        "uniform",       opt.TIME_STEPS,      "how time steps are drawn; weighted: in proportion to the weight of their loss", decides=True),
+        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise; lognormal: that of Karras et al., with more for details; not set: min_snr", decides=True),
+        Option("--time_steps",        None,            opt.TIME_STEPS,      "how time steps are drawn; weighted: in proportion to the weight of their loss; not set: weighted with lognormal, otherwise uniform", decides=True),
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [

@@ -1,5 +1,8 @@
 """What a network learns: weights of the loss, and time steps that are spread over a step."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -39,11 +42,58 @@ def test_min_snr_weighs_the_error_of_the_image(prediction, schedule):
     assert snr.max() > 5 > snr.min()
 
 
+def normal_below(log_ratio):
+    """Of a normal distribution of mean -0.8 and deviation 1.2, the share below."""
+    return (1 + math.erf((log_ratio + 0.8) / 1.2 / math.sqrt(2))) / 2
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_lognormal_weighs_the_error_of_v(prediction, schedule):
+    """Whatever is predicted: the squared error of v, times T times the share of log(sigma / alpha)
+    that is nearest to the time step.
+    """
+    diffusion = GaussianDiffusion(noise_schedule=schedule, prediction=prediction)
+    generator = torch.Generator().manual_seed(0)
+    t = torch.tensor([0, 1, 50, 300, 500, 700, 900, 999])
+    x0, noise, error = (
+        torch.randn(len(t), 2, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+
+    def network(x_t, t, labels):
+        return diffusion.target(x0, noise, t) + 1e-3 * error
+
+    draws = {"t": t, "noise": noise}
+    losses = diffusion.losses_of(network, x0, None, draws, weight="lognormal")
+    x_t, _ = diffusion.noise_images(x0, t, noise)
+    estimates = diffusion.x0_and_eps(x_t, t, network(x_t, t, None))
+    of_v = GaussianDiffusion(noise_schedule=schedule, prediction="v")
+    wrong = of_v.target(*estimates, t) - of_v.target(x0, noise, t)
+
+    abar = diffusion.alphas_cumprod.tolist()
+    ratios = [math.log((1 - each) / each) / 2 for each in abar]
+    borders = [-math.inf, *((a + b) / 2 for a, b in pairwise(ratios)), math.inf]
+    shares = [normal_below(b) - normal_below(a) for a, b in pairwise(borders)]
+    expected = T * torch.tensor(shares, dtype=torch.float64)[t] * wrong.square().mean((1, 2, 3))
+    assert (losses - expected).abs().max() < 1e-6 * expected.max()
+    every = diffusion.levels.lognormal_density(torch.arange(T))
+    assert abs(every.mean() - 1) < 1e-9
+
+
+def test_lognormal_with_pure_noise_at_the_end():
+    """The last time step, where log(sigma / alpha) is infinite, is never drawn for its weight."""
+    for options in ({"noise_schedule": "flow"}, {"zero_terminal_snr": True}):
+        diffusion = GaussianDiffusion(**options, prediction="v")
+        weights = diffusion.loss_weight(torch.arange(T), "lognormal")
+        assert weights.isfinite().all() and weights[-1] == 0 and weights.min() >= 0
+        assert diffusion.time_density("lognormal")[-1] == pytest.approx(0.15)
+
+
 def test_uniform_weights_change_nothing():
     diffusion = GaussianDiffusion()
     t = torch.arange(0, T, 100)
     assert torch.equal(diffusion.loss_weight(t, "uniform"), torch.ones(10))
-    assert LOSS_WEIGHTS == ("uniform", "min_snr")
+    assert LOSS_WEIGHTS == ("uniform", "min_snr", "lognormal")
     with pytest.raises(ValueError, match="min_snr"):
         diffusion.loss_weight(t, "p2")
 
@@ -58,15 +108,16 @@ PROCESSES = [
 ]
 
 
+@pytest.mark.parametrize("weight", ["min_snr", "lognormal"])
 @pytest.mark.parametrize("options", PROCESSES)
-def test_a_time_step_is_drawn_as_often_as_its_density_says(options, monkeypatch):
+def test_a_time_step_is_drawn_as_often_as_its_density_says(options, weight, monkeypatch):
     diffusion = GaussianDiffusion(**options)
-    density = diffusion.time_density("min_snr")
+    density = diffusion.time_density(weight)
     assert abs(density.mean() - 1) < 1e-12 and density.min() >= 0.15 and density.max() > 1.5
     n = 200 * diffusion.noise_steps
     evenly = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     monkeypatch.setattr("model.diffusion.draw_stratified", lambda n, generator: evenly)
-    t = diffusion.sample_time_steps(n, None, "min_snr")
+    t = diffusion.sample_time_steps(n, None, weight)
     found = torch.bincount(t, minlength=diffusion.noise_steps) / 200
     assert (found - density).abs().max() <= 1 / 200
 
@@ -84,24 +135,28 @@ def test_the_density_follows_the_weight_of_v():
         diffusion.time_density("p2")
 
 
-@pytest.mark.parametrize("options", PROCESSES)
-def test_the_mean_loss_stays_what_it_is(options):
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [(options, "min_snr") for options in PROCESSES]
+    + [(options, "lognormal") for options in PROCESSES if options["prediction"] == "v"],
+)
+def test_the_mean_loss_stays_what_it_is(options, weight):
     """Of a network that says zero, over very many draws; that of uniform draws varies more."""
     diffusion = GaussianDiffusion(**options)
     n, batch = 32 * 500, 32
     x0 = torch.randn(n, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
-    def losses(weight):
+    def losses(drawn_by):
         parts = []
         for start in range(0, n, batch):
             one = generators_of(range(batch), batch, start)
-            draws = diffusion.draw((batch, 1, 2, 2), False, one, 0.0, weight)
+            draws = diffusion.draw((batch, 1, 2, 2), False, one, 0.0, drawn_by)
             part = x0[start : start + batch]
-            found = diffusion.losses_of(lambda x, t, _: x * 0, part, None, draws, weight="min_snr")
+            found = diffusion.losses_of(lambda x, t, _: x * 0, part, None, draws, weight=weight)
             parts.append(found.mean())
         return torch.stack(parts)
 
-    uniform, weighted = losses("uniform"), losses("min_snr")
+    uniform, weighted = losses("uniform"), losses(weight)
     error = (uniform.var() / 500 + weighted.var() / 500).sqrt()
     assert (uniform.mean() - weighted.mean()).abs() < 4 * error < 0.1 * uniform.mean()
     if options["prediction"] == "v":

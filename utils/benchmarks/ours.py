@@ -14,7 +14,7 @@ from utils.benchmarks.own_steps import process, step_of
 from utils.devices import Precision
 from utils.host_memory import keep_freed_memory
 from utils.training.diffusion_task import DiffusionTask
-from utils.training.recipe import LOSS_WEIGHT
+from utils.training.recipe import LOSS_WEIGHT, usual_time_steps
 
 
 def build(
@@ -24,7 +24,13 @@ def build(
     if precision.device.type == "cpu":
         keep_freed_memory()  # as `choose_device` does
     network = precision.place(case.build_network(weights))
-    task = DiffusionTask(process(), PixelCodec(), conditional=False, loss_weight=LOSS_WEIGHT)
+    task = DiffusionTask(
+        process(),
+        PixelCodec(),
+        conditional=False,
+        loss_weight=LOSS_WEIGHT,
+        time_steps=usual_time_steps(LOSS_WEIGHT),
+    )
     sampler = build_sampler(
         "ddim", process().config, sample_steps=case.sample_steps, device=precision.device
     )

@@ -44,6 +44,7 @@ OPEN_OPTIONS = (
     "dropout",
     "augment",
     "loss_weight",
+    "time_steps",
     "ema_length",
     "guide_share",
 )
@@ -264,6 +265,11 @@ def usual_augmentation(images: int) -> float:
     return AUGMENTATION if images < FEW_IMAGES else 0.0
 
 
+def usual_time_steps(loss_weight: str) -> str:
+    """How time steps are drawn: the weights of `lognormal` are those of time steps drawn so."""
+    return "weighted" if loss_weight == "lognormal" else "uniform"
+
+
 def options_of(
     name: str,
     size: tuple[int, int],
@@ -280,6 +286,7 @@ def options_of(
         **network_options(preset, size, levels, given["channels"]),
         **training_options(preset, images),
     }
+    usual["time_steps"] = usual_time_steps(given["loss_weight"] or usual["loss_weight"])
     return settled(given, usual)
 
 

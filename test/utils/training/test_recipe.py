@@ -76,6 +76,21 @@ def test_what_is_given_wins():
     build_network({"name": "unet", **network})
 
 
+@pytest.mark.parametrize(
+    ("given", "loss_weight", "time_steps"),
+    [
+        ({}, "min_snr", "uniform"),
+        ({"time_steps": "weighted"}, "min_snr", "weighted"),
+        ({"loss_weight": "lognormal"}, "lognormal", "weighted"),
+        ({"loss_weight": "lognormal", "time_steps": "uniform"}, "lognormal", "uniform"),
+        ({"loss_weight": "uniform"}, "uniform", "uniform"),
+    ],
+)
+def test_time_steps_are_drawn_as_suits_the_weight(given, loss_weight, time_steps):
+    options = options_of("tiny", (32, 32), {**OPEN, **given})
+    assert (options["loss_weight"], options["time_steps"]) == (loss_weight, time_steps)
+
+
 def test_heads_divide_a_width_that_was_given():
     options = options_of("tiny", (32, 32), {**OPEN, "channels": 48})
     assert options["head_channels"] == 16

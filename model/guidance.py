@@ -126,15 +126,20 @@ class Autoguided(nn.Module):
 
         prediction = guide + s (network - guide)
 
-    The guide is such as an early checkpoint of the same run. It takes the same rows, with or
-    without labels, so that every call costs twice; s = 1 is the network alone.
+    The guide is such as an early checkpoint of the same run. It takes the same rows, so that every
+    call costs twice; s = 1 is the network alone. With `guide_labels` False it is not told their
+    labels: the images are led away from what both networks do badly, and at once towards their
+    labels, as classifier-free guidance leads them.
     """
 
-    def __init__(self, network: nn.Module, guide: nn.Module, scale: float):
+    def __init__(
+        self, network: nn.Module, guide: nn.Module, scale: float, guide_labels: bool = True
+    ):
         super().__init__()
         self.network = network
         self.guide = guide
         self.scale = scale
+        self.guide_labels = guide_labels
 
     @property
     def num_classes(self) -> int | None:
@@ -154,5 +159,5 @@ class Autoguided(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B,C,H,W), (B,), (B,) or None -> (B,C,H,W), in float32 or better."""
         good = self.network(x, t, labels).to(x)
-        worse = self.guide(x, t, labels).to(x)
+        worse = self.guide(x, t, labels if self.guide_labels else None).to(x)
         return worse + self.scale * (good - worse)

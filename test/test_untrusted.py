@@ -302,6 +302,7 @@ BAD = {  # option: values that are refused; None where nothing is wrong by itsel
     "--cfg_interval": ["1", "2,1", "0,inf", "x"],
     "--guide_path": ["missing", "{file}", "{empty}", "{enlarging}"],
     "--guide_scale": ["-1", "nan"],
+    "--guide_labels": ["x"],
     "--log_interval": ["0"],
     "--use_gpu": ["-2", "x"],
     "--num_workers": ["-2"],

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Which sampler, with which time steps and how many, makes the best images of a checkpoint.
+"""How a checkpoint is sampled best: with which sampler, time steps and guidance.
 
     python tools/compare_samplers.py weight/demo.pt datasets/demo
     python tools/compare_samplers.py results/mine/ema_last.pt my_images --steps 5 10 15 --num_images 2000
     python tools/compare_samplers.py results/mine/ema_last.pt my_images --samplers dpmpp2m unipc --spacings logsnr karras
+    python tools/compare_samplers.py results/mine/ema_last.pt my_images --guide_scale 1.25 1.5 --guide_labels True False
 
 Each makes the same images, from the same seeds. The one with the fewest network calls among the
 best is written into the checkpoint: generate.py, evaluate.py and the server then take it where
@@ -11,6 +12,7 @@ nobody says how. It needs requirements-metrics.txt.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,8 +31,10 @@ OPTIONS: opt.Table = {
         shared("--num_images", 500),
         shared("--seed", 0),
         shared("--clip_sample", True),
-        shared("--cfg_scale", None),
+        Option("--cfg_scale",    None,                 opt.not_negative, "guidance scales to compare, as of generate.py; not set: the usual one", several=True),
         shared("--cfg_interval", None),
+        Option("--guide_scale",  None,                 opt.not_negative, "scales to compare by which the guide leads that the weights hold; not set: the usual one", several=True),
+        Option("--guide_labels", None,                 opt.switch,    "compare images whose guide is told the class (True), is not (False), or both", several=True),
         shared("--use_ema", True),
         Option("--write",        True,                 opt.switch,    "write the best one into the checkpoint"),
     ],
@@ -96,19 +100,29 @@ def compare(args) -> None:
     checkpoint.check_unsteered()
     features = build_features(EFFICIENTNET, None, None, device)
     folder_of_real = open_folder(args.real, "REAL")
-    usual = Sampling.of_checkpoint(
-        checkpoint,
-        sampler=None,
-        sample_steps=None,
-        timestep_spacing=None,
-        eta=0.0,
-        clip_sample=args.clip_sample,
-        cfg_scale=args.cfg_scale,
-        cfg_interval=args.cfg_interval,
-    )
-    generator = ImageGenerator.from_checkpoint(checkpoint, usual, precision, use_ema=args.use_ema)
-    candidates = comparison.candidates_of(args.samplers, args.spacings, args.steps)
-    generators = [each_generator(generator, usual, each) for each in candidates]
+    usual = [
+        Sampling.of_checkpoint(
+            checkpoint,
+            sampler=None,
+            sample_steps=None,
+            timestep_spacing=None,
+            eta=0.0,
+            clip_sample=args.clip_sample,
+            cfg_scale=cfg_scale,
+            cfg_interval=args.cfg_interval,
+            guide_scale=guide_scale,
+            guide_labels=guide_labels,
+        )
+        for cfg_scale, guide_scale, guide_labels in guidance_asked(args)
+    ]
+    by_guidance = {
+        each.guidance: ImageGenerator.from_checkpoint(
+            checkpoint, each, precision, use_ema=args.use_ema
+        )
+        for each in usual
+    }
+    candidates = comparison.candidates_of(args.samplers, args.spacings, args.steps, by_guidance)
+    generators = [each_generator(by_guidance[each.guidance], usual[0], each) for each in candidates]
     folder = new_folder(args.result_path, args.compare_name)
     if remark:
         opt.say(f"warning: {remark}")
@@ -118,7 +132,10 @@ def compare(args) -> None:
         folder_of_real, features, checkpoint.image_size, checkpoint.channels, args.batch_size
     )
     questions = ask(args, folder_of_real, checkpoint)
-    exact = comparison.exact_images(generator, usual, questions)
+    exact = {
+        guidance: comparison.exact_images(generator, usual[0].guided(guidance), questions)
+        for guidance, generator in by_guidance.items()
+    }
 
     # The candidates
     batches = -(-args.num_images // args.batch_size)
@@ -127,7 +144,13 @@ def compare(args) -> None:
     with opt.Progress(calls, title="sampling", unit="call", leave=False) as progress:
         for candidate, own in zip(candidates, generators, strict=True):
             found = comparison.measure(
-                candidate, own, questions, features, real, exact, progress.update
+                candidate,
+                own,
+                questions,
+                features,
+                real,
+                exact[candidate.guidance],
+                progress.update,
             )
             results.append(found)
 
@@ -137,6 +160,17 @@ def compare(args) -> None:
     if args.write:
         comparison.write_recommendation(args.weight, best.candidate)
         opt.say(f"{args.weight} is sampled with {best.candidate} from now on")
+
+
+def guidance_asked(args) -> list[tuple]:
+    """cfg_scale, guide_scale and guide_labels of each guidance to compare; None: not said."""
+    asked = []
+    for cfg_scale in args.cfg_scale or [None]:
+        for guide_scale in args.guide_scale or [None]:
+            is_unled = guide_scale == 1 or (guide_scale is None and cfg_scale is not None)
+            for guide_labels in [None] if is_unled else args.guide_labels or [None]:
+                asked.append((cfg_scale, guide_scale, guide_labels))
+    return asked
 
 
 def each_generator(generator, usual, candidate):
@@ -189,6 +223,7 @@ def facts(result) -> dict:
         "sampler": candidate.sampler,
         "timestep_spacing": candidate.spacing,
         "sample_steps": candidate.steps,
+        **asdict(candidate.guidance),
         "calls": result.calls,
         "seconds": result.answer.seconds,
         "kid": result.kid,

@@ -51,6 +51,7 @@ OPTIONS: opt.Table = {
         shared("--cfg_interval", None),
         shared("--guide_path", None),
         shared("--guide_scale", None),
+        shared("--guide_labels", None),
         shared("--use_ema", True),
     ],
     "output": [
@@ -324,6 +325,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         cfg_interval=args.cfg_interval,
         guide_scale=args.guide_scale,
         guide=guide,
+        guide_labels=args.guide_labels,
     )
     precision, remark = choose_precision(args.amp, device)
     generator = ImageGenerator.from_checkpoint(

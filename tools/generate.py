@@ -51,6 +51,7 @@ OPTIONS: opt.Table = {
         shared("--cfg_interval", None),
         shared("--guide_path", None),
         shared("--guide_scale", None),
+        shared("--guide_labels", None),
         shared("--use_ema", True),
     ],
     "editing": [
@@ -319,6 +320,7 @@ def choose_sampling(args, checkpoint, guide):
         cfg_interval=args.cfg_interval,
         guide_scale=args.guide_scale,
         guide=guide,
+        guide_labels=args.guide_labels,
     )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,14 +19,12 @@ from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_cla
 from model.samplers.base import evaluation_mode
 from utils.devices import Precision
 from utils.errors import UserError
+from utils.guidance_choice import Guidable, Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.inference import guide_network, inference_network
 
 # A first time step further from T-1 than this share of T leaves a visible step of noise out.
 LARGEST_GAP = 0.05
-
-USUAL_CFG_SCALE = 1.5
-USUAL_GUIDE_SCALE = 1.5  # of autoguidance
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Sampling:
     cfg_scale: float = 1.0
     cfg_interval: tuple[float, float] | None = None  # of sigma / alpha; None: guided everywhere
     guide_scale: float = 1.0  # of autoguidance by the guide that the weights hold; 1: none
+    guide_labels: bool = True  # whether the guide is told the labels
 
     @classmethod
     def of_checkpoint(
@@ -55,43 +54,40 @@ class Sampling:
         cfg_interval: tuple[float, float] | None = None,
         guide_scale: float | None = None,  # None: the usual one where there is a guide
         guide: Checkpoint | None = None,  # instead of the one that the checkpoint holds
+        guide_labels: bool | None = None,  # None: as the checkpoint says
     ) -> "Sampling":
         """What is not given is as the checkpoint says; its steps and spacing belong to its sampler.
 
         An image is guided in one way unless both are asked for. Raises UserError for guidance that
         was not trained, or a guide that is not there.
         """
-        has_guide = guide is not None or checkpoint.guide is not None
-        if guide_scale is None:
-            is_led = guide is not None or (has_guide and cfg_scale is None)
-            guide_scale = USUAL_GUIDE_SCALE if is_led else 1.0
-        if guide_scale != 1 and not has_guide:
-            raise UserError(
-                f"{checkpoint.source} holds no guide for --guide_scale: name one by --guide_path"
-            )
-        if cfg_scale is None:
-            is_guided = guide_scale != 1 or not checkpoint.guidance_was_trained
-            cfg_scale = 1.0 if is_guided else USUAL_CFG_SCALE
         has_more = bool(checkpoint.class_names) or checkpoint.condition is not None
-        if has_more and not checkpoint.guidance_was_trained and cfg_scale != 1:
-            dropped = "--label_drop" if checkpoint.condition is None else "--condition_drop"
-            raise UserError(
-                f"{checkpoint.source} was trained with {dropped} 0, without guidance: "
-                "add --cfg_scale 1"
-            )
+        guidable = Guidable(
+            has_guide=guide is not None or checkpoint.guide is not None,
+            was_trained=checkpoint.guidance_was_trained and has_more,
+            recommended=checkpoint.recommended_guidance,
+        )
+        guidance = guidable.choose(cfg_scale, guide_scale, guide_labels, guide is not None)
+        _check_guidance(checkpoint, guidable, guidance, guide_labels)
         sampler = sampler or checkpoint.sampler
         if sampler == checkpoint.sampler:
             sample_steps = checkpoint.sample_steps if sample_steps is None else sample_steps
             timestep_spacing = timestep_spacing or checkpoint.timestep_spacing
-        return cls(
-            sampler,
-            sample_steps,
-            timestep_spacing,
-            eta,
-            clip_sample,
-            cfg_scale,
-            cfg_interval,
-            guide_scale,
+        like = cls(sampler, sample_steps, timestep_spacing, eta, clip_sample)
+        return replace(like.guided(guidance), cfg_interval=cfg_interval)
+
+    @property
+    def guidance(self) -> Guidance:
+        """Its part about guidance."""
+        return Guidance(self.cfg_scale, self.guide_scale, self.guide_labels)
+
+    def guided(self, guidance: Guidance) -> "Sampling":
+        """The same with this guidance."""
+        return replace(
+            self,
+            cfg_scale=guidance.cfg_scale,
+            guide_scale=guidance.guide_scale,
+            guide_labels=guidance.guide_labels,
         )
 
     def steps(self, noise_steps: int) -> int:
@@ -123,6 +119,31 @@ class Sampling:
             timestep_spacing=self.spacing,
             clip_sample=self.clip_sample and is_bounded,
             device=device,
+        )
+
+
+def _check_guidance(
+    checkpoint: Checkpoint, guidable: Guidable, guidance: Guidance, guide_labels: bool | None
+) -> None:
+    """Raise UserError for what the weights cannot do; guide_labels: as it was asked for."""
+    if guidance.guide_scale != 1 and not guidable.has_guide:
+        raise UserError(
+            f"{checkpoint.source} holds no guide for --guide_scale: name one by --guide_path"
+        )
+    if guide_labels is not None and guidance.guide_scale == 1:
+        raise UserError("--guide_labels is about a guide, and none leads these images")
+    has_more = bool(checkpoint.class_names) or checkpoint.condition is not None
+    if checkpoint.guidance_was_trained or not has_more:
+        return
+    dropped = "--label_drop" if checkpoint.condition is None else "--condition_drop"
+    if guidance.cfg_scale != 1:
+        raise UserError(
+            f"{checkpoint.source} was trained with {dropped} 0, without guidance: add --cfg_scale 1"
+        )
+    if not guidance.guide_labels:
+        raise UserError(
+            f"{checkpoint.source} was trained with {dropped} 0, so that its guide needs labels: "
+            "leave --guide_labels out"
         )
 
 
@@ -213,7 +234,7 @@ class ImageGenerator:
             condition.use(codec)
         if sampling.guide_scale != 1:
             worse = precision.place_for_calls(_guide_network(checkpoint, guide, use_ema))
-            network = Autoguided(network, worse, sampling.guide_scale)
+            network = Autoguided(network, worse, sampling.guide_scale, sampling.guide_labels)
         return cls(
             network,
             sampler,
@@ -398,6 +419,8 @@ def image_settings(
         settings["cfg_interval"] = ",".join(f"{ratio:g}" for ratio in sampling.cfg_interval)
     if isinstance(network, Autoguided):
         settings["guide_scale"] = network.scale
+        if network.num_classes is not None:
+            settings["guide_labels"] = network.guide_labels
     settings["weights"] = Path(weights).name
     return {**settings, **cast(dict, network.config), **sampler.config}
 

@@ -1,10 +1,13 @@
 """Where images are guided, and what leads them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from model.guidance import Autoguided
+from model.networks.unet import UNet
 from model.samplers import SAMPLERS, build_sampler
 
 CONFIG = {"noise_schedule": "cosine", "prediction": "v"}
@@ -105,6 +108,33 @@ def test_autoguidance_leads_away_from_the_worse_network():
     assert guided.num_classes == CLASSES
     alone = Autoguided(good, worse, 1.0)(x, t, labels)
     assert (alone - good(x, t, labels)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("numbers", [0, 1])
+def test_a_guide_that_is_not_told_the_labels(numbers):
+    """It answers as for the null label, which for rows of labels is a row of nothing."""
+    torch.manual_seed(0)
+    small = {"channels": 8, "channel_mult": (1, 2), "norm_groups": 4, "attention_levels": ()}
+    make = partial(UNet, 1, num_classes=3, numbers=numbers, mid_attention=False, **small)
+    good, worse = make().eval(), make().eval()
+    with torch.no_grad():
+        for weights in (*good.parameters(), *worse.parameters()):
+            weights.normal_(0, 0.3)
+        x = torch.randn(2, 1, 8, 8)
+        t = torch.tensor([5, 500])
+        labels, nothing = torch.tensor([0, 2]), torch.tensor([3, 3])
+        if numbers:
+            labels = torch.tensor([[0.5, 0.0], [float("nan"), 2.0]])
+            nothing = torch.full((2, 2), float("nan"))
+        told, untold = worse(x, t, labels), worse(x, t, nothing)
+        assert (told - untold).abs().max() > 1e-3
+        expected = untold + 3.0 * (good(x, t, labels) - untold)
+        found = Autoguided(good, worse, 3.0, guide_labels=False)(x, t, labels)
+        assert (found - expected).abs().max() < 1e-5
+        # Images without a label are led away from the guide alone
+        expected = untold + 3.0 * (good(x, t) - untold)
+        found = Autoguided(good, worse, 3.0, guide_labels=False)(x, t)
+        assert (found - expected).abs().max() < 1e-5
 
 
 def test_autoguidance_is_evaluated_as_a_whole():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from PIL import Image
 
 from utils.evaluation.same_seeds import Answer
 from utils.evaluation.sampler_comparison import Candidate, Result, recommended
+from utils.guidance_choice import Guidance
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import save_checkpoint
 
 
 def result(steps, kid, error=0.002):
@@ -69,6 +72,39 @@ def test_table_picture_and_recommendation(script, weights, tmp_path):
 
 
 @pytest.mark.metrics
+def test_guidance_is_compared_and_recommended(script, weights, tmp_path):
+    """By the label in two strengths, and by a guide that is told the class, or not."""
+    checkpoint = Checkpoint.read(weights)
+    noise = {name: 0.02 * torch.randn_like(value) for name, value in checkpoint.ema.items()}
+    checkpoint.guide = {
+        name: (value + noise[name]).bfloat16() if value.is_floating_point() else value
+        for name, value in checkpoint.ema.items()
+    }
+    save_checkpoint(checkpoint.to_dict(), weights)
+    results = tmp_path / "results"
+    common = ["--num_images", 12, "--batch_size", 12, "--use_gpu", -1, "--num_shown", 2]
+    common += ["--samplers", "dpmpp2m", "--spacings", "logsnr", "--steps", 4]
+    common += ["--result_path", results, "--json", tmp_path / "found.json"]
+
+    def compared(*options):
+        script("compare_samplers", weights, DEMO, *common, *options)
+        return json.loads((tmp_path / "found.json").read_text())
+
+    by_label = compared("--cfg_scale", 1, 3, "--write", "False")["results"]
+    assert [each["calls"] for each in by_label] == [4, 8]
+    assert by_label[0]["kid"] != by_label[1]["kid"]
+    found = compared("--guide_scale", 1.5, "--guide_labels", "True", "False")
+    told, untold = found["results"]
+    assert (told["guide_labels"], untold["guide_labels"]) == (True, False)
+    assert told["cfg_scale"] == untold["cfg_scale"] == 1
+    assert told["kid"] != untold["kid"]
+    table = (results / "samplers-2/samplers.md").read_text()
+    assert "| guide 1.5 | 8 |" in table and "| guide 1.5 without labels | 8 |" in table
+    best = Guidance(**{name: found["best"][name] for name in asdict(Guidance())})
+    assert Checkpoint.read(weights).recommended_guidance == best
+
+
+@pytest.mark.metrics
 def test_nothing_is_written_where_it_is_not_wanted(script, weights, tmp_path):
     before = weights.read_bytes()
     options = [*FEW, "--steps", 2, "--write", "False", "--result_path", tmp_path / "results"]
@@ -83,6 +119,8 @@ def test_nothing_is_written_where_it_is_not_wanted(script, weights, tmp_path):
         (["--steps", "2000"], "1..1000"),
         (["--num_images", "2"], "3 are the fewest"),
         (["--samplers", "euler"], "takes"),
+        (["--guide_scale", "2"], "holds no guide"),
+        (["--guide_labels", "False"], "none leads these images"),
     ],
 )
 def test_mistakes(script, weights, options, message):

@@ -14,8 +14,10 @@ from PIL import Image
 
 from model.guidance import Autoguided
 from utils.devices import Precision
+from utils.errors import UserError
 from utils.generation import ImageGenerator, Sampling
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import save_checkpoint
 from utils.training.recipe import GUIDE_SHARE, options_of
 
 # 13 images in batches of 4 are four steps an epoch: half of the run is the end of the second one.
@@ -131,12 +133,63 @@ def test_images_are_led_by_it_where_nobody_says_otherwise(run, script, tmp_path)
     assert np.abs(both - classes).max() > 1 and np.abs(off - plain).max() > 1
 
 
+def test_a_guide_that_is_not_told_the_class(run, script, tmp_path):
+    """Other images; asked of the file as well as on the command line, which wins."""
+    weights = ["--weight_path", run / "ema_last.pt"]
+    told, text = made(script, tmp_path, *weights, name="told")
+    assert text["guide_labels"] == "True"
+    untold, text = made(script, tmp_path, *weights, "--guide_labels", "False", name="untold")
+    assert (text["guide_scale"], text["guide_labels"]) == ("1.5", "False")
+    assert np.abs(untold - told).max() > 1
+    checkpoint = Checkpoint.read(run / "ema_last.pt")
+    guidance = {"cfg_scale": 1.0, "guide_scale": 1.5, "guide_labels": False}
+    checkpoint.config["sampling"]["recommended_guidance"] = guidance
+    save_checkpoint(checkpoint.to_dict(), tmp_path / "found.pt")
+    weights = ["--weight_path", tmp_path / "found.pt"]
+    found, text = made(script, tmp_path, *weights, name="found")
+    assert np.array_equal(found, untold)
+    again, text = made(script, tmp_path, *weights, "--guide_labels", name="again")
+    assert text["guide_labels"] == "True" and np.array_equal(again, told)
+    said = script("generate", *weights, "--cfg_scale", 1, "--guide_labels", status=2).stderr
+    assert "--guide_labels is about a guide" in said
+
+
+def test_a_network_that_never_did_without_labels(images, script, tmp_path):
+    options = ["--dataset_path", images, "--label_drop", 0, "--cfg_scale", 1]
+    script("train", *LONG, *HALF, *options)
+    weights = ["--weight_path", tmp_path / "results/demo/ema_last.pt"]
+    _, text = made(script, tmp_path, *weights, name="led")
+    assert (text["guide_scale"], text["guide_labels"]) == ("1.5", "True")
+    said = script("generate", *weights, "--guide_labels", "False", status=2).stderr
+    assert "--label_drop 0" in said and "leave --guide_labels out" in said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        1.5,
+        {"cfg_scale": 1.5},
+        {"cfg_scale": "much", "guide_scale": 1.0, "guide_labels": True},
+        {"cfg_scale": float("nan"), "guide_scale": 1.0, "guide_labels": True},
+        {"cfg_scale": 1.0, "guide_scale": -1.0, "guide_labels": True},
+        {"cfg_scale": 1.0, "guide_scale": 1.0, "guide_labels": 1},
+        {"cfg_scale": 1.0, "guide_scale": 1.0, "guide_labels": True, "more": 0},
+    ],
+)
+def test_a_recommendation_that_says_nothing(run, wrong):
+    contents = Checkpoint.read(run / "ema_last.pt").to_dict()
+    sampling = {**contents["config"]["sampling"], "recommended_guidance": wrong}
+    contents["config"] = {**contents["config"], "sampling": sampling}
+    with pytest.raises(UserError, match=r"config\.sampling\.recommended_guidance"):
+        Checkpoint.parse(contents, "it")
+
+
 def test_a_network_without_classes_is_led_too(images, script, tmp_path):
     script("train", *LONG, *HALF, "--conditional", "False", "--dataset_path", images)
     weights = ["--weight_path", tmp_path / "results/demo/ema_last.pt"]
     led, text = made(script, tmp_path, *weights, name="led")
     alone, _ = made(script, tmp_path, *weights, "--guide_scale", 1, name="alone")
-    assert text["guide_scale"] == "1.5"
+    assert text["guide_scale"] == "1.5" and "guide_labels" not in text
     assert np.abs(led - alone).max() > 1
 
 

@@ -1,7 +1,7 @@
 """The same images by several samplers: how good they are, and how long they take."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.same_seeds import Answer, Questions, answer
 from utils.generation import ImageGenerator, Sampling
+from utils.guidance_choice import Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import save_checkpoint
 
@@ -25,14 +26,15 @@ class Candidate:
     sampler: str
     spacing: str
     steps: int
+    guidance: Guidance = Guidance()
 
     def __str__(self) -> str:
-        return f"{self.sampler} {self.spacing} {self.steps}"
+        return f"{self.sampler} {self.spacing} {self.steps}, {self.guidance}"
 
     def sampling(self, like: Sampling) -> Sampling:
-        """With the guidance and clipping of another."""
+        """With the clipping and the interval of guidance of another."""
         return replace(
-            like,
+            like.guided(self.guidance),
             sampler=self.sampler,
             timestep_spacing=self.spacing,
             sample_steps=self.steps,
@@ -44,7 +46,7 @@ class Result:
     """What a candidate's images are like."""
 
     candidate: Candidate
-    calls: int  # of the network, for each batch
+    calls: int  # of a network, for each image
     answer: Answer
     from_exact: float  # RMS over pixels in [-1, 1], of the first images
 
@@ -54,11 +56,15 @@ class Result:
 
 
 def candidates_of(
-    samplers: Sequence[str], spacings: Sequence[str], steps: Sequence[int]
+    samplers: Sequence[str],
+    spacings: Sequence[str],
+    steps: Sequence[int],
+    guidances: Iterable[Guidance] = (Guidance(),),
 ) -> list[Candidate]:
-    """Each sampler with each spacing and number of steps."""
+    """Each sampler with each spacing, number of steps and guidance."""
     return [
-        Candidate(sampler, spacing, count)
+        Candidate(sampler, spacing, count, guidance)
+        for guidance in guidances
         for sampler in samplers
         for spacing in spacings
         for count in steps
@@ -68,7 +74,7 @@ def candidates_of(
 def exact_images(generator: ImageGenerator, like: Sampling, questions: Questions) -> Tensor:
     """The first images after so many steps that more change nothing, (N,C,H,W) in [-1, 1]."""
     steps = min(EXACT_STEPS, generator.sampler.noise_steps)
-    exact = Candidate(EXACT_SAMPLER, "logsnr", steps)
+    exact = Candidate(EXACT_SAMPLER, "logsnr", steps, like.guidance)
     return first_images(with_sampling(generator, exact.sampling(like)), questions)
 
 
@@ -107,7 +113,7 @@ def measure(
     found = answer(generator, questions, features, real, after_call)
     difference = found.shown.float() / 127.5 - 1 - exact
     from_exact = difference.square().mean().sqrt().item()
-    return Result(candidate, generator.calls, found, from_exact)
+    return Result(candidate, generator.calls * candidate.guidance.rows, found, from_exact)
 
 
 def recommended(results: Sequence[Result]) -> Result:
@@ -129,6 +135,7 @@ def write_recommendation(file: Path, candidate: Candidate) -> None:
         "sampler": candidate.sampler,
         "sample_steps": candidate.steps,
         "timestep_spacing": candidate.spacing,
+        "recommended_guidance": asdict(candidate.guidance),
     }
     save_checkpoint(checkpoint.to_dict(), file)
 
@@ -136,15 +143,16 @@ def write_recommendation(file: Path, candidate: Candidate) -> None:
 def table_lines(results: Sequence[Result], chosen: Result) -> list[str]:
     """The figures as a Markdown table, best KID first."""
     lines = [
-        "| sampler | time steps | steps | network calls | s | KID x 1000 | from the exact images |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| sampler | time steps | steps | guidance | network calls | s | KID x 1000 "
+        "| from the exact images |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in sorted(results, key=lambda result: result.kid):
         candidate = result.candidate
         mark = "**" if result is chosen else ""
         lines.append(
             f"| {mark}{candidate.sampler}{mark} | {candidate.spacing} | {candidate.steps} "
-            f"| {result.calls} | {result.answer.seconds:.1f} "
+            f"| {candidate.guidance} | {result.calls} | {result.answer.seconds:.1f} "
             f"| {1000 * result.kid:.1f} +- {1000 * result.answer.kid_se:.1f} "
             f"| {result.from_exact:.4f} |"
         )

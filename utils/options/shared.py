@@ -51,6 +51,11 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
         "how far to lead away from --guide_path, or from the guide that the weights hold; 1: not "
         "at all; not set: 1.5 where there is a guide and --cfg_scale is not set",
     ),
+    "--guide_labels": (
+        t.switch,
+        "tell the guide the class too; False: images are led towards their class as well; not set: "
+        "as the checkpoint says",
+    ),
     "--batch_size": (t.positive, "images per network call"),
     # What is written
     "--result_path": (t.path, "folder that holds the results"),

@@ -79,7 +79,7 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
         settings["nargs"] = "?"
     if option.several:
         settings["nargs"] = "+"
-    if isinstance(option.type, Switch):
+    if isinstance(option.type, Switch) and not option.several:
         settings |= {"nargs": "?", "const": True, "metavar": "True|False"}
     if isinstance(option.type, SwitchOrAuto):
         settings["metavar"] = "True|False|auto"

@@ -1,7 +1,8 @@
 """What a checkpoint says, as a type: parsed once, with errors that name the field."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from model.codecs import JointCodec, LatentCodec, build_codec
 from model.condition import build_condition
 from utils.errors import UserError
+from utils.guidance_choice import Guidance
 from utils.image_facts import CHANNELS, IMAGE_MODES, LARGEST_SIDE, NETWORK_CHANNELS
 from utils.runs.files import FORMAT_VERSION, read_checkpoint
 
@@ -211,6 +213,12 @@ class Checkpoint:
         """Whether labels were dropped in training, so that there is something to guide with."""
         return self.config["sampling"]["guidance"]
 
+    @property
+    def recommended_guidance(self) -> Guidance | None:
+        """What was found to guide its images best; None: nobody has looked."""
+        found = self.config["sampling"].get("recommended_guidance")
+        return None if found is None else Guidance(**found)
+
     def weights(self, use_ema: bool = True) -> dict:
         """The EMA or the raw weights. Raises UserError where the file does not hold them."""
         found = self.ema if use_ema else self.network
@@ -302,6 +310,9 @@ def _check_diffusion(config: _Fields, class_names: list[str]) -> None:
     sampling.value("sample_steps", _is_count, "a whole number", default=None)
     sampling.value("timestep_spacing", _is_text, "a name", default=None)
     sampling.value("guidance", lambda value: isinstance(value, bool), "True or False")
+    sampling.value(
+        "recommended_guidance", _is_guidance, "scales of cfg_scale and guide_scale", default=None
+    )
     network = config.part("network")
     classes = network.value("num_classes", _is_count, "a whole number", default=None)
     if len(class_names) != (classes or 0):
@@ -375,6 +386,15 @@ def _is_count(value: Any) -> bool:
 
 def _is_dict(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _is_guidance(value: Any) -> bool:
+    """Whether this is what `asdict` makes of a Guidance."""
+    if not isinstance(value, dict) or value.keys() != {each.name for each in fields(Guidance)}:
+        return False
+    scales = (value["cfg_scale"], value["guide_scale"])
+    are_scales = all(type(scale) in (int, float) and 0 <= scale < math.inf for scale in scales)
+    return are_scales and isinstance(value["guide_labels"], bool)
 
 
 def _is_text(value: Any) -> bool:

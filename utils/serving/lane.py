@@ -19,7 +19,7 @@ from utils.serving.batch import Bundle, ImageTask, JobShare
 from utils.serving.jobs import Job
 from utils.serving.weights import LoadedDiffusion
 
-LaneKey = tuple  # (path of the weights, state of that file, use_ema, image size, guide_scale)
+LaneKey = tuple  # (path of the weights, state of that file, use_ema, image size, the guide's two)
 
 MOST_ROWS = 64  # of a network call
 CALLS_TIMED = 3  # of each number of rows
@@ -32,8 +32,9 @@ def lane_key(job: Job) -> LaneKey:
     """Which lane a job belongs to."""
     request = job.request
     weight = request.weight
-    how = (request.use_ema, request.image_size, request.sampling.guide_scale)
-    return (weight.path, weight.stamp, *how)
+    sampling = request.sampling
+    guide = (sampling.guide_scale, sampling.guide_labels)
+    return (weight.path, weight.stamp, request.use_ema, request.image_size, *guide)
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class Lane:
         image_size: tuple[int, int],
         precision: Precision,
         guide_scale: float = 1.0,
+        guide_labels: bool = True,
     ):
         self.loaded = loaded
         self.network = loaded.network
         if guide_scale != 1 and loaded.guide is not None:
-            self.network = Autoguided(loaded.network, loaded.guide, guide_scale)
+            self.network = Autoguided(loaded.network, loaded.guide, guide_scale, guide_labels)
         self.image_size = image_size
         self.shares: dict[str, JobShare] = {}  # by the job's id
         self.bundles: list[Bundle] = []

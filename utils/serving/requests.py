@@ -14,7 +14,8 @@ from utils.class_names import ONE_OF_EACH, label_of, labels_of, name_of
 from utils.data.conditions import read_condition
 from utils.editing import Edit, Wishes, WrongWish
 from utils.errors import UserError, name_list
-from utils.generation import USUAL_CFG_SCALE, USUAL_GUIDE_SCALE, Sampling
+from utils.generation import Sampling
+from utils.guidance_choice import Guidance
 from utils.image_facts import CHANNELS, SMALLEST_SIDE, USUAL_MODES
 from utils.options import types
 from utils.serving.limits import Limits
@@ -44,6 +45,7 @@ class Asked:
     sample_steps: int | None = None
     cfg_scale: float | None = None
     guide_scale: float | None = None
+    guide_labels: bool | None = None
     seed: int | None = None  # of the first image; the next ones count up
     image_size: tuple[int, int] | None = None  # (H, W)
     image_format: str = "png"
@@ -105,6 +107,7 @@ class GenerationRequest:
             "sample_steps": self.steps,
             "cfg_scale": self.sampling.cfg_scale,
             "guide_scale": self.sampling.guide_scale,
+            "guide_labels": self.sampling.guide_labels,
             "seed": self.seeds[0],
             "image_size": list(self.image_size),
             "image_format": self.image_format,
@@ -283,9 +286,8 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
     if sampler not in SAMPLERS:
         known = ", ".join(SAMPLERS)
         raise invalid(f"sample is one of {known}, not {sampler!r:.40}", "sample")
-    cfg_scale, guide_scale = _guidance(asked, weight)
     usual = usual_sampling(weight) if sampler == weight.sampler else Sampling(sampler)
-    sampling = replace(usual, cfg_scale=cfg_scale, guide_scale=guide_scale)
+    sampling = usual.guided(_guidance(asked, weight))
     if asked.sample_steps is not None:
         sampling = replace(sampling, sample_steps=asked.sample_steps)
     steps = sampling.steps(weight.noise_steps)
@@ -300,26 +302,31 @@ def _sampling(asked: Asked, weight: Weight, limits: Limits) -> Sampling:
     return sampling
 
 
-def _guidance(asked: Asked, weight: Weight) -> tuple[float, float]:
-    """cfg_scale and guide_scale, as generate.py has them where they are not said."""
-    cfg_scale, guide_scale = asked.cfg_scale, asked.guide_scale
-    if guide_scale is None:
-        guide_scale = USUAL_GUIDE_SCALE if weight.has_guide and cfg_scale is None else 1.0
-    if cfg_scale is None:
-        cfg_scale = USUAL_CFG_SCALE if weight.is_guided and guide_scale == 1 else 1.0
-    for name, scale in (("cfg_scale", cfg_scale), ("guide_scale", guide_scale)):
-        if not 0 <= scale <= LARGEST_SCALE:  # NaN is not, either
+def _guidance(asked: Asked, weight: Weight) -> Guidance:
+    """As generate.py has it where it is not said."""
+    for name in ("cfg_scale", "guide_scale"):
+        scale = getattr(asked, name)
+        if scale is not None and not 0 <= scale <= LARGEST_SCALE:  # NaN is not, either
             raise invalid(f"{name} is 0 to {LARGEST_SCALE:g}, not {scale}", name)
-    if weight.has_more and not weight.is_guided and cfg_scale != 1:
+    guidance = weight.guidable.choose(asked.cfg_scale, asked.guide_scale, asked.guide_labels)
+    if weight.has_more and not weight.is_guided and guidance.cfg_scale != 1:
         raise invalid(
-            f"{weight.name} was trained without guidance: cfg_scale is 1, not {cfg_scale:g}",
+            f"{weight.name} was trained without guidance: cfg_scale is 1, not "
+            f"{guidance.cfg_scale:g}",
             "cfg_scale",
         )
-    if guide_scale != 1 and not weight.has_guide:
+    if guidance.guide_scale != 1 and not weight.has_guide:
         raise invalid(
-            f"{weight.name} holds no guide: guide_scale is 1, not {guide_scale:g}", "guide_scale"
+            f"{weight.name} holds no guide: guide_scale is 1, not {guidance.guide_scale:g}",
+            "guide_scale",
         )
-    return cfg_scale, guide_scale
+    if asked.guide_labels is not None and guidance.guide_scale == 1:
+        raise invalid("guide_labels is about a guide, and none leads these images", "guide_labels")
+    if weight.has_more and not weight.is_guided and not guidance.guide_labels:
+        raise invalid(
+            f"{weight.name} was trained without guidance: its guide needs labels", "guide_labels"
+        )
+    return guidance
 
 
 def usual_sampling(weight: Weight) -> Sampling:

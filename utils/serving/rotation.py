@@ -43,7 +43,13 @@ class Rotation:
         if lane is None or lane.loaded is not model:
             self._forget_idle()
             request = job.request
-            lane = Lane(model, request.image_size, self._precision, request.sampling.guide_scale)
+            lane = Lane(
+                model,
+                request.image_size,
+                self._precision,
+                request.sampling.guide_scale,
+                request.sampling.guide_labels,
+            )
             self._lanes[key] = lane
         return lane
 

@@ -18,6 +18,7 @@ from model.codecs import Codec, JointCodec, LatentCodec, build_codec
 from model.condition import Condition, build_condition
 from utils.devices import Precision
 from utils.errors import UserError
+from utils.guidance_choice import Guidable, Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_metadata
 from utils.runs.inference import guide_network, inference_network, network_without_weights
@@ -57,6 +58,7 @@ class Weight:
     timestep_spacing: str | None = None
     has_guidance: bool = False
     has_guide: bool = False  # of autoguidance
+    recommended_guidance: Guidance | None = None
     numbers: int = 0  # that describe an image beside its labels
     condition: Condition | None = field(default=None, compare=False)  # the images that it needs
     makes_masks: bool = False  # a label map with each image
@@ -74,6 +76,11 @@ class Weight:
     def is_guided(self) -> bool:
         """Whether `cfg_scale` may be other than 1."""
         return self.has_guidance and self.has_more
+
+    @property
+    def guidable(self) -> Guidable:
+        """What leads its images where nobody says what."""
+        return Guidable(self.has_guide, self.is_guided, self.recommended_guidance)
 
     @property
     def is_diffusion(self) -> bool:
@@ -288,6 +295,7 @@ def _described(file: Path, folder: Path, stamp: tuple[int, int, int]) -> Weight 
         makes_masks=checkpoint.config.get("codec", {}).get("name") == JointCodec.name,
         has_guidance=checkpoint.guidance_was_trained if is_diffusion else False,
         has_guide=checkpoint.guide is not None,
+        recommended_guidance=checkpoint.recommended_guidance if is_diffusion else None,
         noise_steps=checkpoint.config["diffusion"]["noise_steps"] if is_diffusion else 0,
         scale=getattr(network, "scale", None),
         has_ema=checkpoint.ema is not None,

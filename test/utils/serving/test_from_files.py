@@ -13,6 +13,8 @@ from serving_helpers import ANYONE, CPU, wait_until, weight_of
 from upscaling_helpers import write_upscaler
 
 from model.samplers import SAMPLERS
+from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import save_checkpoint
 from utils.serving.engine import Engine
 from utils.serving.limits import Limits
 from utils.serving.refusal import Refusal
@@ -87,6 +89,8 @@ def test_weights_with_a_guide(engine, images, tmp_path, script):
         {"cfg_scale": 2.0},
         {"guide_scale": 3.0},
         {"cfg_scale": 2.0, "guide_scale": 2.0},
+        {"guide_labels": False},
+        {"guide_scale": 3.0, "guide_labels": False},
     ]
     store = WeightStore([results])
     common = {"weight": "run", "num_images": 2, "seed": 5, "sample_steps": 4}
@@ -104,6 +108,25 @@ def test_weights_with_a_guide(engine, images, tmp_path, script):
     assert (first["cfg_scale"], first["guide_scale"]) == (1.0, 1.5)
     again = resolve(Asked(**{**common, "cfg_scale": 1.0, "guide_scale": 1.5}), store, Limits())
     assert again == jobs[0].request
+    with pytest.raises(Refusal, match="guide_labels is about a guide"):
+        resolve(Asked(**common, cfg_scale=2.0, guide_labels=False), store, Limits())
+    # What was found to be best, in the file, is what it takes where nobody says how
+    file = results / "run" / "ema_last.pt"
+    checkpoint = Checkpoint.read(file)
+    best = {"cfg_scale": 1.0, "guide_scale": 3.0, "guide_labels": False}
+    checkpoint.config["sampling"]["recommended_guidance"] = best
+    save_checkpoint(checkpoint.to_dict(), file)
+    found = resolve(Asked(**common), WeightStore([results]), Limits()).to_dict()
+    assert {name: found[name] for name in best} == best
+
+
+def test_a_guide_that_needs_labels(images, tmp_path, script):
+    options = ["--run_name", "run", "--epochs", 3, "--guide_share", 0.4, "--label_drop", 0]
+    script("train", *TINY, "--dataset_path", images, *options, "--cfg_scale", 1)
+    store = WeightStore([tmp_path / "results"])
+    assert resolve(Asked(weight="run"), store, Limits()).sampling.guide_labels
+    with pytest.raises(Refusal, match="its guide needs labels"):
+        resolve(Asked(weight="run", guide_labels=False), store, Limits())
 
 
 def test_a_guide_that_a_weight_does_not_hold(images, tmp_path, script):

@@ -60,6 +60,10 @@ class JobQuestion(BaseModel):
     guide_scale: Scale | None = Field(
         default=None, description="autoguidance by the guide that the weight holds; 1: none"
     )
+    guide_labels: bool | None = Field(
+        default=None,
+        description="tell the guide the class; false: led towards the class as well",
+    )
     seed: Seed | None = Field(default=None, description="of the first image")
     image_size: Side | Sides | None = Field(default=None, description="a side, or height and width")
     image_format: Literal["png", "webp", "jpeg"] | None = None
@@ -102,6 +106,7 @@ class JobQuestion(BaseModel):
             sample_steps=self.sample_steps,
             cfg_scale=self.cfg_scale,
             guide_scale=self.guide_scale,
+            guide_labels=self.guide_labels,
             seed=self.seed,
             image_size=None if size is None else (size[0], size[1]),
             image_format=self.image_format or "png",

@@ -1,5 +1,7 @@
 """What the server says about itself: capabilities, health, metrics; and the page's login."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -7,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.condition import Condition, LabelCondition
 from model.samplers import SAMPLERS
-from utils.generation import USUAL_CFG_SCALE
+from utils.guidance_choice import USUAL_CFG_SCALE
 from utils.image_facts import LABEL_MAP, mode_of
 from utils.serving.http.errors import answers
 from utils.serving.http.metrics import Metrics
@@ -32,6 +34,12 @@ class ConditionAnswer(BaseModel):
     mode: str = Field(description="P (label map), L (grey) or RGB")
 
 
+class GuidanceAnswer(BaseModel):
+    cfg_scale: float
+    guide_scale: float
+    guide_labels: bool = Field(description="whether the guide is told the classes")
+
+
 class WeightAnswer(BaseModel):
     """A served weight: all that a client needs to ask for images of it."""
 
@@ -44,7 +52,8 @@ class WeightAnswer(BaseModel):
     sampler: str
     sample_steps: int | None = Field(description="that it takes where nobody says how many")
     guidance: bool = Field(description="whether cfg_scale may be other than 1")
-    guide: bool = Field(description="whether guide_scale may be; then it is, unless asked for")
+    guide: bool = Field(description="whether guide_scale may be other than 1")
+    usual_guidance: GuidanceAnswer = Field(description="what it takes where nobody says what")
     noise_steps: int
     condition: ConditionAnswer | None = Field(description="the images that its images need")
     masks: bool = Field(description="whether it makes a label map with each image")
@@ -86,6 +95,7 @@ def describe_weight(weight: Weight) -> WeightAnswer:
         sample_steps=usual_steps(weight),
         guidance=weight.is_guided,
         guide=weight.has_guide,
+        usual_guidance=GuidanceAnswer(**asdict(weight.guidable.choose(None, None, None))),
         noise_steps=weight.noise_steps,
         condition=None if weight.condition is None else describe_condition(weight.condition),
         masks=weight.makes_masks,

@@ -174,7 +174,8 @@ export class GenerateForm {
     }
     steps.control.placeholder = weight.sample_steps ?? "";
     guidance.control.disabled = !weight.guidance;
-    guidance.control.placeholder = weight.guide ? "by its guide" : this.server.defaults.cfg_scale;
+    const usual = weight.usual_guidance;
+    guidance.control.placeholder = usual.guide_scale === 1 ? usual.cfg_scale : "by its guide";
     guidance.remark(weight.guidance ? "" : "not trained in this weight");
     if (this.shownWeight !== weight.name) {
       sampler.value = weight.sampler;
@@ -308,6 +309,9 @@ export class GenerateForm {
       }
     }
     const isLed = (settings.guide_scale ?? 1) !== 1; // which an empty field asks for
+    if (isLed && !isUsualGuide(settings, this.weight)) {
+      unused.push("the page leads by a guide in the usual way of the weight alone");
+    }
     const plain = {
       num_images: fields.count,
       sample_steps: fields.steps,
@@ -407,4 +411,14 @@ function sizeWithout(borders, imageSize) {
   const [height, width = height] = [imageSize].flat();
   const [top, right, bottom, left] = borders ?? [0, 0, 0, 0];
   return [height - top - bottom, width - left - right];
+}
+
+/** Whether an empty field asks for this guide. A file of before there were labels to hold back has
+ * none of them held back. */
+function isUsualGuide(settings, weight) {
+  const usual = weight?.usual_guidance;
+  return (
+    settings.guide_scale === usual?.guide_scale &&
+    (settings.guide_labels ?? true) === usual?.guide_labels
+  );
 }

@@ -23,10 +23,20 @@ export function jobTitle({ request }) {
 /** How far an image is led towards its class, and away from what a worse network makes. */
 export function guidance(request) {
   const parts = [`guidance ${measure(request.cfg_scale)}`];
-  if (request.guide_scale !== undefined && request.guide_scale !== 1) {
-    parts.push(`guide ${measure(request.guide_scale)}`);
+  const guide = guideOf(request);
+  if (guide !== null) {
+    parts.push(`guide ${guide}`);
   }
   return parts.join(", ");
+}
+
+/** The worse network's part in it, in words; null where there is none. */
+export function guideOf(request) {
+  if (request.guide_scale === undefined || request.guide_scale === 1) {
+    return null;
+  }
+  const told = request.guide_labels === false ? " without classes" : "";
+  return `${measure(request.guide_scale)}${told}`;
 }
 
 /** How it is made, in a line. */

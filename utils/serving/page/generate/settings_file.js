@@ -115,6 +115,9 @@ export class SettingsFile {
     if (texts.sampler !== undefined) {
       settings.sample = texts.sampler;
     }
+    if (texts.guide_labels !== undefined) {
+      settings.guide_labels = texts.guide_labels !== "False";
+    }
     if (texts.weights !== undefined) {
       settings.weight = this.servedName(texts.weights);
     }
@@ -134,6 +137,7 @@ export class SettingsFile {
     const words = { class_name: "class", sample: "sampler", sample_steps: "steps" };
     words.cfg_scale = "guidance";
     words.guide_scale = "guide";
+    words.guide_labels = "guide knows the class";
     this.facts.replaceChildren(
       ...Object.entries(settings).map(([key, value]) =>
         element("div", {}, element("dt", {}, words[key] ?? key), element("dd", {}, String(value))),

@@ -3,6 +3,7 @@
 import { button, element, icon, notice, onPress, setOff, show } from "../lib/dom.js";
 import { measure, size } from "../lib/format.js";
 import { imageTitle, picture, saveImage } from "./gallery.js";
+import { guideOf } from "./job_card.js";
 
 export class Viewer {
   /** @param onUse (settings) puts an image's settings into the form */
@@ -92,7 +93,7 @@ export class Viewer {
       weight: request.weight,
       sampler: `${request.sample}, ${request.sample_steps} steps`,
       guidance: measure(request.cfg_scale),
-      guide: request.guide_scale === 1 ? null : request.guide_scale,
+      guide: guideOf(request),
       size: size(request.image_size),
       "begun with": beginningOf(request),
       strength: request.strength,

@@ -1,0 +1,77 @@
+"""Which guidance images get: what was asked for, and where nobody says, what suits the weights."""
+
+from dataclasses import dataclass
+
+USUAL_CFG_SCALE = 1.5
+USUAL_GUIDE_SCALE = 1.5  # of autoguidance
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How images are guided. Scales of 1 do not guide."""
+
+    cfg_scale: float = 1.0  # of classifier-free guidance
+    guide_scale: float = 1.0  # of autoguidance
+    guide_labels: bool = True  # whether the guide is told the labels
+
+    @property
+    def rows(self) -> int:
+        """Rows through a network that each image takes in each call."""
+        of_labels = 1 if self.cfg_scale in (0, 1) else 2
+        of_networks = 1 if self.guide_scale == 1 else 2
+        return of_labels * of_networks
+
+    def __str__(self) -> str:
+        parts = []
+        if self.cfg_scale != 1:
+            parts.append(f"cfg {self.cfg_scale:g}")
+        if self.guide_scale != 1:
+            told = "" if self.guide_labels else " without labels"
+            parts.append(f"guide {self.guide_scale:g}{told}")
+        return " and ".join(parts) or "no guidance"
+
+
+@dataclass(frozen=True)
+class Guidable:
+    """What weights can be guided by."""
+
+    has_guide: bool
+    was_trained: bool  # without labels or conditions at times, so that they can be left out
+    recommended: Guidance | None = None  # what was measured to be best
+
+    def choose(
+        self,
+        cfg_scale: float | None,  # None: not said, and so the next two
+        guide_scale: float | None,
+        guide_labels: bool | None,
+        is_led: bool = False,  # a guide was named, and so is wanted
+    ) -> Guidance:
+        """What was said, and for the rest what is usual.
+
+        An image is guided in one way unless both are asked for. Whether the weights can do what was
+        said is for the caller to see.
+        """
+        is_open = cfg_scale is None and guide_scale is None and not is_led
+        usual = self.recommended if is_open and self._can_do_recommended else None
+        if usual is not None:
+            cfg_scale, guide_scale = usual.cfg_scale, usual.guide_scale
+        if guide_scale is None:
+            is_led = is_led or (self.has_guide and cfg_scale is None)
+            guide_scale = USUAL_GUIDE_SCALE if is_led else 1.0
+        if cfg_scale is None:
+            is_by_labels = guide_scale == 1 and self.was_trained
+            cfg_scale = USUAL_CFG_SCALE if is_by_labels else 1.0
+        if guide_labels is None:
+            guide_labels = True if self.recommended is None else self.recommended.guide_labels
+            guide_labels = guide_labels or not self.was_trained
+        return Guidance(cfg_scale, guide_scale, guide_labels)
+
+    @property
+    def _can_do_recommended(self) -> bool:
+        """Not where the guide that was recommended has been taken out of the file, say."""
+        found = self.recommended
+        if found is None:
+            return False
+        needs_guide = found.guide_scale != 1
+        needs_null = found.cfg_scale != 1 or not found.guide_labels
+        return (self.has_guide or not needs_guide) and (self.was_trained or not needs_null)

@@ -200,7 +200,7 @@ def test_sampler_options_are_those_of_generate():
     ours = [row for row in evaluate_script.OPTIONS["images of a network"]]
     theirs = rows(generate_script)
     free = {"--weight_path", "--num_images"}
-    assert len(ours) == 13
+    assert len(ours) == 14
     for row in ours:
         other = theirs[row.flag]
         assert row.type == other.type

@@ -92,7 +92,7 @@ OPTIONS: opt.Table = {
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
-        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise; lognormal: that of Karras et al., with more for details; not set: min_snr", decides=True),
+        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise; lognormal: that of Karras et al., with more for details; not set: lognormal for drawings on a plain ground, min_snr for photographs and latents", decides=True),
         Option("--time_steps",        None,            opt.TIME_STEPS,      "how time steps are drawn; weighted: in proportion to the weight of their loss; not set: weighted with lognormal, otherwise uniform", decides=True),
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
@@ -305,6 +305,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             plan_lines=[
                 *class_lines(args),
                 *condition_lines(args, condition, masks),
+                loss_line(args),
                 *augmentation_lines(args, dataset),
                 *preset_lines(run, choice, state, task, inputs, length),
                 *latent_lines,
@@ -372,6 +373,7 @@ def settle(
     """Fill in the options that were left open: as before where the run is resumed (None), else as
     in the weights that it starts from, or in a preset.
     """
+    from utils.data.flatness import flat_share
     from utils.training import recipe
     from utils.training.recipe_choice import RecipeChoice
 
@@ -390,6 +392,8 @@ def settle(
 
         if autoencoder is not None and given["augment"] is None:
             given["augment"] = 0.0
+        if autoencoder is None and given["loss_weight"] is None:
+            given["loss_weight"] = recipe.usual_loss_weight(flat_share(dataset))
         pretrained = pretrained_network(args)
         given |= {name: value for name, value in pretrained.items() if given[name] is None}
         choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of, condition)
@@ -805,6 +809,12 @@ def condition_lines(
 def class_lines(args: Namespace) -> list[str]:
     """A line of the plan where nothing but images is learned."""
     return [] if args.conditional else ["classes     none are learned: the images are one set"]
+
+
+def loss_line(args: Namespace) -> str:
+    """A line of the plan on what the loss of a time step counts."""
+    drawn = "by that weight" if args.time_steps == "weighted" else "evenly"
+    return f"loss        weighed as {args.loss_weight} at each time step; these are drawn {drawn}"
 
 
 def augmentation_lines(args: Namespace, dataset: ImageSet) -> list[str]:

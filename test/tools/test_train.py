@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, assert_equal_states, metrics, wait_for_step
+from helpers import ROOT, TINY, assert_equal_states, copy_some, metrics, wait_for_step
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -495,3 +496,21 @@ def test_fine_tuning_takes_the_network_of_the_weights(script, images, tmp_path):
     assert one == two
     wrong = script("train", *options, "--run_name", "c", *pretrain, "--channels", 48, status=2)
     assert "do not fit" in wrong.stderr
+
+
+def test_the_weight_of_the_loss_follows_the_pictures(script, tmp_path):
+    """Garments on a black ground weigh as drawings, noise as photographs; what is given wins."""
+    garments = copy_some(tmp_path / "garments")
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for i in range(8):
+        pixels = np.random.RandomState(i).randint(0, 256, (28, 28), np.uint8)
+        Image.fromarray(pixels).save(noise / f"{i}.png")
+
+    def loss_of(folder, *options):
+        plan = script("train", "--dataset_path", folder, *TINY, "--plan", *options).stdout
+        return next(line for line in plan.splitlines() if line.startswith("loss "))
+
+    assert "weighed as lognormal" in loss_of(garments) and "by that weight" in loss_of(garments)
+    assert "weighed as min_snr" in loss_of(noise) and "evenly" in loss_of(noise)
+    assert "weighed as min_snr" in loss_of(garments, "--loss_weight", "min_snr")

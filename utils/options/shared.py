@@ -54,7 +54,7 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
     "--guide_labels": (
         t.switch,
         "tell the guide the class too; False: images are led towards their class as well; not set: "
-        "as the checkpoint says",
+        "as the checkpoint says, otherwise True",
     ),
     "--batch_size": (t.positive, "images per network call"),
     # What is written

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright_or_skip import expect
 
 from model.samplers import SAMPLERS
@@ -142,6 +143,24 @@ def test_settings_of_a_file_are_offered_and_used_only_when_asked(open_page, tmp_
     expect(page.get_by_label("Seed", exact=True)).to_have_value("4242")
     expect(page.get_by_label("Steps", exact=True)).to_have_value("5")
     expect(page.get_by_label("Class", exact=True).locator("option:checked")).to_have_text("coat")
+
+
+def test_a_guide_that_the_page_does_not_ask_for_is_named(open_page):
+    page = open_page()
+    texts = PngInfo()
+    known = {"seed": 7, "sampler": "dpmpp2m", "weights": "demo.pt"}
+    for name, value in (known | {"guide_scale": 2.0, "guide_labels": False}).items():
+        texts.add_text(name, str(value))
+    buffer = io.BytesIO()
+    Image.new("L", (28, 28)).save(buffer, "PNG", pnginfo=texts)
+    file = {"name": "led.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+    page.get_by_label("Read settings from a PNG file").set_input_files(file)
+    offer = page.get_by_role("status").filter(has_text="Settings of led.png")
+    expect(offer).to_contain_text("guide knows the class")
+    offer.get_by_role("button", name="Use these settings").click()
+    said = "the page leads by a guide in the usual way of the weight alone"
+    expect(page.get_by_text(said)).to_be_visible()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # What train.py imports before its first step.
 IMPORTS_OF_TRAINING = (
     "utils.data",
+    "utils.data.flatness",
     "utils.training.run",
     "utils.training.diffusion_task",
     "utils.training.evaluation",

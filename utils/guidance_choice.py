@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.guidance import needs_null
+
 USUAL_CFG_SCALE = 1.5
 USUAL_GUIDE_SCALE = 1.5  # of autoguidance
 
@@ -17,7 +19,7 @@ class Guidance:
     @property
     def rows(self) -> int:
         """Rows through a network that each image takes in each call."""
-        of_labels = 1 if self.cfg_scale in (0, 1) else 2
+        of_labels = 2 if needs_null(self.cfg_scale) else 1
         of_networks = 1 if self.guide_scale == 1 else 2
         return of_labels * of_networks
 

@@ -417,9 +417,9 @@ class GaussianDiffusion:
             noise_weight = 1.0 if self.is_flow else alpha
             x0 = (noise_weight * x_t).sub_(sigma * prediction)
         if clip:
-            x0 = x0.clamp(-1, 1)
+            x0 = x0.clamp(-1, 1) if x0 is prediction else x0.clamp_(-1, 1)
         if clip or self.prediction == "x0":
-            return x0, (x_t - alpha * x0).div_(sigma)
+            return x0, (alpha * x0).sub_(x_t).div_(-sigma)
         if self.prediction == "eps":
             return x0, prediction
         image_weight = 1.0 if self.is_flow else sigma

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.modules.layers import zero_init
 
-# On a CPU, up to so many positions, attention written out is faster than torch's fused kernel.
+# In training on a CPU, up to so many positions, attention written out is faster than torch's fused
+# kernel, whose backward pass is slow in bf16.
 FEW_POSITIONS = 256
 
 
@@ -17,7 +19,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     are many positions.
     """
     length, d = q.shape[-2:]
-    if q.device.type != "cpu" or length > FEW_POSITIONS:
+    is_written_out = q.device.type == "cpu" and length <= FEW_POSITIONS and torch.is_grad_enabled()
+    if not is_written_out:
         return F.scaled_dot_product_attention(q, k, v)
     weights = (q * d**-0.5) @ k.mT  # (B, heads, L, L)
     return weights.softmax(-1).to(v.dtype) @ v

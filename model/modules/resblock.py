@@ -11,7 +11,7 @@ TIME_EMBEDDINGS = ("additive", "scale_shift")
 
 
 class ResBlock(nn.Module):
-    """(B,C_in,H,W), condition (B,E) -> (B,C_out,H,W).
+    """(B,C_in,H,W), activated condition (B,E) -> (B,C_out,H,W).
 
     `time_embedding` is "additive" (the projected condition is added before the second norm, DDPM)
     or "scale_shift" (it scales and shifts the normalised features; ADM, Dhariwal & Nichol
@@ -46,7 +46,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(norm_act(self.norm1, self.act, x))  # (B, C_out, H, W)
-        emb = self.emb(self.act(emb))[:, :, None, None]  # (B, C_out or 2 C_out, 1, 1)
+        emb = self.emb(emb)[:, :, None, None]  # (B, C_out or 2 C_out, 1, 1)
         if self.scale_shift:
             scale, shift = emb.chunk(2, dim=1)
             h = norm_act(self.norm2, self.act, h, 1 + scale, shift)

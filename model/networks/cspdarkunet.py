@@ -11,7 +11,7 @@ from model.networks.unet import UNet
 
 
 class CSPStage(nn.Module):
-    """(B,C_in,H,W), condition (B,E) -> (B,C_out,H,W).
+    """(B,C_in,H,W), activated condition (B,E) -> (B,C_out,H,W).
 
     Cross stage partial: one half of the channels runs through Darknet blocks (1x1, then 3x3), the
     other half goes past them, and a 1x1 convolution joins the two. The 3x3 convolutions see half

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.modules.attention import AttentionBlock
 from model.modules.embeddings import ConditionEmbedding
-from model.modules.layers import group_norm, zero_init
+from model.modules.layers import activation, group_norm, zero_init
 from model.modules.norm_act import SILU, norm_act
 from model.modules.resample import Downsample, Upsample
 from model.modules.resblock import ResBlock
@@ -107,6 +107,7 @@ class UNet(nn.Module):
             augmentation,
             numbers,
         )
+        self.act = activation(act)  # of the condition, once for all residual blocks
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         # The way down. `skips` are the widths of the feature maps kept for the way up.
@@ -198,7 +199,7 @@ class UNet(nn.Module):
         augmentation: Tensor | None = None,
     ) -> Tensor:
         check_image_size(x.shape[-2], x.shape[-1], self.downsample_factor)
-        emb = self.condition(t, labels, augmentation)  # (B, emb_dim)
+        emb = self.act(self.condition(t, labels, augmentation))  # (B, emb_dim)
         h = self.conv_in(x)  # (B, channels, H, W)
         skips = [h]
         for name, stage in self.down.items():

@@ -213,8 +213,9 @@ def test_ema_follows_the_closed_form():
 
 @pytest.mark.parametrize("positions", [1, 49, 256, 257, 400])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_attention_is_softmax_of_products(positions, dtype):
-    """However it is computed: written out for few positions, torch's kernel for many."""
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_attention_is_softmax_of_products(positions, dtype, is_trained):
+    """However it is computed: in training written out for few positions, else by torch's kernel."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, 3, positions, 8, generator=generator, dtype=torch.float64).to(dtype)
@@ -222,7 +223,8 @@ def test_attention_is_softmax_of_products(positions, dtype):
     )
     q64, k64, v64 = (value.double() for value in (q, k, v))
     expected = (q64 @ k64.mT / 8**0.5).softmax(-1) @ v64
-    found = attend(q, k, v)
+    with torch.set_grad_enabled(is_trained):
+        found = attend(q, k, v)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
     assert found.dtype == dtype
     assert (found.double() - expected).abs().max() < tolerance

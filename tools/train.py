@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.ranks import Ranks
     from utils.runs.autoencoders import StoredAutoencoder
     from utils.training.diffusion_task import DiffusionTask
-    from utils.training.evaluation import EvaluateFunction, EvaluationPlan
+    from utils.training.evaluation import EvaluationPlan, RunEvaluation
+    from utils.training.label_guidance import LabelGuidance
     from utils.training.previews import PreviewGrid
     from utils.training.recipe_choice import RecipeChoice
     from utils.training.run import RunLength, TrainingRun
@@ -284,10 +285,11 @@ def train(args: Namespace, ranks: Ranks) -> None:
 
     # What is measured now and then
     evaluations = plan_evaluations(args, task, dataset, split, length)
-    evaluate = None
+    evaluate = complete = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
         measured = (images, dataset) if paired is None else (paired, steered)
         evaluate = build_evaluation(args, run, measured, dataset, split, evaluations, state, task)
+        complete = build_completion(args, evaluate, condition)
 
     # Plan, fit
     run.train(
@@ -300,6 +302,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             length=length,
             evaluations=evaluations,
             evaluate=evaluate,
+            complete=complete,
             previews=previews,
             balance=dataset.labels.array if args.balance else None,
             plan_lines=[
@@ -698,7 +701,7 @@ def build_evaluation(
     evaluations: EvaluationPlan,
     state: TrainState,
     task: DiffusionTask,
-) -> EvaluateFunction:
+) -> RunEvaluation:
     """What measures the averaged network."""
     from utils.evaluation.features import EFFICIENTNET, build_features
     from utils.training.evaluation import RunEvaluation
@@ -721,6 +724,20 @@ def build_evaluation(
             generator, features, dataset, args.eval_images, args.batch_size, ranks
         )
     return RunEvaluation(held_out_loss, sample_score)
+
+
+def build_completion(
+    args: Namespace, evaluation: RunEvaluation, condition: Condition | None
+) -> LabelGuidance | None:
+    """What finds out after the last step how images are to be guided; None where there is nothing
+    to choose, or to measure on.
+    """
+    from utils.training.label_guidance import LabelGuidance
+
+    knows_both = args.conditional and args.label_drop > 0 and condition is None
+    if not knows_both or not args.guide_share or evaluation.held_out_loss is None:
+        return None
+    return LabelGuidance(evaluation.held_out_loss)
 
 
 def preview_conditions(args: Namespace, paired: ConditionedSet, split: Split) -> Tensor:

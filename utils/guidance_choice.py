@@ -33,13 +33,17 @@ class Guidance:
         return " and ".join(parts) or "no guidance"
 
 
+# Where labels say much about the images.
+LED_BY_LABELS = Guidance(guide_scale=1.25, guide_labels=False)
+
+
 @dataclass(frozen=True)
 class Guidable:
     """What weights can be guided by."""
 
     has_guide: bool
     was_trained: bool  # without labels or conditions at times, so that they can be left out
-    recommended: Guidance | None = None  # what was measured to be best
+    recommended: Guidance | None = None  # what was found to be best
 
     def choose(
         self,

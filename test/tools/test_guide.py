@@ -16,6 +16,7 @@ from model.guidance import Autoguided
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.generation import ImageGenerator, Sampling
+from utils.guidance_choice import LED_BY_LABELS
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import save_checkpoint
 from utils.training.recipe import GUIDE_SHARE, options_of
@@ -231,3 +232,51 @@ def test_a_guide_that_is_not_there(images, script, tmp_path):
     options = ["--weight_path", tmp_path / "results/demo/ema_last.pt", "--guide_scale", 2]
     said = script("generate", *options, status=2).stderr
     assert "holds no guide" in said and "--guide_path" in said
+
+
+# --- Whether it is told the class where nobody says ---
+
+
+def bright_and_dark(folder, mixed):
+    """240 images in two classes; `mixed`: as bright in the one as in the other."""
+    generator = torch.Generator().manual_seed(0)
+    for place in range(240):
+        name = "ab"[place % 2]
+        is_bright = (place // 2) % 2 if mixed else place % 2
+        quarters = torch.randint(0, 120, (2, 2), generator=generator, dtype=torch.uint8)
+        pixels = quarters.repeat_interleave(4, 0).repeat_interleave(4, 1)
+        pixels = pixels + 135 if is_bright else pixels
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / name / f"{place}.png")
+    return folder
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_labels_that_say_much_lead_the_images(mixed, script, tmp_path):
+    """What brightness it is, only the label says in much noise; or it does not say it at all."""
+    images = bright_and_dark(tmp_path / "images", mixed)
+    options = [*TINY, *HALF, "--vis", "False", "--epochs", 8, "--lr", 0.003, "--batch_size", 16]
+    options += ["--image_size", 8, "--dataset_path", images, "--val_fraction", 0.1]
+    script("train", *options, "--augment", 0, "--conditional", "True", "--optim", "adamw")
+    last = Checkpoint.read(tmp_path / "results/demo/ckpt_last.pt")
+    weights = tmp_path / "results/demo/ema_last.pt"
+    _, text = made(script, tmp_path, "--weight_path", weights, name="usual")
+    if mixed:
+        assert last.recommended_guidance is None
+        assert text["guide_scale"] == "1.5" and text["guide_labels"] == "True"
+    else:
+        assert last.recommended_guidance == LED_BY_LABELS
+        assert text["guide_scale"] == "1.25" and text["guide_labels"] == "False"
+
+
+def test_without_classes_or_held_out_images_nothing_is_recommended(script, tmp_path):
+    images = bright_and_dark(tmp_path / "images", mixed=False)
+    options = [*TINY, *HALF, "--vis", "False", "--epochs", 1, "--dataset_path", images]
+    for name, other in [
+        ("plain", ["--conditional", "False"]),
+        ("all", ["--conditional", "True", "--val_fraction", 0]),
+        ("always", ["--conditional", "True", "--label_drop", 0, "--cfg_scale", 1]),
+    ]:
+        script("train", *options, "--run_name", name, "--image_size", 8, *other)
+        saved = Checkpoint.read(tmp_path / "results" / name / "ema_last.pt")
+        assert saved.guide is not None and saved.recommended_guidance is None

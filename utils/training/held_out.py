@@ -23,6 +23,7 @@ from utils.training.diffusion_task import DiffusionTask
 LEVELS = 8
 # Log-SNRs beyond these are left out: nothing of the image is seen there, or nothing of the noise.
 LOWEST_LOG_SNR, HIGHEST_LOG_SNR = -6.0, 8.0
+COARSE_LOG_SNR = -4.0  # where no more than the coarsest shapes are seen in the noise
 
 
 def evaluation_time_steps(diffusion: GaussianDiffusion, count: int = LEVELS) -> list[int]:
@@ -31,7 +32,13 @@ def evaluation_time_steps(diffusion: GaussianDiffusion, count: int = LEVELS) -> 
     low = max(LOWEST_LOG_SNR, float(log_snr[-1]))
     high = min(HIGHEST_LOG_SNR, float(log_snr[0]))
     wanted = torch.linspace(high, low, count, dtype=torch.float64)
-    nearest = (log_snr[None] - wanted[:, None]).abs().argmin(dim=1)
+    return nearest_time_steps(diffusion, wanted)
+
+
+def nearest_time_steps(diffusion: GaussianDiffusion, log_snrs: Tensor) -> list[int]:
+    """The time steps nearest to these log-SNRs (n,), each once, ascending."""
+    log_snr = diffusion.levels.log_snr(torch.arange(diffusion.noise_steps)).flatten()
+    nearest = (log_snr[None] - log_snrs[:, None]).abs().argmin(dim=1)
     return sorted(set(nearest.tolist()))
 
 
@@ -108,22 +115,41 @@ class HeldOutLoss:
         """The losses of held-out and of training images, both (m, len(time_steps)), on all
         processes, which call it together with equal networks.
         """
-        levels = len(self.time_steps)
-        count = len(self._numbers) * levels
+        table = self._table(network, len(self._numbers), self.time_steps)
+        return table[: self.images], table[self.images :]
+
+    def gain_of_labels(self, network: nn.Module) -> float:
+        """By how much the loss of held-out images is larger where the network is not told their
+        labels, in noise that leaves the coarsest shapes alone: 0.5 is by half, 0 not at all. All
+        processes call it together.
+        """
+        coarse = torch.tensor([COARSE_LOG_SNR], dtype=torch.float64)
+        t = nearest_time_steps(self.task.diffusion, coarse)
+        told = self._table(network, self.images, t).mean()
+        untold = self._table(network, self.images, t, is_told=False).mean()
+        return float(untold / told - 1)
+
+    def _table(
+        self, network: nn.Module, images: int, time_steps: list[int], is_told: bool = True
+    ) -> np.ndarray:
+        """The losses of the first images, (images, len(time_steps)), with or without labels."""
+        levels = len(time_steps)
+        count = images * levels
         losses = torch.zeros(count, dtype=torch.float64)
         mine = range(self.ranks.rank, count, self.ranks.world_size)
         with evaluation_mode(network), torch.no_grad():
             for start in range(0, len(mine), self.batch_size):
                 rows = list(mine[start : start + self.batch_size])
-                losses[rows] = self._losses(network, rows)
-        table = self.ranks.start_sum(losses).get().view(-1, levels).numpy()
-        return table[: self.images], table[self.images :]
+                places = [row // levels for row in rows]
+                steps = [time_steps[row % levels] for row in rows]
+                losses[rows] = self._losses(network, places, steps, is_told)
+        return self.ranks.start_sum(losses).get().view(-1, levels).numpy()
 
-    def _losses(self, network: nn.Module, rows: list[int]) -> Tensor:
-        """Row i is image i // levels at time step i % levels. (rows,) float64, on the CPU."""
+    def _losses(
+        self, network: nn.Module, images: list[int], steps: list[int], is_told: bool
+    ) -> Tensor:
+        """Of these images, each at its time step: (rows,) float64, on the CPU."""
         device = self.precision.device
-        images = [row // len(self.time_steps) for row in rows]
-        steps = [self.time_steps[row % len(self.time_steps)] for row in rows]
         if self._latents is None:
             x0, condition = self.task.encode(self._pixels[images].to(device))
         else:
@@ -137,8 +163,8 @@ class HeldOutLoss:
         draws = {
             "t": torch.tensor(steps, device=device),
             "noise": torch.stack(noise).to(device),
-            "dropped": torch.zeros(len(rows), dtype=torch.bool, device=device),
-            "condition_dropped": torch.zeros(len(rows), dtype=torch.bool, device=device),
+            "dropped": torch.full((len(images),), not is_told, device=device),
+            "condition_dropped": torch.zeros(len(images), dtype=torch.bool, device=device),
         }
         labels = self._labels[images].to(device) if self.task.conditional else None
         with self.precision.autocast():

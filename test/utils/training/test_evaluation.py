@@ -82,6 +82,7 @@ def small_network() -> torch.nn.Module:
             "channel_mult": [1, 2],
             "head_channels": 8,
             "dropout": 0.5,
+            "norm_groups": 2,  # norms of one channel would take what the label adds away
         }
     )
     for parameter in network.parameters():  # its last layer starts at zero
@@ -153,6 +154,46 @@ def test_processes_share_the_work(float64):
     together = torch.stack(parts).sum(0).view(-1, 8).numpy()
     expected = np.concatenate(alone)
     assert np.abs(together - expected).max() < 1e-10
+
+
+def test_the_gain_of_labels_is_that_of_the_losses_with_and_without(float64):
+    network, measure = small_network(), held_out_loss()
+    found = measure.gain_of_labels(network)
+    diffusion = measure.task.diffusion
+    log_snr = diffusion.levels.log_snr(torch.arange(diffusion.noise_steps)).flatten()
+    t = int((log_snr + 4).abs().argmin())
+    which = sample(5, 1)
+    x0 = which.pixels.double() / 127.5 - 1
+    noise = torch.stack(
+        [
+            torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(mix(3, number, t)))
+            for number in which.numbers
+        ]
+    )
+    steps = torch.full((5,), t)
+    x_t, _ = diffusion.noise_images(x0, steps, noise)
+    target = diffusion.target(x0, noise, steps)
+    network.eval()
+    with torch.no_grad():
+        told = ((network(x_t, steps, which.labels) - target) ** 2).mean()
+        untold = ((network(x_t, steps, torch.full((5,), 3)) - target) ** 2).mean()
+    assert found == pytest.approx(float(untold / told - 1), abs=1e-9) and found != 0
+
+
+def test_processes_share_the_gain_of_labels(float64):
+    """Each adds its part of both sums."""
+    alone = held_out_loss().gain_of_labels(small_network())
+    sums = []
+
+    class OneOfTwo(Ranks):
+        def start_sum(self, tensor):
+            sums.append(tensor.clone())
+            return PendingSum(tensor + 1)
+
+    for rank in range(2):
+        held_out_loss(OneOfTwo(rank=rank, world_size=2)).gain_of_labels(small_network())
+    told, untold = sums[0] + sums[2], sums[1] + sums[3]
+    assert alone == pytest.approx(float(untold.mean() / told.mean() - 1), abs=1e-9)
 
 
 def test_without_classes(float64):

@@ -1,0 +1,31 @@
+"""Whether the images of a finished run are to be led towards their labels."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+from utils.guidance_choice import LED_BY_LABELS
+from utils.training.held_out import HeldOutLoss
+from utils.training.state import TrainState
+
+# Of `HeldOutLoss.gain_of_labels`. Networks of garments have 0.5 to 0.6, where being led by labels
+# paid; those of emoji 0.15, of pixel art 0.07 and of photographs 0.04, where it did harm.
+MUCH_IS_SAID = 0.3
+
+
+class LabelGuidance:
+    """Called after the last step of a run that keeps a guide: where the labels say much about the
+    images, the checkpoint's config recommends a guide that is not told them.
+
+    Such a guide leads images towards their labels, and where these say little, towards chance.
+    """
+
+    def __init__(self, held_out_loss: HeldOutLoss):
+        self.held_out_loss = held_out_loss
+
+    def __call__(self, state: TrainState, should_stop: Callable[[], bool]) -> bool:
+        """All processes call it together. It takes no longer than an evaluation, so that nobody
+        asks it to stop.
+        """
+        if self.held_out_loss.gain_of_labels(state.ema.network) >= MUCH_IS_SAID:
+            state.config["sampling"]["recommended_guidance"] = asdict(LED_BY_LABELS)
+        return True

@@ -289,7 +289,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
         measured = (images, dataset) if paired is None else (paired, steered)
         evaluate = build_evaluation(args, run, measured, dataset, split, evaluations, state, task)
-        complete = build_completion(args, evaluate, condition)
+        complete = build_completion(args, dataset, condition, evaluate)
 
     # Plan, fit
     run.train(
@@ -727,15 +727,16 @@ def build_evaluation(
 
 
 def build_completion(
-    args: Namespace, evaluation: RunEvaluation, condition: Condition | None
+    args: Namespace, dataset: ImageSet, condition: Condition | None, evaluation: RunEvaluation
 ) -> LabelGuidance | None:
     """What finds out after the last step how images are to be guided; None where there is nothing
     to choose, or to measure on.
     """
-    from utils.training.label_guidance import LabelGuidance
+    from utils.training.label_guidance import MANY_IMAGES, LabelGuidance
 
     knows_both = args.conditional and args.label_drop > 0 and condition is None
-    if not knows_both or not args.guide_share or evaluation.held_out_loss is None:
+    may_be_untold = knows_both and args.guide_share > 0 and len(dataset) >= MANY_IMAGES
+    if not may_be_untold or evaluation.held_out_loss is None:
         return None
     return LabelGuidance(evaluation.held_out_loss)
 

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from argparse import Namespace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import ROOT, TINY, copy_some, wait_for_step
 from PIL import Image
+from training_helpers import train_script
 
 from model.guidance import Autoguided
 from utils.devices import Precision
@@ -19,6 +21,7 @@ from utils.generation import ImageGenerator, Sampling
 from utils.guidance_choice import LED_BY_LABELS
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import save_checkpoint
+from utils.training.label_guidance import MANY_IMAGES, LabelGuidance
 from utils.training.recipe import GUIDE_SHARE, options_of
 
 # 13 images in batches of 4 are four steps an epoch: half of the run is the end of the second one.
@@ -237,46 +240,64 @@ def test_a_guide_that_is_not_there(images, script, tmp_path):
 # --- Whether it is told the class where nobody says ---
 
 
-def bright_and_dark(folder, mixed):
-    """240 images in two classes; `mixed`: as bright in the one as in the other."""
+def bright_and_dark(folder, count):
+    """Images in two classes, of which one is bright: in much noise only the label says which."""
     generator = torch.Generator().manual_seed(0)
-    for place in range(240):
-        name = "ab"[place % 2]
-        is_bright = (place // 2) % 2 if mixed else place % 2
-        quarters = torch.randint(0, 120, (2, 2), generator=generator, dtype=torch.uint8)
-        pixels = quarters.repeat_interleave(4, 0).repeat_interleave(4, 1)
-        pixels = pixels + 135 if is_bright else pixels
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.numpy()).save(folder / name / f"{place}.png")
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+    for place in range(count):
+        blocks = torch.randint(0, 120, (4, 4), generator=generator, dtype=torch.uint8)
+        pixels = blocks.repeat_interleave(2, 0).repeat_interleave(2, 1)
+        if place % 2:
+            pixels += 135
+        Image.fromarray(pixels.numpy()).save(folder / "ab"[place % 2] / f"{place}.png")
     return folder
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_labels_that_say_much_lead_the_images(mixed, script, tmp_path):
-    """What brightness it is, only the label says in much noise; or it does not say it at all."""
-    images = bright_and_dark(tmp_path / "images", mixed)
-    options = [*TINY, *HALF, "--vis", "False", "--epochs", 8, "--lr", 0.003, "--batch_size", 16]
-    options += ["--image_size", 8, "--dataset_path", images, "--val_fraction", 0.1]
-    script("train", *options, "--augment", 0, "--conditional", "True", "--optim", "adamw")
-    last = Checkpoint.read(tmp_path / "results/demo/ckpt_last.pt")
+BRIEF = [*TINY, "--vis", "False", "--epochs", 1, "--lr", 0.003, "--optim", "adamw"]
+
+
+def test_labels_that_say_much_lead_many_images(script, tmp_path):
+    images = bright_and_dark(tmp_path / "images", MANY_IMAGES + 300)
+    options = ["--dataset_path", images, "--batch_size", 64, "--val_fraction", 0.02]
+    script("train", *BRIEF, *options)
     weights = tmp_path / "results/demo/ema_last.pt"
+    assert Checkpoint.read(weights).recommended_guidance == LED_BY_LABELS
     _, text = made(script, tmp_path, "--weight_path", weights, name="usual")
-    if mixed:
-        assert last.recommended_guidance is None
-        assert text["guide_scale"] == "1.5" and text["guide_labels"] == "True"
-    else:
-        assert last.recommended_guidance == LED_BY_LABELS
-        assert text["guide_scale"] == "1.25" and text["guide_labels"] == "False"
+    assert text["guide_scale"] == "1.25" and text["guide_labels"] == "False"
 
 
-def test_without_classes_or_held_out_images_nothing_is_recommended(script, tmp_path):
-    images = bright_and_dark(tmp_path / "images", mixed=False)
-    options = [*TINY, *HALF, "--vis", "False", "--epochs", 1, "--dataset_path", images]
-    for name, other in [
-        ("plain", ["--conditional", "False"]),
-        ("all", ["--conditional", "True", "--val_fraction", 0]),
-        ("always", ["--conditional", "True", "--label_drop", 0, "--cfg_scale", 1]),
-    ]:
-        script("train", *options, "--run_name", name, "--image_size", 8, *other)
-        saved = Checkpoint.read(tmp_path / "results" / name / "ema_last.pt")
-        assert saved.guide is not None and saved.recommended_guidance is None
+def test_nothing_is_recommended_of_few_images(script, tmp_path):
+    images = bright_and_dark(tmp_path / "images", 300)
+    script("train", *BRIEF, *HALF, "--dataset_path", images)
+    saved = Checkpoint.read(tmp_path / "results/demo/ema_last.pt")
+    assert saved.guide is not None and saved.recommended_guidance is None
+
+
+@pytest.mark.parametrize(("gain", "is_led"), [(0.04, False), (0.25, False), (0.3, True), (2, True)])
+def test_labels_that_say_little_lead_nothing(gain, is_led):
+    """Of photographs 0.04 was measured, of digits 0.25, of garments 0.55."""
+    state = Namespace(config={"sampling": {"sampler": "ddim"}}, ema=Namespace(network=None))
+    assert LabelGuidance(Namespace(gain_of_labels=lambda network: gain))(state, lambda: False)
+    expected = asdict(LED_BY_LABELS) if is_led else None
+    assert state.config["sampling"].get("recommended_guidance") == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_measured"),
+    [
+        ({}, True),
+        ({"conditional": False}, False),
+        ({"label_drop": 0.0}, False),
+        ({"guide_share": 0.0}, False),
+        ({"held_out_loss": None}, False),
+        ({"condition": "a mask"}, False),
+        ({"images": MANY_IMAGES - 1}, False),
+    ],
+)
+def test_when_the_gain_of_labels_is_measured(asked, is_measured):
+    usual = {"conditional": True, "label_drop": 0.1, "guide_share": 0.2}
+    usual |= {"held_out_loss": object(), "condition": None, "images": MANY_IMAGES}
+    facts = Namespace(**usual | asked)
+    found = train_script().build_completion(facts, range(facts.images), facts.condition, facts)
+    assert (found is not None) == is_measured

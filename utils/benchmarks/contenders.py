@@ -23,6 +23,7 @@ IMPORTS_OF_TRAINING = (
     "utils.training.evaluation",
     "utils.evaluation.features",
     "utils.training.held_out",
+    "utils.training.label_guidance",
     "utils.training.previews",
     "utils.training.recipe_choice",
     "utils.runs.autoencoders",

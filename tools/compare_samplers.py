@@ -77,6 +77,19 @@ def check(args) -> None:
     args.num_shown = min(args.num_shown, args.num_images)
 
 
+def check_classes(args, checkpoint) -> None:
+    """Raise UserError where images are to be compared that differ by their classes alone, and the
+    network has none.
+    """
+    if checkpoint.class_names:
+        return
+    for name in ("cfg_scale", "guide_labels"):
+        if len(set(getattr(args, name) or ())) > 1:
+            raise opt.UserError(
+                f"{checkpoint.source} has no classes: its images are the same by any --{name}"
+            )
+
+
 def compare(args) -> None:
     """All candidates, the table, the picture, the recommendation."""
     from utils.devices import choose_device, choose_precision
@@ -98,6 +111,7 @@ def compare(args) -> None:
     checkpoint = Checkpoint.read(args.weight)
     checkpoint.check_kind("diffusion")
     checkpoint.check_unsteered()
+    check_classes(args, checkpoint)
     features = build_features(EFFICIENTNET, None, None, device)
     folder_of_real = open_folder(args.real, "REAL")
     usual = [

@@ -129,6 +129,18 @@ def test_mistakes(script, weights, options, message):
 
 
 @pytest.mark.metrics
+@pytest.mark.parametrize("values", [("--cfg_scale", 1, 2), ("--guide_labels", "True", "False")])
+def test_no_two_images_that_are_the_same_without_classes(script, weights, values):
+    checkpoint = Checkpoint.read(weights)
+    checkpoint.config["network"]["num_classes"] = None
+    checkpoint.config["data"]["class_names"] = []
+    checkpoint.ema = {name: value for name, value in checkpoint.ema.items() if "label" not in name}
+    save_checkpoint(checkpoint.to_dict(), weights)
+    done = script("compare_samplers", weights, DEMO, "--guide_scale", 1, *values, status=2)
+    assert f"the same by any {values[0]}" in done.stderr
+
+
+@pytest.mark.metrics
 def test_missing_folder(script, weights, tmp_path):
     done = script("compare_samplers", weights, tmp_path / "nowhere", status=2)
     assert "does not exist" in done.stderr

@@ -281,10 +281,11 @@ def train(args: Namespace, ranks: Ranks) -> None:
 
     # How long it takes
     previews = build_previews(args, state, task, dataset, run.precision, shown)
-    length = run.length(state, task, inputs, previews)
+    evaluations_of = partial(plan_evaluations, args, task, dataset, split)
+    length = run.length(state, task, inputs, previews, evaluations_of)
 
     # What is measured now and then
-    evaluations = plan_evaluations(args, task, dataset, split, length)
+    evaluations = evaluations_of(length)
     evaluate = complete = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
         measured = (images, dataset) if paired is None else (paired, steered)

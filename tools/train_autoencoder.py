@@ -128,11 +128,14 @@ def train(args: Namespace, ranks: Ranks) -> None:
     previews = None
     if args.vis:
         previews = build_previews(images, split, args.num_vis, state.ema.network, run.precision)
-    length = run.length(state, task, dataset, previews)
+    evaluations_of = partial(
+        plan_restoration, split=split, passes=1, interval_epochs=args.eval_interval_epochs
+    )
+    length = run.length(state, task, dataset, previews, evaluations_of)
 
     # What is measured now and then, and at the end
     convention = Convention(mode=images.mode)
-    evaluations = plan_restoration(length, split, 1, args.eval_interval_epochs)
+    evaluations = evaluations_of(length)
     evaluate = None
     if evaluations is not None and not args.plan:
         evaluate = build_score(images, split, evaluations, convention, run.precision, ranks)

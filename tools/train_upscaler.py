@@ -112,12 +112,18 @@ def train(args: Namespace, ranks: Ranks) -> None:
         previews = build_previews(
             pairs, split, args.num_vis, scale, network, run.precision, passes, args.degrade
         )
-    length = run.length(state, task, dataset, previews)
+    evaluations_of = partial(
+        plan_restoration,
+        split=split,
+        passes=passes,
+        interval_epochs=args.eval_interval_epochs,
+    )
+    length = run.length(state, task, dataset, previews, evaluations_of)
 
     # What is measured now and then
     mode = pairs.large.mode
     convention = Convention(scale, args.luma and mode == "RGB", mode, args.degrade)
-    evaluations = plan_restoration(length, split, passes, args.eval_interval_epochs)
+    evaluations = evaluations_of(length)
     lines = [
         f"pairs       {size[0]},{size[1]} -> {scale * size[0]},{scale * size[1]}; "
         f"an epoch shows {dataset.per_image:,} crops of each"

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from utils.console import make_output_robust, say
 from utils.errors import NotSaved, Stopped, UserError
 from utils.ranks import SAVING, Ranks, is_lost_connection
+from utils.start import begin_at, start
 
 Worker = Callable[[Ranks], None]
 
@@ -112,7 +113,10 @@ def _spawn_all(worker: Worker, processes: Processes) -> NoReturn:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the workers, until they are ready for it
     started = torch.multiprocessing.spawn(
-        _spawned, (worker, processes, store.port), nprocs=processes.world_size, join=False
+        _spawned,
+        (worker, processes, store.port, start()),
+        nprocs=processes.world_size,
+        join=False,
     ).processes
     received: list[int] = []
 
@@ -128,8 +132,9 @@ def _spawn_all(worker: Worker, processes: Processes) -> NoReturn:
     sys.exit(_wait_for(started, received, store))
 
 
-def _spawned(rank: int, worker: Worker, processes: Processes, port: int) -> NoReturn:
+def _spawned(rank: int, worker: Worker, processes: Processes, port: int, began: float) -> NoReturn:
     """What a new process does first."""
+    begin_at(began)
     make_output_robust()
     _end_with_launcher()
     if not processes.on_gpu or not torch.cuda.is_available():

@@ -1,16 +1,17 @@
 """How long a run is: in epochs, or in minutes that its steps are fitted into."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from utils.errors import UserError
 from utils.start import seconds_since_start
 
 FORWARD_SHARE = 1 / 3  # of a training step: one row of a network call without gradients
-EVALUATION_SHARE = 0.02  # of the steps' time, at most
 PREVIEW_SHARE = 0.05  # of the steps' time, for all previews but the last one
 MOST_PREVIEWS = 10  # in a run, where nobody says how often
 SECONDS_AT_THE_END = 3.0  # for the last checkpoint, and for the process to end
+SAVED_BYTES_PER_SECOND = 2e8  # of a checkpoint that is written
 FEWEST_STEPS = 10
 SECONDS_PER_MINUTE = 60
 
@@ -51,6 +52,10 @@ class Pace:
     seconds_per_step: float
     images_per_step: int  # of this process
     rows_per_preview: float  # of network calls
+    bytes_per_save: float = 0.0
+    steps_per_save: int = 0  # besides those at ends of epochs; 0: none
+    # Whether a save takes no time from the steps meanwhile: those of a GPU
+    saves_beside_steps: bool = False
 
     @property
     def steps_per_preview(self) -> float:
@@ -96,15 +101,27 @@ def twice_as_long(epochs: int, minutes: float | None) -> str:
     return f"--epochs {2 * epochs}" if minutes is None else f"--minutes {2 * minutes:g}"
 
 
-def steps_within(minutes: float, pace: Pace, preview_epochs: int | None, per_epoch: int) -> int:
+def steps_within(
+    minutes: float,
+    pace: Pace,
+    preview_epochs: int | None,
+    per_epoch: int,
+    evaluation_share: Callable[[int], float] = lambda steps: 0.0,
+) -> int:
     """The most steps with which a run, with what it has done so far, its evaluations, previews and
-    saves, ends within `minutes` from its process's start; at least 10.
+    saves, ends within `minutes` from its start; at least 10. `evaluation_share` says for a number
+    of steps which share of their time evaluations take in addition.
     """
+
+    def seconds_of(steps: int) -> float:
+        alone = _seconds_of(steps, pace, preview_epochs, per_epoch)
+        return alone + steps * pace.seconds_per_step * evaluation_share(steps)
+
     budget = minutes * SECONDS_PER_MINUTE - seconds_since_start() - SECONDS_AT_THE_END
     fewest, too_many = FEWEST_STEPS, FEWEST_STEPS + int(budget / pace.seconds_per_step) + 1
     while too_many - fewest > 1:
         middle = (fewest + too_many) // 2
-        if _seconds_of(middle, pace, preview_epochs, per_epoch) <= budget:
+        if seconds_of(middle) <= budget:
             fewest = middle
         else:
             too_many = middle
@@ -112,9 +129,22 @@ def steps_within(minutes: float, pace: Pace, preview_epochs: int | None, per_epo
 
 
 def _seconds_of(steps: int, pace: Pace, preview_epochs: int | None, per_epoch: int) -> float:
-    """Seconds of so many steps with all that comes with them."""
+    """Seconds of so many steps, with their previews and saves."""
     if preview_epochs is None:
         preview_epochs = usual_preview_epochs(steps, per_epoch, pace.steps_per_preview)
     previews = math.ceil(steps / (preview_epochs * per_epoch))
-    in_steps = steps * (1 + EVALUATION_SHARE) + previews * pace.steps_per_preview
-    return in_steps * pace.seconds_per_step
+    in_steps = steps + previews * pace.steps_per_preview
+    return in_steps * pace.seconds_per_step + _seconds_of_saves(steps, pace, per_epoch)
+
+
+def _seconds_of_saves(steps: int, pace: Pace, per_epoch: int) -> float:
+    """Seconds by which saves lengthen a run of so many steps. They are written while it goes on,
+    and wait for one another.
+    """
+    saves = steps / per_epoch
+    if pace.steps_per_save > 0:
+        saves += steps / pace.steps_per_save
+    seconds = pace.bytes_per_save / SAVED_BYTES_PER_SECOND
+    if pace.saves_beside_steps:
+        seconds = max(0.0, seconds - steps / saves * pace.seconds_per_step)
+    return saves * seconds

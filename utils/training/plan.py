@@ -77,22 +77,37 @@ def size_of_checkpoints(
     """Bytes of ckpt_last, ckpt_prev, the numbered checkpoints that are kept, and ema_last; of
     ckpt_best and ema_best; and of snapshots of averages.
     """
+    full, slim = size_of_checkpoint(state), _size_of_slim(state)
+    best = full + slim if has_best else 0
+    return (2 + kept) * full + slim + best + averages_kept * _size_of_averages(state)
+
+
+def size_of_checkpoint(state: TrainState) -> int:
+    """Bytes of a checkpoint to resume from: what ema_last has, and the network, the optimizer's
+    moments and the averages.
+    """
     weights = count_weights(state.network)
     moments = len(STATE_NAMES[type(state.optimizer)] - {"step"})
-    full = BYTES_PER_WEIGHT * weights * (2 + moments)  # network, EMA, the optimizer's moments
+    own = BYTES_PER_WEIGHT * weights * (1 + moments)
+    return _size_of_slim(state) + own + _size_of_averages(state)
+
+
+def _size_of_slim(state: TrainState) -> int:
+    """Bytes of ema_last."""
+    weights = count_weights(state.network)
     slim = BYTES_PER_WEIGHT * weights
-    averages = 0
-    if state.averages is not None:
-        averages = BYTES_PER_WEIGHT * weights * len(state.averages.averages)
-        full += averages
-    if state.codec is not None:  # in every file
-        codec = BYTES_PER_WEIGHT * sum(weight.numel() for weight in state.codec.values())
-        full, slim = full + codec, slim + codec
+    if state.codec is not None:
+        slim += BYTES_PER_WEIGHT * sum(weight.numel() for weight in state.codec.values())
     if state.guide_step > 0:
-        guide = BYTES_PER_WEIGHT * weights // 2  # in bf16
-        full, slim = full + guide, slim + guide
-    best = full + slim if has_best else 0
-    return (2 + kept) * full + slim + best + averages_kept * averages
+        slim += BYTES_PER_WEIGHT * weights // 2  # in bf16
+    return slim
+
+
+def _size_of_averages(state: TrainState) -> int:
+    """Bytes of a snapshot of the averages."""
+    if state.averages is None:
+        return 0
+    return BYTES_PER_WEIGHT * count_weights(state.network) * len(state.averages.averages)
 
 
 def count_weights(network: nn.Module) -> int:

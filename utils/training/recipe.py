@@ -6,7 +6,7 @@ not. Everything here is plain values; tools/train.py asks, and measures.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -321,11 +321,13 @@ def nearest_preset(channels: int) -> str:
     return narrower[-1] if narrower else next(iter(PRESETS))
 
 
-def largest_affordable(steps_of: Callable[[str], float]) -> str:
-    """The largest preset that gets enough steps; `steps_of` says how many it would get."""
-    names = list(PRESETS)
-    chosen = names[0]
-    for name in names[1:]:
+def largest_affordable(presets: Iterable[str], steps_of: Callable[[str], float]) -> str:
+    """The largest of these presets, the smallest first, that gets enough steps; `steps_of` says how
+    many it would get.
+    """
+    names = iter(presets)
+    chosen = next(names)
+    for name in names:
         if steps_of(name) < PRESETS[name].fewest_steps:
             break
         chosen = name

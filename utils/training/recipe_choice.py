@@ -1,5 +1,6 @@
 """Which preset suits a run, found by measuring steps; and what its neighbours would cost."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import timedelta
@@ -11,6 +12,7 @@ from model.codecs import PixelCodec
 from model.condition import Condition, LabelCondition
 from model.diffusion import GaussianDiffusion
 from utils.data import steps_per_epoch
+from utils.errors import UserError
 from utils.start import seconds_since_start
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.estimates import NetworkCost, cost_of
@@ -63,7 +65,8 @@ class RecipeChoice:
     """The preset of a run, and the options that it gives where none are given.
 
     `preset` may be "auto": the one as wide as the given `channels`, or the largest one that gets
-    enough steps in the run's time. All processes of the run make the choice together.
+    enough steps in the run's time. All processes of the run make the choice together. Raises
+    UserError where the given options go with no preset.
     """
 
     def __init__(
@@ -86,7 +89,9 @@ class RecipeChoice:
         self._costs: dict[str, NetworkCost] = {}
         self.is_chosen = preset == AUTO and given["channels"] is None
         if self.is_chosen:
-            preset = largest_affordable(self._steps_of)
+            self._smallest = self._smallest_possible()
+            self._seconds_left = self._time_for_steps()
+            preset = largest_affordable(filter(self._is_possible, PRESETS), self._steps_of)
         elif preset == AUTO:
             preset = nearest_preset(given["channels"])
         self.preset = preset
@@ -97,18 +102,49 @@ class RecipeChoice:
         return options_of(preset, self.size, self.given, self.images)
 
     def cost_of(self, preset: str) -> NetworkCost:
+        """Raises ValueError where its network cannot be built with the given options, or does not
+        take the size.
+        """
         if preset not in self._costs:
             network = self.network_of(self.values_of(preset))
             self._costs[preset] = cost_of(network, self.size)
         return self._costs[preset]
 
+    def _is_possible(self, preset: str) -> bool:
+        try:
+            self.cost_of(preset)
+        except ValueError:
+            return False
+        return True
+
     # --- Choosing ---
+
+    def _smallest_possible(self) -> str:
+        """The smallest preset that goes with the given options."""
+        reasons = []
+        for name in PRESETS:
+            try:
+                self.cost_of(name)
+            except ValueError as error:
+                reasons.append(str(error))
+            else:
+                return name
+        raise UserError(reasons[0])
+
+    def _time_for_steps(self) -> float:
+        """Seconds that --minutes leave, by the main process's clock; unbounded with --epochs."""
+        minutes = self.run.options.minutes
+        if minutes is None:
+            return math.inf
+        ranks = self.run.ranks
+        mine = minutes * SECONDS_PER_MINUTE - seconds_since_start()
+        return ranks.gather(mine)[ranks.main_rank]
 
     def _steps_of(self, preset: str) -> float:
         """The steps that a preset would get."""
         options = self.run.options
         if options.minutes is not None:
-            left = options.minutes * SECONDS_PER_MINUTE - seconds_since_start()
+            left = self._seconds_left
             return left / self._seconds_of(preset, left / PRESETS[preset].fewest_steps)
         values = self.values_of(preset)
         processes = self.run.ranks.world_size * options.grad_accum
@@ -121,7 +157,7 @@ class RecipeChoice:
 
     def _seconds_of(self, preset: str, affordable: float) -> float:
         """Seconds of a step; where they are surely more than what is affordable, at least that."""
-        smallest = next(iter(PRESETS))
+        smallest = self._smallest
         if preset != smallest:
             kind = self.run.precision.device.type
             speed_up = MOST_SPEED_UP.get(kind, MOST_SPEED_UP_OF_GPU)
@@ -180,7 +216,7 @@ class RecipeChoice:
             return [f"preset      {self.preset}, but for what is given"]
         why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
         lines = [f"preset      {self.preset} ({why})"]
-        for name in neighbours(self.preset):
+        for name in filter(self._is_possible, neighbours(self.preset)):
             of_step = seconds * self._times_as_long(name)
             lines.append(f"{INDENT}{self._in_words(name, of_step, length)}")
         return lines

@@ -6,10 +6,11 @@ A script of tools/ says what is trained, in the order of execution:
     split = run.split(images)                    which images are held out
     state = run.build_state(config)              network, EMA, optimizer
     run.restore(state, len(dataset))             resume or pretrain: refused before any long work
-    length = run.length(state, task, dataset)    steps
+    length = run.length(state, task, dataset, previews, evaluations_of)    steps
     run.train(Work(...))                         plan, fit
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,7 @@ from utils.training.plan import (
     plan_lines,
     remark_lines,
     sample_batch,
+    size_of_checkpoint,
 )
 from utils.training.prefetch import Batch, Draws, PreparedBatches
 from utils.training.recorder import Recorder, RunRecorder, SilentRecorder
@@ -73,6 +75,9 @@ from utils.training.run_options import AUTO, RunOptions
 from utils.training.schedule import Schedule
 from utils.training.state import TrainState
 from utils.training.timing import seconds_of_step
+
+# What is measured when in a run of that length; None: nothing is
+EvaluationsOf = Callable[[RunLength], EvaluationPlan | None]
 
 
 class Task(Protocol):
@@ -228,7 +233,12 @@ class TrainingRun:
         return self._seconds[1]
 
     def length(
-        self, state: TrainState, task: Task, dataset: TrainingSet, previews: Previews | None = None
+        self,
+        state: TrainState,
+        task: Task,
+        dataset: TrainingSet,
+        previews: Previews | None,
+        evaluations_of: EvaluationsOf,
     ) -> RunLength:
         """How long the run on these images is; it goes into the state's config.
 
@@ -236,7 +246,7 @@ class TrainingRun:
         length.
         """
         length = self._known_length(len(dataset)) or self._fitted_length(
-            state, task, dataset, previews
+            state, task, dataset, previews, evaluations_of
         )
         state.config["length"] = length.record()
         return length
@@ -256,19 +266,33 @@ class TrainingRun:
         return RunLength(options.epochs * per_epoch, per_epoch, self.global_batch)
 
     def _fitted_length(
-        self, state: TrainState, task: Task, dataset: TrainingSet, previews: Previews | None
+        self,
+        state: TrainState,
+        task: Task,
+        dataset: TrainingSet,
+        previews: Previews | None,
+        evaluations_of: EvaluationsOf,
     ) -> RunLength:
         options = self.options
         assert options.minutes is not None
-        per_epoch = steps_per_epoch(len(dataset), self.global_batch)
+        minutes, global_batch = options.minutes, self.global_batch
+        per_epoch = steps_per_epoch(len(dataset), global_batch)
         pace = Pace(
             self.seconds_of_step(state, task, dataset),
             options.images_per_process,
             0.0 if previews is None else previews.network_rows,
+            size_of_checkpoint(state),
+            options.save_every_steps,
+            saves_beside_steps=self.precision.device.type != "cpu",
         )
-        mine = steps_within(options.minutes, pace, options.vis_interval_epochs, per_epoch)
+
+        def evaluation_share(steps: int) -> float:
+            plan = evaluations_of(RunLength(steps, per_epoch, global_batch, minutes))
+            return 0.0 if plan is None else plan.share
+
+        mine = steps_within(minutes, pace, options.vis_interval_epochs, per_epoch, evaluation_share)
         steps = self.ranks.gather(mine)[self.ranks.main_rank]
-        return RunLength(steps, per_epoch, self.global_batch, options.minutes)
+        return RunLength(steps, per_epoch, global_batch, minutes)
 
     def wrapped(self, state: TrainState) -> nn.Module:
         """What the loss calls: the state's network, compiled on demand, with its gradients averaged

@@ -61,8 +61,11 @@ class Schedule:
 
     def previews_left(self, step: int) -> int:
         """How many previews are still to come after so many steps."""
-        ends = range(self.epoch(step) + 1, self.epoch(self.total_steps) + 1)
-        return sum(self.preview_is_due(epoch * self.steps_per_epoch) for epoch in ends)
+        epochs = range(self.epoch(step) + 1, self.epoch(self.total_steps) + 1)
+        ends = {epoch * self.steps_per_epoch for epoch in epochs}
+        if not self.is_finished(step):
+            ends.add(self.total_steps)  # within an epoch, perhaps
+        return sum(self.preview_is_due(end) for end in ends)
 
     def numbered_checkpoints(self) -> int:
         """How many checkpoints the whole run keeps under their epochs' numbers."""

@@ -12,7 +12,7 @@ from utils.training.recorder import SilentRecorder
 from utils.training.schedule import Schedule
 from utils.training.state import TrainState
 
-WARM_UP_STEPS = 2  # that are not counted
+WARM_UP_STEPS = 2  # that are not counted; the first one may compile the network
 FEWEST_STEPS, MOST_STEPS = 3, 12  # that are counted
 ENOUGH_TIME = 2.0  # seconds: beyond, no more than the fewest steps are counted
 LONGEST_TIME = 20.0  # seconds: where steps are slow, fewer are taken
@@ -27,7 +27,7 @@ def seconds_of_step(
     update: Update,
 ) -> float:
     """Seconds of a whole step (draws, loss, backward, optimizer, EMA) on micro-batches like this:
-    the median after a warm-up; where steps are slow, the shortest of those that were taken.
+    the median after a warm-up; where steps are slow, the shortest of those behind the first one.
 
     The steps are those of the training loop. The state is put back as it was, to the bit. The
     processes of a run call it together.
@@ -58,7 +58,7 @@ def seconds_of_step(
         loader.close()
         state.put_back(before)
     counted = seconds[WARM_UP_STEPS:]
-    return statistics.median(counted) if len(counted) >= FEWEST_STEPS else min(seconds)
+    return statistics.median(counted) if len(counted) >= FEWEST_STEPS else min(seconds[1:])
 
 
 def _are_enough(seconds: list[float], several: bool) -> bool:
@@ -66,7 +66,7 @@ def _are_enough(seconds: list[float], several: bool) -> bool:
     counted = len(seconds) - WARM_UP_STEPS
     if several:
         return counted >= FEWEST_STEPS
-    total = sum(seconds)
+    total = sum(seconds[1:])
     if total > LONGEST_TIME or counted >= MOST_STEPS:
         return True
     return counted >= FEWEST_STEPS and total > ENOUGH_TIME

@@ -14,11 +14,11 @@ def started_ten_seconds_ago(monkeypatch):
     monkeypatch.setattr(length, "seconds_since_start", lambda: 10.0)
 
 
-def seconds_of(steps, pace, preview_epochs):
+def seconds_of(steps, pace, preview_epochs, share=0.0):
     """All that a run does, added up."""
     previews = -(-steps // (preview_epochs * PER_EPOCH))
     drawing = previews * pace.rows_per_preview / pace.images_per_step / 3 * pace.seconds_per_step
-    return 10.0 + length.SECONDS_AT_THE_END + steps * pace.seconds_per_step * 1.02 + drawing
+    return 10.0 + length.SECONDS_AT_THE_END + steps * pace.seconds_per_step * (1 + share) + drawing
 
 
 @pytest.mark.parametrize("minutes", [1, 8, 120.5])
@@ -33,6 +33,37 @@ def test_the_steps_fill_the_minutes(minutes, pace, preview_epochs):
         assert used <= minutes + 1e-9
         one_preview = pace.rows_per_preview / pace.images_per_step / 3 * pace.seconds_per_step
         assert used > minutes - (2 * pace.seconds_per_step + 2 * one_preview) / 60
+
+
+@pytest.mark.parametrize("images", [0, 100, 500])
+def test_evaluations_are_counted_as_they_will_be(images):
+    """20 of them, each of so many images in 25 calls."""
+    pace = Pace(0.1, 32, 0.0)
+
+    def share(steps):
+        return 0.02 + 20 * images * 25 / 3 / (steps * 32)
+
+    steps = steps_within(8, pace, 1, PER_EPOCH, share)
+    used = seconds_of(steps, pace, 1, share(steps))
+    assert 8 * 60 - 1 < used <= 8 * 60
+    assert images == 0 or steps < 4580
+
+
+@pytest.mark.parametrize(
+    ("beside", "per_epoch", "more", "seconds"),
+    [
+        (False, 6, 0, 0.5),  # every 6 steps
+        (False, 6, 3, 0.5),  # and every 3 steps: three times as many
+        (True, 6, 0, 0.5 - 6 * 0.05),  # meanwhile the GPU trains
+        (True, 50, 0, 0.0),
+    ],
+)
+def test_saves_are_counted(beside, per_epoch, more, seconds):
+    pace = Pace(0.05, 32, 0.0, 1e8, more, beside)
+    steps = steps_within(8, pace, 1, per_epoch)
+    saves = steps / per_epoch + (steps / more if more else 0)
+    used = 10.0 + length.SECONDS_AT_THE_END + steps * 0.05 + saves * seconds
+    assert 8 * 60 - 2 < used <= 8 * 60
 
 
 def test_a_run_has_a_few_steps_even_where_the_time_is_over():

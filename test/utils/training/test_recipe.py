@@ -115,11 +115,11 @@ def test_the_widest_preset_that_is_not_wider():
 
 def test_the_largest_preset_that_gets_enough_steps():
     enough = {name: preset.fewest_steps for name, preset in PRESETS.items()}
-    assert largest_affordable(lambda name: 0) == "tiny"
-    assert largest_affordable(lambda name: 10**9) == list(PRESETS)[-1]
-    assert largest_affordable(lambda name: enough["small"]) == "small"
+    assert largest_affordable(PRESETS, lambda name: 0) == "tiny"
+    assert largest_affordable(PRESETS, lambda name: 10**9) == list(PRESETS)[-1]
+    assert largest_affordable(PRESETS, lambda name: enough["small"]) == "small"
     # One that does not get enough ends the search, even if the next one would.
-    assert largest_affordable(lambda name: 0 if name == "small" else 10**9) == "tiny"
+    assert largest_affordable(PRESETS, lambda name: 0 if name == "small" else 10**9) == "tiny"
 
 
 def test_presets_grow():

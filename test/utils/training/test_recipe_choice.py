@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from utils.devices import Precision
+from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.training import recipe_choice
 from utils.training.length import RunLength
@@ -86,6 +87,41 @@ def test_a_width_that_is_given_needs_no_choice(monkeypatch):
     assert choice.lines(1.0, RunLength(100, 10, 32)) == [
         "preset      medium, but for what is given"
     ]
+
+
+def test_presets_that_cannot_be_built_are_passed_over(monkeypatch):
+    """Heads of 64 channels: tiny has 96 where it attends, small 192 and medium 288."""
+    choice, measured = choose(monkeypatch, minutes=8, head_channels=64)
+    assert choice.preset == "small"
+    assert "tiny" not in measured
+    lines = choice.lines(0.45, RunLength(1000, 1875, 32, minutes=8))
+    assert [line.split()[0] for line in lines[1:]] == ["small"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"channel_mult": (1, 2, 3, 4)}, "28"),
+        ({"head_channels": 7}, "7"),
+        ({"attention_levels": (9,)}, "9"),
+    ],
+)
+@pytest.mark.parametrize("length", [{"minutes": 8}, {"epochs": 60}])
+def test_options_that_go_with_no_preset_are_refused(monkeypatch, given, reason, length):
+    with pytest.raises(UserError, match=reason):
+        choose(monkeypatch, **length, **given)
+
+
+def test_the_main_process_says_how_much_time_there_is(monkeypatch):
+    """Its clock makes tiny of this run, the other process's would make small of it."""
+
+    class OtherClock(Ranks):
+        def gather(self, value):
+            return [14 * 60.0 if value == 16 * 60.0 else value]
+
+    monkeypatch.setitem(globals(), "Ranks", OtherClock)
+    choice, _ = choose(monkeypatch, minutes=16)
+    assert choice.preset == "tiny"
 
 
 def test_a_preset_that_is_named_is_taken(monkeypatch):

@@ -97,6 +97,33 @@ def test_it_is_put_back_after_an_error_too():
     assert all(torch.equal(a, b) for a, b in zip(before, all_numbers(state), strict=True))
 
 
+def test_the_first_step_is_not_counted_however_long_it_takes(monkeypatch):
+    """As one does that compiles the network."""
+    clock = [0.0]
+    calls = []
+
+    def compiled_at_first(network, batch, draws):
+        clock[0] += 0.5 if calls else 90.0
+        calls.append(1)
+        return squares(network, batch, draws)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    assert timed(new_state(), compiled_at_first) == 0.5
+    assert len(calls) >= timing.WARM_UP_STEPS + timing.FEWEST_STEPS
+
+
+def test_of_very_slow_steps_two_are_taken(monkeypatch):
+    clock = [0.0]
+
+    def slow(network, batch, draws):
+        clock[0] += 30.0
+        return squares(network, batch, draws)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    assert timed(new_state(), slow) == 30.0
+    assert clock[0] == 60.0
+
+
 def test_slow_steps_are_taken_once(monkeypatch):
     calls = []
 
@@ -110,4 +137,4 @@ def test_slow_steps_are_taken_once(monkeypatch):
     calls.clear()
     monkeypatch.setattr(timing, "LONGEST_TIME", 0.0)
     timed(new_state(), counted)
-    assert len(calls) == 1
+    assert len(calls) == 2, "the first step is never what is taken for the time of one"

@@ -80,6 +80,8 @@ def _where(mask: Tensor, images: Tensor, otherwise: Tensor) -> Tensor:
 
 def _warped(images: Tensor, numbers: Tensor) -> Tensor:
     """All changes but mirroring, in one bicubic step."""
+    if images.device.type == "mps":  # for which earlier versions of torch have no bicubic sampling
+        return _warped(images.cpu(), numbers.cpu()).to(images.device)
     height, width = images.shape[-2:]
     with without_autocast(images.device):  # places in 16 bits would be off by pixels
         maps = _where_from(numbers.to(images), width / height)

@@ -180,11 +180,6 @@ class GaussianDiffusion:
 
     # --- The forward process ---
 
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """abar_t = SNR / (SNR + 1) for t (B,) in -1..T-1 -> (B,1,1,1), on t's device."""
-        signal = self.levels.alpha_squared(t)
-        return signal / (signal + self.levels.sigma_squared(t))
-
     def transition(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
         """q(x_t | x_t_prev) is normal about k x_t_prev: k^2 and its variance, each (B,1,1,1)."""
         kept = self.levels.alpha_squared(t) / self.levels.alpha_squared(t_prev)

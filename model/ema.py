@@ -20,7 +20,7 @@ class EMA:
     so far (Karras et al. 2312.02696, section 3.1), so that one number suits short and long runs.
 
     Buffers in floating point (a BatchNorm's running mean) are averaged too, others (its count) are
-    copied. Raises ValueError for a length that is not above 0 and below LONGEST.
+    copied. Raises ValueError for a length that is not above 0 and at most LONGEST.
     """
 
     def __init__(self, network: nn.Module, decay: float | None = None, length: float = 0.1):
@@ -108,8 +108,8 @@ def power_of(length: float) -> float:
     """The exponent g for which weights that grow as t^g over the steps t of a run so far have a
     standard deviation of `length`, as a share of the run (2312.02696, equations 123 and 126).
     """
-    if not 0 < length < LONGEST:
-        raise ValueError(f"the length of an average is above 0 and below {LONGEST}, not {length}")
+    if not 0 < length <= LONGEST:
+        raise ValueError(f"the length of an average is above 0 and at most {LONGEST}, not {length}")
     # length^2 = (g + 1) / ((g + 2)^2 (g + 3))
     inverse = length**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())

@@ -444,6 +444,9 @@ def test_more_minutes_lengthen_a_run_and_epochs_stay_epochs(images, tmp_path, mo
     train(images, tmp_path, "a", "--num_workers", 0, "--minutes", 2)
     out = train(images, tmp_path, "a", "--num_workers", 0, "--minutes", 3, "--resume")
     assert "9 = 2.25 epochs of 4, 6 done" in out and "previously 6" in out
+    assert "has no effect" not in out
+    out = train(images, tmp_path, "a", "--num_workers", 0, "--epochs", 50, "--resume")
+    assert "--epochs 50 has no effect: the run is 3 minutes long" in out
     train(images, tmp_path, "b", "--num_workers", 0, "--epochs", 2)
     with pytest.raises(train_script.opt.UserError, match="--epochs may raise"):
         train(images, tmp_path, "b", "--num_workers", 0, "--minutes", 3, "--resume")

@@ -43,8 +43,6 @@ OPTIONS: opt.Table = {
 }
 # fmt: on
 
-FEWEST_IMAGES = 3  # for a KID
-
 
 def build_parser() -> opt.Parser:
     return opt.make_parser(__doc__, OPTIONS)
@@ -53,10 +51,7 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     opt.check_seeds(args.seed, args.num_images)
-    if args.num_images < FEWEST_IMAGES:
-        raise opt.UserError(
-            f"--num_images {args.num_images} is too few for a KID: {FEWEST_IMAGES} are the fewest"
-        )
+    opt.check_enough_for_kid("--num_images", args.num_images)
     args.num_shown = min(args.num_shown, args.num_images)
     choose(args)
 

@@ -52,8 +52,6 @@ OPTIONS: opt.Table = {
 }
 # fmt: on
 
-FEWEST_IMAGES = 3  # for a KID
-
 
 def build_parser() -> opt.Parser:
     return opt.make_parser(__doc__, OPTIONS)
@@ -68,13 +66,26 @@ def main(argv: list[str] | None = None) -> None:
 def check(args) -> None:
     """Raise UserError for what does not fit together."""
     opt.check_seeds(args.seed, args.num_images)
-    if args.num_images < FEWEST_IMAGES:
-        raise opt.UserError(
-            f"--num_images {args.num_images} is too few for a KID: {FEWEST_IMAGES} are the fewest"
-        )
-    if args.write and args.weight.is_dir():
-        raise opt.UserError(f"{args.weight} is a folder of diffusers: pass --write False")
+    opt.check_enough_for_kid("--num_images", args.num_images)
+    if args.write:
+        check_writable(args)
     args.num_shown = min(args.num_shown, args.num_images)
+
+
+def check_writable(args) -> None:
+    """Raise UserError where no checkpoint can say what is compared."""
+    if args.weight.is_dir():
+        raise opt.UserError(f"{args.weight} is a folder of diffusers: pass --write False")
+    unkept = {
+        "--cfg_interval": args.cfg_interval is not None,
+        "--clip_sample False": not args.clip_sample,
+        "--use_ema False": not args.use_ema,
+    }
+    for option in (option for option, is_given in unkept.items() if is_given):
+        raise opt.UserError(
+            f"checkpoints keep no {option}, so that what is best with it would not be what is made "
+            "afterwards: pass --write False"
+        )
 
 
 def check_classes(args, checkpoint) -> None:
@@ -184,6 +195,8 @@ def guidance_asked(args) -> list[tuple]:
             is_unled = guide_scale == 1 or (guide_scale is None and cfg_scale is not None)
             for guide_labels in [None] if is_unled else args.guide_labels or [None]:
                 asked.append((cfg_scale, guide_scale, guide_labels))
+    if args.guide_labels and all(guide_labels is None for *_, guide_labels in asked):
+        raise opt.UserError("--guide_labels is about a guide, and none leads these images")
     return asked
 
 

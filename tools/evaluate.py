@@ -332,7 +332,8 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         checkpoint, sampling, precision, args.image_size, args.use_ema, guide
     )
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
-    warnings.add(remark, label_remark, *sampling_remarks(generator.sampler))
+    remarks = [*sampling.remarks(), *sampling_remarks(generator.sampler)]
+    warnings.add(remark, label_remark, *remarks)
     return ImageMaker(
         checkpoint,
         generator,

@@ -172,7 +172,8 @@ def generate(args, ranks) -> None:
         checkpoint, sampling, precision, args.image_size, args.use_ema, guide
     )
     upscaler = choose_upscaler(args, precision, generator)
-    for text in (remark, label_remark, *sampling_remarks(generator.sampler)):
+    remarks = [remark, label_remark, *sampling.remarks(), *sampling_remarks(generator.sampler)]
+    for text in remarks:
         if text and ranks.is_main:
             opt.say(f"warning: {text}")
 
@@ -199,7 +200,7 @@ def generate(args, ranks) -> None:
         about = about_image(args, place, names, steering)
         file = folder / files[place]
         if copies is not None:
-            about |= copies.look_at(files[place], pixels)
+            about |= copies.look_at(place, files[place], pixels)
         if upscaler is not None:
             pixels = upscaler.pixels(pixels[None])[0]
         write_image(pixels, file, {**about, **settings})

@@ -154,8 +154,6 @@ OF_DIFFUSION += ("sample", "sample_steps", "timestep_spacing", "cfg_scale", "eva
 OF_DIFFUSION += ("checkpoint_activations", "augment", "ema_snapshots", "balance", "guide_share")
 OF_DIFFUSION += ("condition_path", "condition_kind", "condition_drop", "joint_masks")
 
-FEWEST_FOR_KID = 3  # images
-
 
 def build_parser() -> opt.Parser:
     return opt.make_parser(__doc__, OPTIONS)
@@ -172,10 +170,8 @@ def check(args: Namespace) -> None:
         raise opt.UserError(
             "--time_steps weighted draws by --loss_weight, which is uniform: leave one of them out"
         )
-    if 0 < args.eval_images < FEWEST_FOR_KID:
-        raise opt.UserError(
-            f"--eval_images {args.eval_images} is too few for a KID: {FEWEST_FOR_KID} are the fewest"
-        )
+    if args.eval_images > 0:
+        opt.check_enough_for_kid("--eval_images", args.eval_images)
     if args.joint_masks and args.condition_path is None:
         raise opt.UserError("--joint_masks needs the masks: name their folder by --condition_path")
     if args.condition_path is not None:

@@ -13,7 +13,7 @@ from model.codecs import Codec, JointCodec, build_codec
 from model.condition import Condition, build_condition
 from model.diffusion import GaussianDiffusion
 from model.editing import FillIn
-from model.guidance import Autoguided, Label, null_of
+from model.guidance import Autoguided, Label, needs_null, null_of
 from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_class
 from model.samplers.base import evaluation_mode
@@ -61,10 +61,9 @@ class Sampling:
         An image is guided in one way unless both are asked for. Raises UserError for guidance that
         was not trained, or a guide that is not there.
         """
-        has_more = bool(checkpoint.class_names) or checkpoint.condition is not None
         guidable = Guidable(
             has_guide=guide is not None or checkpoint.guide is not None,
-            was_trained=checkpoint.guidance_was_trained and has_more,
+            was_trained=checkpoint.guidance_was_trained and checkpoint.can_be_told,
             recommended=checkpoint.recommended_guidance,
         )
         guidance = guidable.choose(cfg_scale, guide_scale, guide_labels, guide is not None)
@@ -102,6 +101,15 @@ class Sampling:
         """Which time steps are visited."""
         return self.timestep_spacing or sampler_class(self.sampler).usual_spacing
 
+    def remarks(self) -> list[str]:
+        """On what was asked for and does nothing."""
+        found = []
+        if self.eta != 0 and self.sampler != "ddim":
+            found.append(f"--eta {self.eta:g} has no effect: it is for --sample ddim")
+        if self.cfg_interval is not None and not needs_null(self.cfg_scale):
+            found.append("--cfg_interval has no effect: it is for --cfg_scale other than 0 and 1")
+        return found
+
     def build(
         self, process: dict, device: torch.device | str, is_bounded: bool = True
     ) -> BaseDiffusion:
@@ -132,8 +140,7 @@ def _check_guidance(
         )
     if guide_labels is not None and guidance.guide_scale == 1:
         raise UserError("--guide_labels is about a guide, and none leads these images")
-    has_more = bool(checkpoint.class_names) or checkpoint.condition is not None
-    if checkpoint.guidance_was_trained or not has_more:
+    if checkpoint.guidance_was_trained or not checkpoint.can_be_told:
         return
     dropped = "--label_drop" if checkpoint.condition is None else "--condition_drop"
     if guidance.cfg_scale != 1:

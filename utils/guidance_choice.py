@@ -19,9 +19,15 @@ class Guidance:
     @property
     def rows(self) -> int:
         """Rows through a network that each image takes in each call."""
-        of_labels = 2 if needs_null(self.cfg_scale) else 1
-        of_networks = 1 if self.guide_scale == 1 else 2
-        return of_labels * of_networks
+        return self.rows_of(calls=1, guided_calls=1)
+
+    def rows_of(self, calls: int, guided_calls: int) -> int:
+        """Rows that each image takes in so many calls, so many of which are within the interval of
+        classifier-free guidance.
+        """
+        without_label = guided_calls if needs_null(self.cfg_scale) else 0
+        networks = 1 if self.guide_scale == 1 else 2
+        return (calls + without_label) * networks
 
     def __str__(self) -> str:
         parts = []
@@ -79,5 +85,5 @@ class Guidable:
         if found is None:
             return False
         needs_guide = found.guide_scale != 1
-        needs_null = found.cfg_scale != 1 or not found.guide_labels
-        return (self.has_guide or not needs_guide) and (self.was_trained or not needs_null)
+        leaves_labels_out = found.cfg_scale != 1 or not found.guide_labels
+        return (self.has_guide or not needs_guide) and (self.was_trained or not leaves_labels_out)

@@ -17,6 +17,11 @@ IMAGE_MODES = ("L", "RGB", TRANSPARENT, GREY_16)
 # The modes that everything takes: an autoencoder and an upscaler take no others.
 USUAL_MODES = ("L", "RGB")
 
+COLOURS = {"L": "grey", "RGB": "colour"}  # what people call images of that mode
+
+BRIGHTEST = 255.0  # of 8 bits
+FEWEST_FOR_KID = 3  # images of a kind
+
 SMALLEST_SIDE = 4  # of an image, in pixels
 LARGEST_SIDE = 4096
 

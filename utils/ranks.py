@@ -40,7 +40,9 @@ class PendingSum:
 
 @dataclass
 class Ranks:
-    """This process among those of the run. All methods but `is_main` are called by all of them."""
+    """This process among those of the run. All of them call its methods together, but for those
+    that say otherwise.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -74,7 +76,9 @@ class Ranks:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """While this process saves after an error: the launcher does not end it meanwhile."""
+        """While this process, perhaps alone, saves after an error: the launcher does not end it
+        meanwhile.
+        """
         self._tell(SAVING, 1)
         try:
             yield
@@ -82,7 +86,7 @@ class Ranks:
             self._tell(SAVING, -1)
 
     def tell_of_failure(self) -> None:
-        """Tell the processes in `wait_for_all` that this one has failed."""
+        """Tell the processes in `wait_for_all` that this one has failed; called by it alone."""
         self._tell(FAILED, 1)
 
     def _tell(self, key: str, amount: int) -> None:

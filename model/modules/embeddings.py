@@ -72,6 +72,7 @@ class ConditionEmbedding(nn.Module):
     def forward(
         self, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
     ) -> Tensor:
+        self._check_labels(labels)
         embedding = sinusoidal_embedding(t, self.dim, self.freq_shift, self.cos_first)
         embedding = self.time_mlp(embedding.to(next(self.time_mlp.parameters()).dtype))
         if augmentation is not None:
@@ -79,11 +80,6 @@ class ConditionEmbedding(nn.Module):
                 raise ValueError("a network that was built without augmentations was given some")
             embedding = embedding + self.augmentation(augmentation)
         if self.label is None and self.numbers is None:
-            if labels is not None:
-                raise ValueError(
-                    "labels were given to a network that was built without classes "
-                    "(num_classes=None)"
-                )
             return embedding
         if labels is None or labels.dim() == 1:
             if self.numbers is not None:
@@ -92,15 +88,28 @@ class ConditionEmbedding(nn.Module):
             if self.label is None:
                 return embedding
             return embedding + self._of_label(labels, t)
-        if labels.shape[1] < self.count:
-            raise ValueError(
-                f"rows of labels begin with {self.count} numbers, not {labels.shape[1]}"
-            )
         if self.numbers is not None:
             embedding = embedding + self._of_numbers(labels[:, : self.count])
         if self.label is None:
             return embedding
         return embedding + self._of_several(labels[:, self.count :])
+
+    def _check_labels(self, labels: Tensor | None) -> None:
+        """Raise ValueError for labels that the network was built without."""
+        if labels is None:
+            return
+        if self.label is None and self.numbers is None:
+            raise ValueError(
+                "labels were given to a network that was built without classes (num_classes=None)"
+            )
+        if self.label is None and (labels.dim() == 1 or labels.shape[1] > self.count):
+            raise ValueError(
+                f"labels were given to a network that takes rows of {self.count} numbers"
+            )
+        if labels.dim() == 2 and labels.shape[1] < self.count:
+            raise ValueError(
+                f"rows of labels begin with {self.count} numbers, not {labels.shape[1]}"
+            )
 
     def _of_label(self, labels: Tensor | None, t: Tensor) -> Tensor:
         """One label an image (B,), or none."""

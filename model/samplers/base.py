@@ -94,6 +94,11 @@ class BaseDiffusion(GaussianDiffusion):
         """
         return [(t, t_prev, 0) for t, t_prev in self.time_pairs()[first_step:]]
 
+    def guided_calls(self, cfg_interval: tuple[float, float] | None = None) -> int:
+        """How many of the network calls are guided within an interval, as of `start`."""
+        first, last = self._steps_within(cfg_interval)
+        return sum(first <= t <= last for t, _, _ in self.calls())
+
     def step_of_call(self, call: int) -> int:
         """The step of the grid that the network call with this number belongs to."""
         return call
@@ -380,14 +385,16 @@ def evaluation_mode(network: Callable) -> Iterator[None]:
 
 def check_labels(labels: Labels, num_classes: int) -> None:
     """Raise ValueError for labels outside 0..num_classes-1; num_classes itself means no label."""
-    numbers = [label for label in _plain(labels) if isinstance(label, int)]
+    numbers = [
+        operator.index(label) for label in _plain(labels) if not isinstance(label, list | tuple)
+    ]
     if any(not 0 <= label <= num_classes for label in numbers):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {numbers}")
 
 
 def _plain(values: Tensor | Sequence) -> list:
-    """Numbers that the caller gave, on the host."""
-    return values.tolist() if isinstance(values, Tensor) else list(values)
+    """Numbers that the caller gave, on the host; also of an array of numpy."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def _label_of_each(labels: Labels | None, n: int) -> tuple[Label, ...]:

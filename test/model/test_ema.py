@@ -21,7 +21,7 @@ def test_buffers_are_averaged_and_counts_copied():
     assert ema.network[1].num_batches_tracked == 30
 
 
-@pytest.mark.parametrize("length", [0.02, 0.1, 0.25])
+@pytest.mark.parametrize("length", [0.02, 0.1, 0.25, 0.28])
 def test_the_average_grows_with_the_run(length):
     """The weights of the steps follow t^g, and their spread is the share that was asked for."""
     steps = 4000

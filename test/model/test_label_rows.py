@@ -122,3 +122,9 @@ def test_labels_and_rows_share_a_batch():
         while not part.all_done:
             part, _ = sampler.update(part, net(*sampler.rows(part)))
         assert (part.x[0] - both.x[place]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 1]), torch.tensor([[0.5, 1.0], [0.5, 2.0]])])
+def test_labels_for_a_network_that_learned_a_number_alone(labels):
+    with pytest.raises(ValueError, match="takes rows of 1 numbers"):
+        network(num_classes=None, numbers=1)(X, T, labels)

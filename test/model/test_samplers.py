@@ -220,7 +220,7 @@ def exact_network(diffusion):
     """The best prediction for pixels from N(MEAN, STD^2), in the diffusion's parametrisation."""
 
     def network(x, t, labels=None):
-        abar = diffusion.alpha_bar(t).to(x)
+        abar = diffusion.levels.alpha_squared(t).to(x)
         signal, sigma = abar.sqrt(), (1 - abar).sqrt()
         eps = sigma * (x - signal * MEAN) / (abar * STD**2 + 1 - abar)
         x0 = MEAN + signal * STD**2 * (x - signal * MEAN) / (abar * STD**2 + 1 - abar)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,6 +191,14 @@ def test_arguments_of_start_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             sampler.start(2, SIZE, 1, **options)
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array, lambda x: list(np.array(x))])
+def test_labels_that_the_network_does_not_have(kind):
+    network = small_network(torch.float32)
+    beyond = network.num_classes + 1
+    with pytest.raises(ValueError, match=f"labels must lie in 0..{network.num_classes - 1}"):
+        DDIM(sample_steps=2).sample(network, 2, SIZE, 1, labels=kind([0, beyond]))
 
 
 def test_labels_for_a_network_without_classes():

@@ -105,6 +105,16 @@ def test_guidance_is_compared_and_recommended(script, weights, tmp_path):
 
 
 @pytest.mark.metrics
+def test_calls_within_the_interval_alone_are_counted_twice(script, weights, tmp_path):
+    options = [*FEW, "--samplers", "ddim", "--steps", 10, "--cfg_scale", 3, "--write", "False"]
+    options += ["--result_path", tmp_path / "results", "--json", tmp_path / "found.json"]
+    for interval, calls in (("0.3,2", 12), ("0,1000", 20)):
+        script("compare_samplers", weights, DEMO, *options, "--cfg_interval", interval)
+        (found,) = json.loads((tmp_path / "found.json").read_text())["results"]
+        assert found["calls"] == calls
+
+
+@pytest.mark.metrics
 def test_nothing_is_written_where_it_is_not_wanted(script, weights, tmp_path):
     before = weights.read_bytes()
     options = [*FEW, "--steps", 2, "--write", "False", "--result_path", tmp_path / "results"]
@@ -121,6 +131,10 @@ def test_nothing_is_written_where_it_is_not_wanted(script, weights, tmp_path):
         (["--samplers", "euler"], "takes"),
         (["--guide_scale", "2"], "holds no guide"),
         (["--guide_labels", "False"], "none leads these images"),
+        (["--cfg_scale", "1.5", "--guide_labels", "True", "False"], "none leads these images"),
+        (["--cfg_interval", "0.3,5"], "keep no --cfg_interval"),
+        (["--clip_sample", "False"], "keep no --clip_sample False"),
+        (["--use_ema", "False"], "keep no --use_ema False"),
     ],
 )
 def test_mistakes(script, weights, options, message):

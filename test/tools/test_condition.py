@@ -1,5 +1,6 @@
 """Conditions as a user has them: train.py --condition_path, generate.py --condition."""
 
+import csv
 import shutil
 
 import numpy as np
@@ -142,6 +143,23 @@ def test_an_image_fills_its_mask(steered, script, tmp_path):
     assert len(shares) == 13 and np.mean(shares) > 40
     paired = script("evaluate", steered / "images", made, "--paired", "--image_size", 8).stdout
     assert "13" in paired and "PSNR" in paired
+
+
+def test_nearest_images_are_in_the_order_of_the_masks(steered, script, tmp_path):
+    """Whatever these are called: here by words, and by numbers that begin anew in each folder."""
+    masks = tmp_path / "masks"
+    some = sorted((steered / "masks").rglob("*.png"))
+    names = ["b/10.png", "b/9.png", "a/cat.png"]
+    for name, mask in zip(names, some, strict=False):
+        (masks / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(mask, masks / name)
+    weights = ["--weight_path", steered / "demo/ema_last.pt", "--condition", masks]
+    script("generate", *weights, "--sample_steps", 2, "--nearest", steered / "images")
+    made = tmp_path / "results/generated"
+    with open(made / "nearest.csv", newline="") as file:
+        found = [row["file"] for row in csv.DictReader(file)]
+    assert found == ["a/cat.png", "b/10.png", "b/9.png"]
+    assert (made / "grid.png").exists()
 
 
 def test_one_mask_for_several_seeds_and_text(steered, script, tmp_path):

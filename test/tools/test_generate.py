@@ -194,6 +194,20 @@ def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_p
     assert "multiples of 2; 12,12 and 14,14 would work" in error
 
 
+@pytest.mark.parametrize(
+    ("options", "remark"),
+    [
+        (["--sample", "dpmpp2m", "--eta", 1], "--eta 1 has no effect: it is for --sample ddim"),
+        (["--cfg_scale", 1, "--cfg_interval", "0.3,5"], "--cfg_interval has no effect"),
+    ],
+)
+def test_what_does_nothing_is_said(script, weights, tmp_path, options, remark):
+    common = ["--weight_path", weights, "--num_images", 1, "--sample_steps", 3]
+    assert f"warning: {remark}" in script("generate", *common, *options).stdout
+    without = ["--eta", 1, "--cfg_scale", 3, "--cfg_interval", "0.3,5"]
+    assert "no effect" not in script("generate", *common, *without).stdout
+
+
 def test_ema_or_raw_weights(script, weights, tmp_path):
     options = ["--weight_path", weights, "--num_images", 2, "--sample_steps", 3]
     script("generate", *options, "--generate_name", "ema")

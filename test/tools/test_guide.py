@@ -93,6 +93,15 @@ def test_a_run_that_is_lengthened(images, tmp_path, script):
     assert equal(longer.guide, parts.guide)
 
 
+def test_a_guide_that_is_asked_for_too_late(images, tmp_path, script):
+    common = [*LONG, "--dataset_path", images]
+    script("train", *common, "--guide_share", 0, "--epochs", 2)
+    options = ["--guide_share", 0.1, "--epochs", 3, "--resume", "--allow_changes"]
+    out = script("train", *common, *options).stdout
+    assert "--guide_share 0.1 has no effect: a guide is kept after step 1, and 8 are done" in out
+    assert Checkpoint.read(tmp_path / "results/demo/ema_last.pt").guide is None
+
+
 @pytest.mark.fault
 def test_a_run_killed_after_its_guide_was_kept(images, tmp_path):
     command = [sys.executable, ROOT / "tools/train.py", *LONG, *HALF, "--dataset_path", images]

@@ -121,3 +121,30 @@ def test_mistakes(script, folder, tmp_path, options, message):
 def test_numbers_of_a_network_without(script):
     error = script("generate", "--numbers", "age=3", status=2).stderr
     assert "the network learned none" in error
+
+
+def numbers_alone(folder):
+    """The labels.csv without its labels."""
+    with open(folder / "labels.csv", newline="") as stream:
+        rows = list(csv.reader(stream))
+    with open(folder / "labels.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows([name, age] for name, _, age in rows)
+
+
+def test_images_are_guided_by_numbers_alone(script, folder, tmp_path):
+    numbers_alone(folder)
+    data = ["--dataset_path", folder, *TINY, "--vis", "False", "--epochs", 8, "--lr", 0.03]
+    script("train", *data)
+    script("train", *data, "--label_drop", 0, "--run_name", "undropped")
+    runs = tmp_path / "results"
+    assert Checkpoint.read(runs / "demo/ema_last.pt").class_names == []
+    asked = ["--num_images", 2, "--sample_steps", 4, "--numbers", "age=11"]
+    weights = ["--weight_path", runs / "demo/ema_last.pt"]
+    for name, scale in {"usual": [], "1.5": ["--cfg_scale", 1.5], "1": ["--cfg_scale", 1]}.items():
+        script("generate", *weights, *asked, *scale, "--generate_name", name)
+    usual, guided, plain = (pictures(runs / name) for name in ("usual", "1.5", "1"))
+    assert np.array_equal(usual, guided) and not np.array_equal(usual, plain)
+    weights = ["--weight_path", runs / "undropped/ema_last.pt"]
+    refused = script("generate", *weights, *asked, "--cfg_scale", 3, status=2).stderr
+    assert "trained with --label_drop 0, without guidance" in refused
+    script("generate", *weights, *asked)

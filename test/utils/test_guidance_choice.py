@@ -64,3 +64,17 @@ def test_a_named_guide_leads():
 def test_what_it_costs_and_is_called(guidance, rows, text):
     assert guidance.rows == rows
     assert str(guidance) == text
+
+
+@pytest.mark.parametrize(
+    ("guidance", "rows"),
+    [
+        (Guidance(), 10),
+        (Guidance(cfg_scale=0.0), 10),
+        (Guidance(cfg_scale=3.0), 14),
+        (Guidance(guide_scale=2.0), 20),
+        (Guidance(3.0, 2.0), 28),
+    ],
+)
+def test_within_an_interval_fewer_calls_take_a_second_row(guidance, rows):
+    assert guidance.rows_of(calls=10, guided_calls=4) == rows

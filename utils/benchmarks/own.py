@@ -10,7 +10,7 @@ from torch import nn
 
 from model.codecs import LatentCodec, PixelCodec
 from model.ema import EMA
-from model.networks import DENOISERS, build_network
+from model.networks import DENOISERS, build_network, check_image_size
 from model.samplers import SAMPLERS, build_sampler
 from utils.benchmarks.memory import highest_memory
 from utils.benchmarks.own_steps import process, random_pixels, step_of
@@ -72,7 +72,8 @@ def train_variants(shapes: Shapes, device: torch.device, compiled: bool) -> Time
 
 
 def training_step(shapes: Shapes, network: nn.Module, precision: Precision) -> Variant:
-    """A step on pixels."""
+    """A step on pixels. Raises ValueError for a size that the network does not take."""
+    check_image_size(*shapes.image_size, network.downsample_factor)  # type: ignore[arg-type]
     pixels = random_pixels((shapes.batch_size, shapes.image_channels, *shapes.image_size))
     task = DiffusionTask(process(), PixelCodec(), conditional=True)
     return step_of(task, pixels, network, precision, classes=CLASSES)
@@ -96,7 +97,10 @@ def latent_variants(shapes: Shapes, device: torch.device) -> Timed:
 
 
 def latent_step(shapes: Shapes, factor: int, network: nn.Module, precision: Precision) -> Variant:
-    """A step on cached latents whose sides are those of the images divided by `factor`."""
+    """A step on cached latents whose sides are those of the images divided by `factor`. Raises
+    ValueError for a size that does not go with both.
+    """
+    check_image_size(*shapes.image_size, factor * network.downsample_factor)  # type: ignore[arg-type, operator]
     levels = AUTOENCODER_LEVELS[factor]
     config = {"name": "autoencoder", "block_out_channels": levels, "norm_num_groups": 8}
     autoencoder: Any = build_network({**config, "in_channels": shapes.image_channels})
@@ -115,6 +119,7 @@ def sample_variants(shapes: Shapes, device: torch.device, sample_steps: int) -> 
     """One batch of images by each sampler, with and without guidance."""
     precision, _ = choose_precision(False, device)
     network = precision.place(build_network(shapes.network())).eval()
+    check_image_size(*shapes.image_size, network.downsample_factor)  # type: ignore[arg-type]
     labels = [i % CLASSES for i in range(shapes.batch_size)]
 
     def sampling(name: str, scale: float) -> Variant:

@@ -1,5 +1,6 @@
 """Steps of our training loop, outside a run: nothing is saved, logged or drawn."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +15,7 @@ from utils.training.cuda_graph import why_not_recorded
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.fit import TrainingLoop, Update
 from utils.training.optimizer import build_optimizer
-from utils.training.prefetch import Batch, Prepared, PreparedBatches
+from utils.training.prefetch import Prepared, PreparedBatches
 from utils.training.recorder import SilentRecorder
 from utils.training.schedule import Schedule
 from utils.training.state import TrainState
@@ -90,7 +91,7 @@ def step_of(
     """
     numbers = torch.arange(len(inputs))
     batch = (inputs, numbers % classes, numbers)
-    loader = PreparedBatches(forever(batch), task.draw, precision.device, 0, 0)
+    loader = PreparedBatches(itertools.repeat(batch), task.draw, precision.device, 0, 0)
     loop = build_loop(task, loader, network, precision, optimizer, recorded=recorded)
 
     def step() -> None:
@@ -103,8 +104,3 @@ def random_pixels(shape: tuple[int, ...]) -> Tensor:
     """The same ones at each call, uint8."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-
-
-def forever(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch

@@ -6,6 +6,7 @@ computing while the other side has its turn.
 """
 
 import contextlib
+import itertools
 import statistics
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from model.codecs import PixelCodec
 from model.networks import build_network, check_image_size
-from utils.benchmarks.own_steps import build_loop, forever, process
+from utils.benchmarks.own_steps import build_loop, process
 from utils.devices import choose_precision, usual_amp
 from utils.errors import UserError
 from utils.launch import Processes, join_group
@@ -176,7 +177,7 @@ def training_loop(training: Training, ranks: Ranks) -> TrainingLoop:
     precision, _ = choose_precision(usual_amp(device), device)
     network = precision.place(build_network(training.network))
     task = DiffusionTask(process(), PixelCodec(), conditional=True)
-    batches = forever(share_of_batch(training, ranks))
+    batches = itertools.repeat(share_of_batch(training, ranks))
     loader = PreparedBatches(batches, task.draw, device, 0, 0, ranks=ranks)
     return build_loop(task, loader, network, precision, training.optim, ranks, training.compression)
 

@@ -58,8 +58,8 @@ def timer_of(run: Callable[[], Any], device: torch.device) -> Timer:
 
 def wait_for(device: torch.device) -> None:
     """Until a GPU has done what was queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def spread_of(seconds: list[float]) -> float:

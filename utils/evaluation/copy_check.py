@@ -9,11 +9,9 @@ from utils.data import ImageSet, load_image_set
 from utils.errors import name_list
 from utils.evaluation.copies import TrainingImages
 from utils.evaluation.copy_report import near_copy_remark, share_line, write_table
-from utils.image_facts import mode_of, shown_mode
+from utils.image_facts import COLOURS, mode_of, shown_mode
 from utils.pixel_planes import shown_pixels
 from utils.ranks import Ranks
-
-KINDS = {"L": "grey", "RGB": "colour"}
 
 
 class CopyCheck:
@@ -32,23 +30,27 @@ class CopyCheck:
         self.images = TrainingImages(image_set, quiet=not ranks.is_main)
         threshold = self._calibrate() if ranks.is_main else None
         self.threshold = ranks.gather(threshold)[ranks.main_rank]
-        self.found: list[dict] = []
+        self.found: dict[int, dict] = {}  # by the image's place among all
 
-    def look_at(self, name: str, pixels: Tensor) -> dict:
-        """(C,H,W) uint8 -> nearest (a file name), distance and copy, kept for the image `name`."""
+    def look_at(self, place: int, name: str, pixels: Tensor) -> dict:
+        """(C,H,W) uint8 -> nearest (a file name), distance and copy, kept for the image `name`,
+        which is at this place among all.
+        """
         (match,) = self.images.matches(shown_pixels(pixels[None]), self.threshold)
         found = {
             "nearest": match.nearest,
             "distance": f"{match.distance:.4f}",
             "copy": match.is_copy,
         }
-        self.found.append({"file": name, **found})
+        self.found[place] = {"file": name, **found}
         return found
 
     def everyones(self) -> list[dict]:
         """What all processes have found, in the order of the images. All of them call it."""
-        found = [row for part in self.ranks.gather(self.found) for row in part]
-        return sorted(found, key=lambda row: int(Path(row["file"]).stem))
+        found = {
+            place: row for part in self.ranks.gather(self.found) for place, row in part.items()
+        }
+        return [found[place] for place in sorted(found)]
 
     def write(self, rows: list[dict], folder: Path) -> str:
         """Write nearest.csv, a row for each image; returns a line that says how many are copies."""
@@ -63,8 +65,8 @@ class CopyCheck:
         found = load_image_set(folder, image_size, conditional=False, quiet=quiet)
         if found.mode != mode:
             self._say(
-                f"warning: {folder} holds {KINDS[found.mode]} images, but the network draws "
-                f"{KINDS[mode]} ones: they are compared in {KINDS[mode]}"
+                f"warning: {folder} holds {COLOURS[found.mode]} images, but the network draws "
+                f"{COLOURS[mode]} ones: they are compared in {COLOURS[mode]}"
             )
             found = load_image_set(folder, image_size, conditional=False, mode=mode, quiet=quiet)
         if found.left_out:

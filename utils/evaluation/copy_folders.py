@@ -24,9 +24,8 @@ from utils.evaluation.extract import Reader, feature_set, why_unreadable
 from utils.evaluation.feature_cache import FeatureCache
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import ImageFolder
-from utils.image_facts import CHANNELS
+from utils.image_facts import CHANNELS, COLOURS
 
-COLOURS = {"L": "grey", "RGB": "colour"}
 SIZES_NAMED = 3
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 from model.metrics import psnr, ssim
+from model.metrics.psnr_ssim import WINDOW_SIZE
 from utils.console import Progress
 from utils.data.reading import ahead, is_grey, why_unreadable
 from utils.errors import UserError, name_list
 from utils.evaluation.extract import Reader, threads_for
 from utils.evaluation.image_folder import ImageFolder, relative_stem
+from utils.image_facts import BRIGHTEST
 
-BRIGHTEST = 255.0  # of 8 bits
-SMALLEST_FOR_SSIM = 11  # pixels: its window
 COPIES = 100  # bytes that comparing two images takes for each of their bytes, in float64
 SHOWN = 3  # names of missing partners
 
@@ -159,7 +159,7 @@ def compare_pairs(real: ImageFolder, generated: ImageFolder, reader: Reader) -> 
     too_small = int(np.isnan(table[:, 1]).sum())
     if too_small:
         remarks.append(
-            f"no SSIM for {too_small:,} pairs: it needs sides of {SMALLEST_FOR_SSIM} pixels or more"
+            f"no SSIM for {too_small:,} pairs: it needs sides of {WINDOW_SIZE} pixels or more"
         )
     mixed = [pair.name for pair, is_mixed in zip(kept, table[:, 2], strict=True) if is_mixed]
     if mixed:
@@ -231,7 +231,7 @@ def _measure(
             f"(--image_size fits them to one)"
         )
     similarity = math.nan
-    if min(one.shape[2:]) >= SMALLEST_FOR_SSIM:
+    if min(one.shape[2:]) >= WINDOW_SIZE:
         similarity = float(ssim(one, two, data_range=BRIGHTEST))
     is_mixed = are_grey[0] != are_grey[1]
     return float(psnr(one, two, data_range=BRIGHTEST)), similarity, is_mixed

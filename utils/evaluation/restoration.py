@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from model.metrics import luma_601, psnr, ssim
+from model.metrics.psnr_ssim import WINDOW_SIZE
+from utils.image_facts import BRIGHTEST
 
-BRIGHTEST = 255.0  # of 8 bits
-SMALLEST_FOR_SSIM = 11  # pixels: its window
 PSNR_OF_EQUAL = 100.0  # dB, instead of infinity, so that a mean exists
 
 
@@ -47,7 +47,7 @@ def restoration_scores(
         inner = slice(convention.border, -convention.border)
         pair = [images[..., inner, inner] for images in pair]
     values = psnr(pair[0], pair[1], BRIGHTEST).clamp(max=PSNR_OF_EQUAL)
-    if min(pair[0].shape[2:]) < SMALLEST_FOR_SSIM:
+    if min(pair[0].shape[2:]) < WINDOW_SIZE:
         return values, torch.full_like(values, float("nan"))
     return values, ssim(pair[0], pair[1], BRIGHTEST)
 

@@ -14,10 +14,9 @@ from utils.evaluation.feature_cache import FeatureCache
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import ImageFolder
 from utils.generation import ImageGenerator
-from utils.image_facts import mode_of, shown_mode
+from utils.image_facts import FEWEST_FOR_KID, mode_of, shown_mode
 from utils.pixel_planes import as_colour
 
-FEWEST_IMAGES = 3  # for a KID
 MOST_REAL = 5000  # images that generated ones are compared with
 
 
@@ -83,9 +82,9 @@ def features_of_real(
     reader = Reader(image_size, shown_mode(mode_of(channels)))
     places = folder.order()[:MOST_REAL]
     found = feature_set(folder, places, features, reader, batch_size, FeatureCache()).features
-    if len(found) < FEWEST_IMAGES:
+    if len(found) < FEWEST_FOR_KID:
         raise UserError(
             f"{folder.role} {folder.root} holds {len(found)} readable images; a KID takes at least "
-            f"{FEWEST_IMAGES}"
+            f"{FEWEST_FOR_KID}"
         )
     return found

@@ -113,7 +113,9 @@ def measure(
     found = answer(generator, questions, features, real, after_call)
     difference = found.shown.float() / 127.5 - 1 - exact
     from_exact = difference.square().mean().sqrt().item()
-    return Result(candidate, generator.calls * candidate.guidance.rows, found, from_exact)
+    guided_calls = generator.sampler.guided_calls(generator.cfg_interval)
+    rows = candidate.guidance.rows_of(generator.calls, guided_calls)
+    return Result(candidate, rows, found, from_exact)
 
 
 def recommended(results: Sequence[Result]) -> Result:

@@ -6,7 +6,7 @@ from utils import start  # noqa: F401  the clock of --minutes
 from utils.console import Progress, say
 from utils.errors import ReadError, UserError, name_list
 from utils.options.script import run_script
-from utils.options.shared import check_seeds, shared, shared_flags
+from utils.options.shared import check_enough_for_kid, check_seeds, shared, shared_flags
 from utils.options.table import (
     ROOT,
     Option,
@@ -129,6 +129,7 @@ __all__ = [
     "UserError",
     "below_one",
     "borders",
+    "check_enough_for_kid",
     "check_seeds",
     "checked_default",
     "default_text",

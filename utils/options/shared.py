@@ -7,6 +7,7 @@ to these.
 from typing import Any
 
 from utils.errors import UserError
+from utils.image_facts import FEWEST_FOR_KID
 from utils.options import types as t
 from utils.options.table import Option
 
@@ -80,6 +81,12 @@ def shared(flag: str, default: Any, help: str | None = None) -> Option:
 def shared_flags() -> dict[str, t.OptionType]:
     """The type of each common flag."""
     return {flag: kind for flag, (kind, _) in _ROWS.items()}
+
+
+def check_enough_for_kid(option: str, count: int) -> None:
+    """Raise UserError where an option asks for fewer images than a KID takes."""
+    if count < FEWEST_FOR_KID:
+        raise UserError(f"{option} {count} is too few for a KID: {FEWEST_FOR_KID} are the fewest")
 
 
 def check_seeds(first: int, count: int) -> None:

@@ -184,6 +184,11 @@ class Checkpoint:
         return self.config["data"].get("numbers", [])
 
     @property
+    def can_be_told(self) -> bool:
+        """Whether anything leads its images: classes, numbers, or images that steer."""
+        return bool(self.class_names or self.numbers) or self.condition is not None
+
+    @property
     def held_out(self) -> dict | None:
         """Which images were held out of training (`Split.to_record`); None: it does not say."""
         return self.config["data"].get("held_out")

@@ -309,7 +309,7 @@ def _guidance(asked: Asked, weight: Weight) -> Guidance:
         if scale is not None and not 0 <= scale <= LARGEST_SCALE:  # NaN is not, either
             raise invalid(f"{name} is 0 to {LARGEST_SCALE:g}, not {scale}", name)
     guidance = weight.guidable.choose(asked.cfg_scale, asked.guide_scale, asked.guide_labels)
-    if weight.has_more and not weight.is_guided and guidance.cfg_scale != 1:
+    if weight.can_be_told and not weight.is_guided and guidance.cfg_scale != 1:
         raise invalid(
             f"{weight.name} was trained without guidance: cfg_scale is 1, not "
             f"{guidance.cfg_scale:g}",
@@ -322,7 +322,7 @@ def _guidance(asked: Asked, weight: Weight) -> Guidance:
         )
     if asked.guide_labels is not None and guidance.guide_scale == 1:
         raise invalid("guide_labels is about a guide, and none leads these images", "guide_labels")
-    if weight.has_more and not weight.is_guided and not guidance.guide_labels:
+    if weight.can_be_told and not weight.is_guided and not guidance.guide_labels:
         raise invalid(
             f"{weight.name} was trained without guidance: its guide needs labels", "guide_labels"
         )

@@ -68,14 +68,14 @@ class Weight:
     has_raw: bool = False
 
     @property
-    def has_more(self) -> bool:
-        """Whether its images are led by anything: classes, or images that steer."""
-        return bool(self.classes) or self.condition is not None
+    def can_be_told(self) -> bool:
+        """Whether anything leads its images: classes, numbers, or images that steer."""
+        return bool(self.classes or self.numbers) or self.condition is not None
 
     @property
     def is_guided(self) -> bool:
         """Whether `cfg_scale` may be other than 1."""
-        return self.has_guidance and self.has_more
+        return self.has_guidance and self.can_be_told
 
     @property
     def guidable(self) -> Guidable:

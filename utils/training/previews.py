@@ -43,8 +43,8 @@ class PreviewGrid:
     def network_rows(self) -> float:
         """Forward passes that a picture takes."""
         generator = self.generator
-        has_more = bool(self.rows) or self.conditions is not None
-        is_guided = has_more and needs_null(generator.cfg_scale)
+        is_told = bool(self.rows) or self.conditions is not None
+        is_guided = is_told and needs_null(generator.cfg_scale)
         return self.images * generator.calls * (2 if is_guided else 1)
 
     def draw(self, sign_of_life: Callable[[], None]) -> Image.Image:

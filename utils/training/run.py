@@ -359,6 +359,7 @@ class TrainingRun:
         state.guide_step = round(options.guide_share * schedule.total_steps)
 
         remarks = [self.precision_remark, self._cuda_graph_remark(state), *work.remarks]
+        remarks.append(self._drop_late_guide(state))
         remarks += self._length_remarks(schedule)
         remarks += self._restored
         lines = self._plan(work, schedule) + remark_lines(remarks)
@@ -370,6 +371,18 @@ class TrainingRun:
             self.folder.start(record, state.step, self._source)
             self.folder.log("\n".join(lines))
         self._fit(work, schedule, self._recorder(work, schedule))
+
+    def _drop_late_guide(self, state: TrainState) -> str:
+        """Where a resumed run is beyond the step after which a guide would be kept, it keeps none;
+        then a remark.
+        """
+        if state.guide is not None or not 0 < state.guide_step <= state.step:
+            return ""
+        asked, state.guide_step = state.guide_step, 0
+        return (
+            f"--guide_share {self.options.guide_share:g} has no effect: a guide is kept after step "
+            f"{asked:,}, and {state.step:,} are done"
+        )
 
     def _schedule(self, work: Work) -> Schedule:
         """The length of the run, its learning rate, and what is due when."""
@@ -418,6 +431,12 @@ class TrainingRun:
             raise UserError(
                 f"{resumed.source} has done {state.step} steps; {asked} is only "
                 f"{length.total_steps}"
+            )
+        epochs_before = resumed.args.get("epochs", options.epochs)
+        if length.minutes is not None and options.epochs != epochs_before:
+            remarks.append(
+                f"--epochs {options.epochs} has no effect: the run is {length.minutes:g} minutes "
+                "long, and --minutes changes that"
             )
         earlier = resumed.config.get("length", {})
         before = earlier.get("total_steps")

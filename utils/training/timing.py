@@ -1,8 +1,8 @@
 """How long a training step takes, found out by taking some."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Iterator
 
 from torch import nn
 
@@ -35,7 +35,7 @@ def seconds_of_step(
     before = state.snapshot()
     ranks = update.ranks
     loader = PreparedBatches(
-        _forever(batch), draw_fn, update.precision.device, 0, 0, update.accumulate, ranks
+        itertools.repeat(batch), draw_fn, update.precision.device, 0, 0, update.accumulate, ranks
     )
     loop = TrainingLoop(
         network,
@@ -70,8 +70,3 @@ def _are_enough(seconds: list[float], several: bool) -> bool:
     if total > LONGEST_TIME or counted >= MOST_STEPS:
         return True
     return counted >= FEWEST_STEPS and total > ENOUGH_TIME
-
-
-def _forever(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch

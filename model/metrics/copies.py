@@ -4,7 +4,7 @@ No network is involved: `copy_distance` says what is measured, `copy_threshold` 
 on an image counts as a copy.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -99,13 +99,21 @@ class CopySearch:
         divided among several searches, to hold fewer of them at a time. Raises ValueError unless
         channels and size are those of training.
         """
+        everything = torch.ones(len(self), dtype=torch.bool)
+        return list(self.within_each(images, radius, lambda query: everything))
+
+    def within_each(
+        self, images: Tensor, radius: float, among: Callable[[int], Tensor]
+    ) -> Iterator[Tensor]:
+        """The same, one image of (B,C,H,W) after the other, among the training images that
+        `among` (a place in the batch) marks, (N,) bool. It is asked when the image's turn comes, so
+        that its answer may follow from what was found before.
+        """
         limit = radius + bound_slack(self.geometry)
-        found = []
-        for query, bounds in self._bounded(self._prepare_queries(images)):
-            candidates = (bounds <= limit).nonzero()[:, 0]
-            measured = self._distances(query, candidates)
-            found.append(candidates[measured <= radius].cpu())
-        return found
+        for place, (query, bounds) in enumerate(self._bounded(self._prepare_queries(images))):
+            is_candidate = (bounds <= limit) & among(place).to(bounds.device)
+            candidates = is_candidate.nonzero()[:, 0]
+            yield candidates[self._distances(query, candidates) <= radius].cpu()
 
     def neighbours(self, places: Sequence[int], count: int = CANDIDATES) -> Iterator[Nearest]:
         """For each of these training images, `count` candidates among the others, in their order,

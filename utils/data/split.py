@@ -12,7 +12,7 @@ can then move its group.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,16 @@ USUAL_SHARE = 0.05
 FEWEST, MOST = 20, 256  # images that are held out without being asked for
 LARGEST_SHARE = 0.5
 LARGER = 1.25  # what the share is multiplied by where it leaves too few
+MOST_DRAWN = 5_000  # images, where a larger share is tried
 FEWEST_ASKED_FOR = 8  # fewer say nothing
 
-# Places of images -> for each of them, the places of all images that are near copies of it.
-FindNearCopies = Callable[[np.ndarray], Sequence[np.ndarray]]
+# A place -> (N,) bool: the images that its image is compared with. It is asked when the image's
+# turn comes, and for each part of a set that is searched in parts.
+Candidates = Callable[[int], np.ndarray]
+
+# Places of images -> pairs of such a place and the places of near copies of its image, as they are
+# found.
+FindNearCopies = Callable[[np.ndarray, Candidates], Iterable[tuple[int, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,9 @@ def split_set(
     if share == 0 or (share is None and len(checksums) < SMALLEST_SET):
         return NOTHING_HELD_OUT
     numbers = scattered(checksums)
-    near_copies = NearCopies(find_near_copies)
+    connected = Connected(len(numbers), find_near_copies)
     if share is not None:
-        split = _draw(numbers, labels, share, near_copies)
+        split = _draw(numbers, labels, share, connected)
         if len(split.held_out) >= FEWEST_ASKED_FOR:
             return split
         if not is_asked_for:
@@ -92,10 +98,11 @@ def split_set(
     share = USUAL_SHARE
     while (numbers < share).sum() > MOST:
         share /= 2
-    split = _draw(numbers, labels, share, near_copies)
-    while len(split.held_out) < FEWEST and share * LARGER <= LARGEST_SHARE:
+    split = _draw(numbers, labels, share, connected)
+    largest = min(LARGEST_SHARE, MOST_DRAWN / len(numbers))
+    while len(split.held_out) < FEWEST and share * LARGER <= largest:
         share *= LARGER
-        split = _draw(numbers, labels, share, near_copies)
+        split = _draw(numbers, labels, share, connected)
     return split if len(split.held_out) >= FEWEST_ASKED_FOR else NOTHING_HELD_OUT
 
 
@@ -126,37 +133,75 @@ def lowest_numbers(checksums: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(scattered(checksums), kind="stable")[:count]
 
 
-class NearCopies:
-    """The near copies of images, each looked for once."""
+class Connected:
+    """Which images are connected by near copies, as far as these have been looked for.
 
-    def __init__(self, find: FindNearCopies):
+    Images that are known to be connected are not compared any more, so that a set of nearly equal
+    images takes no longer than others.
+    """
+
+    def __init__(self, count: int, find: FindNearCopies):
         self._find = find
-        self._known: dict[int, np.ndarray] = {}
+        self._group = np.arange(count)  # of each image: equal numbers are connected
+        self._is_explored = np.zeros(count, bool)
 
-    def look_up(self, places: Iterable[int]) -> None:
-        """Find those of all these images at once."""
-        unknown = np.array(sorted(set(places) - self._known.keys()), np.int64)
-        if len(unknown) == 0:
-            return
-        for place, near in zip(unknown.tolist(), self._find(unknown), strict=True):
-            self._known[place] = near
+    def __len__(self) -> int:
+        return len(self._group)
 
-    def __contains__(self, place: int) -> bool:
-        return place in self._known
+    def group(self, place: int) -> np.ndarray:
+        """(N,) bool: the images that are known to be connected to this one, and itself."""
+        return self._group == self._group[place]
 
-    def __getitem__(self, place: int) -> np.ndarray:
-        return self._known[place]
+    def groups(self, seeds: np.ndarray, largest: int) -> list[np.ndarray]:
+        """The places of each group of at most so many images that has one of the seeds, in the
+        order of these.
+        """
+        sizes = np.bincount(self._group, minlength=len(self))
+        numbers = self._group[seeds]
+        numbers = numbers[sizes[numbers] <= largest]
+        if len(numbers) == 0:
+            return []
+        members = np.flatnonzero(np.isin(self._group, numbers))
+        members = members[np.argsort(self._group[members], kind="stable")]
+        ends = np.flatnonzero(np.diff(self._group[members])) + 1
+        by_number = {int(self._group[group[0]]): group for group in np.split(members, ends)}
+        return [by_number[number] for number in dict.fromkeys(numbers.tolist())]
+
+    def are_explored(self, places: np.ndarray) -> bool:
+        """Whether all near copies of these images are known."""
+        return bool(self._is_explored[places].all())
+
+    def explore(self, places: np.ndarray, is_decided: Callable[[np.ndarray], bool]) -> None:
+        """Look for near copies of these images; for none any more of an image of whose group
+        (N,) bool enough is known.
+        """
+        unknown = places[~self._is_explored[places]]
+        left_out: set[int] = set()
+
+        def among(place: int) -> np.ndarray:
+            group = self.group(place)
+            if is_decided(group):
+                left_out.add(place)
+                return np.zeros_like(group)
+            return ~group
+
+        for place, near in self._find(unknown, among):
+            if len(near) > 0:
+                of_near = np.isin(self._group, self._group[near])
+                self._group[of_near] = self._group[place]
+        explored = np.setdiff1d(unknown, sorted(left_out))
+        self._is_explored[explored] = True
 
 
-def _draw(numbers: np.ndarray, labels: np.ndarray, share: float, near_copies: NearCopies) -> Split:
-    split = _draw_singly(numbers, labels, share, near_copies)
+def _draw(numbers: np.ndarray, labels: np.ndarray, share: float, connected: Connected) -> Split:
+    split = _draw_singly(numbers, labels, share, connected)
     if len(split.unused) > len(split.held_out):
-        return _draw_groups(numbers, labels, share, near_copies)
+        return _draw_groups(numbers, labels, share, connected)
     return split
 
 
 def _draw_singly(
-    numbers: np.ndarray, labels: np.ndarray, share: float, near_copies: NearCopies
+    numbers: np.ndarray, labels: np.ndarray, share: float, connected: Connected
 ) -> Split:
     is_drawn = numbers < share
     # A class all of whose images were drawn would not be learned.
@@ -164,85 +209,49 @@ def _draw_singly(
     is_drawn &= np.isin(labels, trained_classes)
     drawn = np.flatnonzero(is_drawn)
     drawn = drawn[np.argsort(numbers[drawn], kind="stable")]
-    near_copies.look_up(drawn.tolist())
-    found = [near_copies[int(place)] for place in drawn]
-    is_unused = _touches_training(drawn, is_drawn, found)
+
+    def touches_training(group: np.ndarray) -> bool:
+        return not bool(is_drawn[group].all())
+
+    connected.explore(drawn, touches_training)
+    is_unused = np.array(
+        [touches_training(connected.group(place)) for place in drawn.tolist()], bool
+    )
     return Split(share, drawn[~is_unused], np.sort(drawn[is_unused]))
 
 
 def _draw_groups(
-    numbers: np.ndarray, labels: np.ndarray, share: float, near_copies: NearCopies
+    numbers: np.ndarray, labels: np.ndarray, share: float, connected: Connected
 ) -> Split:
     """The groups with the lowest numbers, until the share is full. A group that is larger than that
     stays in training, and so does one that holds all that is left of a class.
     """
     wanted = max(1, round(share * len(numbers)))
-    seeds = np.argsort(numbers, kind="stable")[:wanted].tolist()
-    groups = _groups_of(seeds, near_copies, largest=wanted)
+    seeds = np.argsort(numbers, kind="stable")[:wanted]
     left = np.bincount(labels)
-    held_out: set[int] = set()
-    for seed in seeds:
-        group = groups[seed]
-        if group is None or seed in held_out:
+    held_out: list[np.ndarray] = []
+    free = wanted
+    for group in _whole_groups(seeds, connected, largest=wanted):
+        taken = np.bincount(labels[group], minlength=len(left))
+        if len(group) > free or ((taken > 0) & (taken >= left)).any():
             continue
-        taken = np.bincount(labels[list(group)], minlength=len(left))
-        if len(held_out) + len(group) > wanted or ((taken > 0) & (taken >= left)).any():
-            continue
-        held_out |= group
+        held_out.append(group)
+        free -= len(group)
         left = left - taken
-    places = np.array(sorted(held_out), np.int64)
+    places = np.sort(np.concatenate([np.empty(0, np.int64), *held_out]))
     order = np.argsort(numbers[places], kind="stable")
     return Split(share, places[order], np.empty(0, np.int64))
 
 
-def _groups_of(
-    seeds: Sequence[int], near_copies: NearCopies, largest: int
-) -> dict[int, set[int] | None]:
-    """The images that are connected to each seed by near copies; None where these are more than
-    `largest`.
-    """
-    groups: dict[int, set[int] | None] = {seed: {seed} for seed in seeds}
+def _whole_groups(seeds: np.ndarray, connected: Connected, largest: int) -> list[np.ndarray]:
+    """The places of all images that are connected to each seed, where these are at most so many."""
+
+    def is_too_large(group: np.ndarray) -> bool:
+        return bool(group.sum() > largest)
+
     while True:
-        for seed, group in groups.items():
-            if group is not None:
-                groups[seed] = _grown(group, near_copies, largest)
-        members = {place for group in groups.values() if group is not None for place in group}
-        if all(place in near_copies for place in members):
+        groups = connected.groups(seeds, largest)
+        members = np.concatenate([np.empty(0, np.int64), *groups])
+        if connected.are_explored(members):
             return groups
-        near_copies.look_up(members)
-
-
-def _grown(group: set[int], near_copies: NearCopies, largest: int) -> set[int] | None:
-    """The group with all that is known to be connected to it."""
-    grown = set(group)
-    to_visit = list(group)
-    while to_visit and len(grown) <= largest:
-        place = to_visit.pop()
-        if place in near_copies:
-            new = set(near_copies[place].tolist()) - grown
-            grown |= new
-            to_visit += new
-    return grown if len(grown) <= largest else None
-
-
-def _touches_training(
-    drawn: np.ndarray, is_drawn: np.ndarray, near_copies: Sequence[np.ndarray]
-) -> np.ndarray:
-    """Whether each drawn image has a near copy that is trained on, or a near copy that has one, and
-    so on: (d,) bool.
-    """
-    position = {int(place): i for i, place in enumerate(drawn)}
-    touches = np.array([not is_drawn[places].all() for places in near_copies], bool)
-    neighbours: list[list[int]] = [[] for _ in drawn]
-    for i, places in enumerate(near_copies):
-        for place in places[is_drawn[places]]:
-            j = position[int(place)]
-            neighbours[i].append(j)
-            neighbours[j].append(i)
-    to_visit = np.flatnonzero(touches).tolist()
-    while to_visit:
-        for neighbour in neighbours[to_visit.pop()]:
-            if not touches[neighbour]:
-                touches[neighbour] = True
-                to_visit.append(neighbour)
-    return touches
+        connected.explore(members, is_too_large)

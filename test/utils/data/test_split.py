@@ -5,6 +5,7 @@ import pytest
 
 from utils.data.split import (
     FEWEST,
+    FEWEST_ASKED_FOR,
     MOST,
     NOTHING_HELD_OUT,
     Split,
@@ -19,21 +20,27 @@ def some_checksums(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**32, count, dtype=np.uint32)
 
 
-def no_near_copies(places: np.ndarray) -> list[np.ndarray]:
-    return [np.empty(0, np.int64) for _ in places]
+def finder(near_copies_of):
+    """For `split_set`, of a function: a place -> the places of its near copies."""
+
+    def find(places, among):
+        for place in places.tolist():
+            near = np.array(near_copies_of(place), np.int64)
+            yield place, near[among(place)[near]]
+
+    return find
+
+
+no_near_copies = finder(lambda place: [])
 
 
 def linked(pairs: list[tuple[int, int]]):
     """A finder of near copies for a set in which these pairs are."""
 
-    def find(places):
-        found = []
-        for place in places:
-            others = [b for a, b in pairs if a == place] + [a for a, b in pairs if b == place]
-            found.append(np.array(others, np.int64))
-        return found
+    def others(place):
+        return [b for a, b in pairs if a == place] + [a for a, b in pairs if b == place]
 
-    return find
+    return finder(others)
 
 
 def split(checksums, share=None, labels=None, find=no_near_copies):
@@ -113,14 +120,11 @@ def test_near_copies_count_towards_the_fewest():
 def in_groups(size: int, count: int):
     """A finder for a set of `count` images in which groups of `size` follow each other."""
 
-    def find(places):
-        found = []
-        for place in places:
-            first = place - place % size
-            found.append(np.setdiff1d(np.arange(first, min(first + size, count)), place))
-        return found
+    def others(place):
+        first = place - place % size
+        return np.setdiff1d(np.arange(first, min(first + size, count)), place)
 
-    return find
+    return finder(others)
 
 
 @pytest.mark.parametrize("size", [2, 5, 10])
@@ -139,21 +143,85 @@ def test_bursts_are_held_out_as_whole_groups(size):
 def test_near_copies_are_looked_for_once():
     asked = []
 
-    def find(places):
+    def find(places, among):
         asked.extend(places.tolist())
-        return in_groups(2, 300)(places)
+        return in_groups(2, 300)(places, among)
 
     split(some_checksums(300), find=find)
     assert len(asked) == len(set(asked)) > 0
 
 
 def test_a_set_of_near_copies_holds_nothing_out():
-    def all_alike(places):
-        return [np.setdiff1d(np.arange(300), place) for place in places]
+    all_alike = finder(lambda place: np.setdiff1d(np.arange(300), place))
 
     assert split(some_checksums(300), find=all_alike) is NOTHING_HELD_OUT
     with pytest.raises(UserError, match="holds out 0, which says nothing"):
         split(some_checksums(300), share=0.3, find=all_alike)
+
+
+def reference(checksums, share, near_copies_of):
+    """The split by its definition: images and groups by all connections, known from the start."""
+    numbers, count = scattered(checksums), len(checksums)
+    groups = connected_components([near_copies_of(place) for place in range(count)])
+    drawn = sorted(np.flatnonzero(numbers < share), key=lambda place: numbers[place])
+    alone = [place for place in drawn if all(numbers[list(groups[place])] < share)]
+    if len(drawn) - len(alone) <= len(alone):
+        return alone
+    wanted = max(1, round(share * count))
+    held_out = set()
+    for seed in np.argsort(numbers, kind="stable")[:wanted].tolist():
+        if seed not in held_out and len(held_out) + len(groups[seed]) <= wanted:
+            held_out |= groups[seed]
+    return sorted(held_out, key=lambda place: numbers[place])
+
+
+def connected_components(near_copies):
+    """For each place the set of places that it is connected to, by brute force."""
+    groups = [{place} for place in range(len(near_copies))]
+    for place, near in enumerate(near_copies):
+        for other in near:
+            if groups[other] is not groups[place]:
+                groups[place] |= groups[other]
+                for member in groups[other]:
+                    groups[member] = groups[place]
+    return groups
+
+
+@pytest.mark.parametrize("links", [20, 100, 200, 300, 600])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
+def test_beside_the_definition(links, share):
+    """On random graphs, from a few pairs to one large component."""
+    for seed in range(8):
+        checksums = some_checksums(400, seed)
+        pairs = np.random.default_rng(seed).integers(0, 400, (links, 2)).tolist()
+        near = [set() for _ in range(400)]
+        for a, b in pairs:
+            if a != b:
+                near[a].add(b)
+                near[b].add(a)
+        expected = reference(checksums, share, lambda place, near=near: sorted(near[place]))
+        if len(expected) < FEWEST_ASKED_FOR:
+            continue
+        found = split(checksums, share, find=finder(lambda place, near=near: sorted(near[place])))
+        assert found.held_out.tolist() == expected
+        trained = set(found.training(400).tolist())
+        assert all(not near[place] & trained for place in expected)
+
+
+@pytest.mark.parametrize("clusters", [1, 4])
+def test_few_of_nearly_equal_images_are_compared(clusters):
+    """In a set that falls into large clusters, each of images that are all near copies."""
+    compared = []
+
+    def find(places, among):
+        for place in places.tolist():
+            wanted = np.flatnonzero(among(place))
+            near = wanted[wanted % clusters == place % clusters]
+            compared.append(len(near))
+            yield place, near
+
+    split(some_checksums(4000), find=find)
+    assert sum(compared) < 2 * 4000
 
 
 def test_no_class_is_held_out_whole():

@@ -452,6 +452,28 @@ def test_more_minutes_lengthen_a_run_and_epochs_stay_epochs(images, tmp_path, mo
         train(images, tmp_path, "b", "--num_workers", 0, "--minutes", 3, "--resume")
 
 
+def test_another_network_is_not_offered_to_be_resumed(images, tmp_path):
+    train(images, tmp_path, "a", "--num_workers", 0, "--epochs", 1)
+    for options, advice in (
+        (["--channels", 16], "its network is another one"),
+        (["--weight_decay", 0.3], "--allow_changes resumes anyway"),
+    ):
+        with pytest.raises(train_script.opt.UserError, match=advice):
+            train(images, tmp_path, "a", "--num_workers", 0, "--resume", *options)
+
+
+def test_time_steps_by_equal_weights_are_refused_in_a_resumed_run_too(images, tmp_path):
+    train(images, tmp_path, "a", "--num_workers", 0, "--epochs", 1, "--loss_weight", "uniform")
+    options = ["--time_steps", "weighted", "--allow_changes", "--epochs", 2, "--resume"]
+    with pytest.raises(train_script.opt.UserError, match="which is uniform"):
+        train(images, tmp_path, "a", "--num_workers", 0, *options)
+
+
+def test_two_lengths_of_the_average(images, tmp_path):
+    with pytest.raises(train_script.opt.UserError, match="leave one of them out"):
+        train(images, tmp_path, "a", "--ema_length", 0.1, "--ema_decay", 0.99)
+
+
 def test_what_is_left_open_is_as_before_in_a_resumed_run(images, tmp_path):
     """Also where the preset would decide otherwise by now."""
     given = ["--num_workers", 0, "--lr", 0.003, "--optim", "adamw", "--loss_weight", "uniform"]

@@ -15,6 +15,7 @@ import torch
 from helpers import ROOT, TINY, metrics, wait_for_step
 
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.runs.names import holds_a_run
 
 pytestmark = pytest.mark.fault
 
@@ -179,6 +180,10 @@ def test_a_run_survives_a_full_disk(images, small_disk, tmp_path):
         done.returncode == 2
         and f"error: no checkpoint can be written into {small_disk / 'b'}" in done.stderr
     )
+    assert "training continues" not in done.stdout and "intact" not in done.stdout
+    # and the name is free
+    (small_disk / "filler").unlink()
+    assert not holds_a_run(small_disk / "b")
 
 
 def test_a_full_disk_during_a_save(small_disk):

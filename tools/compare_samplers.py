@@ -89,7 +89,7 @@ def check_writable(args) -> None:
 
 
 def check_classes(args, checkpoint) -> None:
-    """Raise UserError where images are to be compared that differ by their classes alone, and the
+    """Raise UserError where images are to be compared that classes guide in different ways, and the
     network has none.
     """
     if checkpoint.class_names:
@@ -97,7 +97,8 @@ def check_classes(args, checkpoint) -> None:
     for name in ("cfg_scale", "guide_labels"):
         if len(set(getattr(args, name) or ())) > 1:
             raise opt.UserError(
-                f"{checkpoint.source} has no classes: its images are the same by any --{name}"
+                f"{checkpoint.source} has no classes, which --{name} is about: compare "
+                "--guide_scale"
             )
 
 

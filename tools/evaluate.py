@@ -307,7 +307,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
     from utils.devices import choose_precision
     from utils.evaluation.distribution import check_numbers
     from utils.evaluation.from_weights import ImageMaker, labels_like
-    from utils.generation import ImageGenerator, Sampling, sampling_remarks
+    from utils.generation import ImageGenerator, Sampling, idle_guidance, sampling_remarks
     from utils.runs.checkpoint import Checkpoint
 
     opt.check_seeds(args.seed, args.num_images)
@@ -332,7 +332,8 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         checkpoint, sampling, precision, args.image_size, args.use_ema, guide
     )
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
-    remarks = [*sampling.remarks(), *sampling_remarks(generator.sampler)]
+    remarks = idle_guidance(checkpoint, args.cfg_scale, args.guide_labels)
+    remarks += [*sampling.remarks(), *sampling_remarks(generator.sampler)]
     warnings.add(remark, label_remark, *remarks)
     return ImageMaker(
         checkpoint,

@@ -154,10 +154,27 @@ def wishes_of(args):
     )
 
 
+def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
+    """On options that do nothing here, or cannot give good images."""
+    from utils.generation import idle_guidance, sampling_remarks
+
+    remarks = []
+    if not checkpoint.knows_several_labels and not are_plain(labels):
+        remarks.append(
+            "the network has seen images of one class each: what it makes of several is a guess"
+        )
+    return [
+        *remarks,
+        *idle_guidance(checkpoint, args.cfg_scale, args.guide_labels),
+        *sampling.remarks(),
+        *sampling_remarks(generator.sampler),
+    ]
+
+
 def generate(args, ranks) -> None:
     """One process: its share of the images, written as they are done."""
     from utils.devices import choose_device, choose_precision
-    from utils.generation import ImageGenerator, image_settings, sampling_remarks
+    from utils.generation import ImageGenerator, image_settings
     from utils.runs.folder import new_folder
 
     # Weights and their metadata
@@ -172,8 +189,8 @@ def generate(args, ranks) -> None:
         checkpoint, sampling, precision, args.image_size, args.use_ema, guide
     )
     upscaler = choose_upscaler(args, precision, generator)
-    remarks = [remark, label_remark, *sampling.remarks(), *sampling_remarks(generator.sampler)]
-    for text in remarks:
+    remarks = remarks_on(args, checkpoint, labels, sampling, generator)
+    for text in (remark, label_remark, *remarks):
         if text and ranks.is_main:
             opt.say(f"warning: {text}")
 
@@ -453,6 +470,11 @@ def labels_of_conditions(args, class_names: list[str]) -> list | None:
     return [known.index(folders[i % len(folders)]) for i in range(args.num_images)]
 
 
+def are_plain(labels: list | None) -> bool:
+    """Whether no image has more than one label."""
+    return labels is None or all(isinstance(label, int) for label in labels)
+
+
 def with_numbers(args, columns: list[dict], labels: list | None) -> list | None:
     """The labels of each image as rows that begin with the numbers, where there is need for it.
 
@@ -464,8 +486,7 @@ def with_numbers(args, columns: list[dict], labels: list | None) -> list | None:
     if unknown:
         learned = opt.name_list(known) if known else "none"
         raise opt.UserError(f"--numbers {unknown[0]} is unknown; the network learned {learned}")
-    is_plain = labels is None or all(isinstance(label, int) for label in labels)
-    if is_plain and not asked:
+    if are_plain(labels) and not asked:
         return labels
     numbers = []
     for column in columns:

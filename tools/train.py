@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,10 +167,7 @@ def check(args: Namespace) -> None:
         raise opt.UserError(
             f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}"
         )
-    if args.time_steps == "weighted" and args.loss_weight == "uniform":
-        raise opt.UserError(
-            "--time_steps weighted draws by --loss_weight, which is uniform: leave one of them out"
-        )
+    check_time_steps(args)
     if args.eval_images > 0:
         opt.check_enough_for_kid("--eval_images", args.eval_images)
     if args.joint_masks and args.condition_path is None:
@@ -185,6 +183,14 @@ def check(args: Namespace) -> None:
         from utils.evaluation.features import EFFICIENTNET, EFFICIENTNET_PACKAGE, need_package
 
         need_package(EFFICIENTNET_PACKAGE, EFFICIENTNET)
+
+
+def check_time_steps(args: Namespace) -> None:
+    """Raise UserError where they are to be drawn by weights that are all equal."""
+    if args.time_steps == "weighted" and args.loss_weight == "uniform":
+        raise opt.UserError(
+            "--time_steps weighted draws by --loss_weight, which is uniform: leave one of them out"
+        )
 
 
 def check_conditions(args: Namespace) -> None:
@@ -246,7 +252,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     args.conditional = images.is_labelled
     if args.conditional:
         check_guidance(args)
-    choice = settle(args, run, dataset, autoencoder, condition, masks)
+    choice = settle(args, run, images, dataset, autoencoder, condition, masks)
 
     # What is trained: network, EMA, optimizer
     diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder, masks)[1])
@@ -286,7 +292,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
         measured = (images, dataset) if paired is None else (paired, steered)
         evaluate = build_evaluation(args, run, measured, dataset, split, evaluations, state, task)
-        complete = build_completion(args, dataset, condition, evaluate)
+        complete = build_completion(args, images, condition, evaluate, run.log)
 
     # Plan, fit
     run.train(
@@ -365,6 +371,7 @@ def asked_conditional(args: Namespace, run: TrainingRun) -> bool | None:
 def settle(
     args: Namespace,
     run: TrainingRun,
+    images: ImageSet,
     dataset: ImageSet,
     autoencoder: StoredAutoencoder | None,
     condition: Condition | None,
@@ -396,9 +403,11 @@ def settle(
             given["loss_weight"] = recipe.usual_loss_weight(flat_share(dataset))
         pretrained = pretrained_network(args)
         given |= {name: value for name, value in pretrained.items() if given[name] is None}
-        choice = RecipeChoice(run, args.preset, given, size, len(dataset), network_of, condition)
+        counts = (len(images), len(dataset))
+        choice = RecipeChoice(run, args.preset, given, size, *counts, network_of, condition)
         args.preset, values = choice.preset, choice.values
     vars(args).update(values)
+    check_time_steps(args)
     run.options = opt.run_options(args, OPTIONS)
     return choice
 
@@ -724,7 +733,11 @@ def build_evaluation(
 
 
 def build_completion(
-    args: Namespace, dataset: ImageSet, condition: Condition | None, evaluation: RunEvaluation
+    args: Namespace,
+    images: ImageSet,
+    condition: Condition | None,
+    evaluation: RunEvaluation,
+    log: Callable[[str], None] = opt.say,
 ) -> LabelGuidance | None:
     """What finds out after the last step how images are to be guided; None where there is nothing
     to choose, or to measure on.
@@ -732,10 +745,10 @@ def build_completion(
     from utils.training.label_guidance import MANY_IMAGES, LabelGuidance
 
     knows_both = args.conditional and args.label_drop > 0 and condition is None
-    may_be_untold = knows_both and args.guide_share > 0 and len(dataset) >= MANY_IMAGES
+    may_be_untold = knows_both and args.guide_share > 0 and len(images) >= MANY_IMAGES
     if not may_be_untold or evaluation.held_out_loss is None:
         return None
-    return LabelGuidance(evaluation.held_out_loss)
+    return LabelGuidance(evaluation.held_out_loss, log)
 
 
 def preview_conditions(args: Namespace, paired: ConditionedSet, split: Split) -> Tensor:
@@ -866,7 +879,7 @@ def plan_remarks(
     """Legal options that cannot give a good result."""
     from utils.generation import sampling_remarks
 
-    remarks = opt.idle_process_remarks(args, OPTIONS)
+    remarks = opt.idle_remarks(args, OPTIONS)
     if args.balance and not args.conditional:
         remarks.append("--balance has no effect: no classes are learned")
     if args.conditional and args.label_drop == 1:

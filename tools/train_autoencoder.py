@@ -154,7 +154,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             complete=LatentStatistics(dataset, run.precision.device, ranks),
             previews=previews,
             plan_lines=[latent_line(args, state)],
-            remarks=opt.idle_process_remarks(args, OPTIONS),
+            remarks=opt.idle_remarks(args, OPTIONS),
         )
     )
 

@@ -168,7 +168,7 @@ def plan_remarks(args: Namespace, pairs: PairSet) -> list[str]:
     """Legal options and images that cannot give a good result."""
     from utils.data.pairs import enlarged_originals_remark
 
-    remarks = opt.idle_process_remarks(args, OPTIONS)
+    remarks = opt.idle_remarks(args, OPTIONS)
     if args.luma and pairs.large.mode == "L":
         remarks.append("--luma has no effect on grey images")
     remark = enlarged_originals_remark(pairs)

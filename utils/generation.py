@@ -64,6 +64,7 @@ class Sampling:
         guidable = Guidable(
             has_guide=guide is not None or checkpoint.guide is not None,
             was_trained=checkpoint.guidance_was_trained and checkpoint.can_be_told,
+            can_be_told=checkpoint.can_be_told,
             recommended=checkpoint.recommended_guidance,
         )
         guidance = guidable.choose(cfg_scale, guide_scale, guide_labels, guide is not None)
@@ -130,13 +131,29 @@ class Sampling:
         )
 
 
+def idle_guidance(
+    checkpoint: Checkpoint, cfg_scale: float | None, guide_labels: bool | None
+) -> list[str]:
+    """Remarks on guidance that was asked for, where nothing can be told to the network."""
+    if checkpoint.can_be_told:
+        return []
+    has_none = f"has no effect: {checkpoint.source} was trained without classes"
+    remarks = []
+    if cfg_scale not in (None, 1):
+        remarks.append(f"--cfg_scale {cfg_scale:g} {has_none}")
+    if guide_labels is not None:
+        remarks.append(f"--guide_labels {guide_labels} {has_none}")
+    return remarks
+
+
 def _check_guidance(
     checkpoint: Checkpoint, guidable: Guidable, guidance: Guidance, guide_labels: bool | None
 ) -> None:
     """Raise UserError for what the weights cannot do; guide_labels: as it was asked for."""
     if guidance.guide_scale != 1 and not guidable.has_guide:
         raise UserError(
-            f"{checkpoint.source} holds no guide for --guide_scale: name one by --guide_path"
+            f"{checkpoint.source} holds no guide for --guide_scale; generate.py and evaluate.py "
+            "take one by --guide_path"
         )
     if guide_labels is not None and guidance.guide_scale == 1:
         raise UserError("--guide_labels is about a guide, and none leads these images")

@@ -49,6 +49,7 @@ class Guidable:
 
     has_guide: bool
     was_trained: bool  # without labels or conditions at times, so that they can be left out
+    can_be_told: bool = True  # labels or conditions
     recommended: Guidance | None = None  # what was found to be best
 
     def choose(
@@ -60,9 +61,13 @@ class Guidable:
     ) -> Guidance:
         """What was said, and for the rest what is usual.
 
-        An image is guided in one way unless both are asked for. Whether the weights can do what was
-        said is for the caller to see.
+        An image is guided in one way unless both are asked for. Where nothing can be told, a scale
+        of guidance by labels is as if it were not said, but for 1: no guidance. Whether the weights
+        can do what was said is for the caller to see.
         """
+        if not self.can_be_told:
+            cfg_scale = 1.0 if cfg_scale == 1 else None
+            guide_labels = None
         is_open = cfg_scale is None and guide_scale is None and not is_led
         usual = self.recommended if is_open and self._can_do_recommended else None
         if usual is not None:

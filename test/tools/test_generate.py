@@ -201,11 +201,18 @@ def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_p
         (["--cfg_scale", 1, "--cfg_interval", "0.3,5"], "--cfg_interval has no effect"),
     ],
 )
-def test_what_does_nothing_is_said(script, weights, tmp_path, options, remark):
-    common = ["--weight_path", weights, "--num_images", 1, "--sample_steps", 3]
+def test_what_does_nothing_is_said(script, options, remark):
+    common = ["--num_images", 1, "--sample_steps", 3]
     assert f"warning: {remark}" in script("generate", *common, *options).stdout
     without = ["--eta", 1, "--cfg_scale", 3, "--cfg_interval", "0.3,5"]
     assert "no effect" not in script("generate", *common, *without).stdout
+
+
+def test_several_classes_of_a_network_that_saw_one_each_are_a_guess(script, tmp_path):
+    common = ["--num_images", 1, "--sample_steps", 2]
+    for asked, is_guess in (("boot,bag", True), ("boot", False)):
+        out = script("generate", *common, "--class_name", asked).stdout
+        assert ("what it makes of several is a guess" in out) == is_guess
 
 
 def test_ema_or_raw_weights(script, weights, tmp_path):

@@ -102,6 +102,19 @@ def test_a_guide_that_is_asked_for_too_late(images, tmp_path, script):
     assert Checkpoint.read(tmp_path / "results/demo/ema_last.pt").guide is None
 
 
+def test_labels_do_not_lead_where_there_are_none(images, tmp_path, script):
+    script("train", *LONG, *HALF, "--conditional", "False", "--dataset_path", images)
+    weights = ["--weight_path", tmp_path / "results/demo/ema_last.pt"]
+    found = {}
+    for name, scale in {"usual": [], "3": ["--cfg_scale", 3], "1": ["--cfg_scale", 1]}.items():
+        found[name], text = made(script, tmp_path, *weights, *scale, name=name)
+        assert text["cfg_scale"] == "1.0"
+    assert (found["usual"] == found["3"]).all() and (found["usual"] != found["1"]).any()
+    options = [*weights, "--cfg_scale", 3, "--guide_labels", "False", "--sample_steps", 2]
+    out = script("generate", "--num_images", 1, *options).stdout
+    assert "--cfg_scale 3 has no effect" in out and "--guide_labels False has no effect" in out
+
+
 @pytest.mark.fault
 def test_a_run_killed_after_its_guide_was_kept(images, tmp_path):
     command = [sys.executable, ROOT / "tools/train.py", *LONG, *HALF, "--dataset_path", images]
@@ -271,6 +284,9 @@ def test_labels_that_say_much_lead_many_images(script, tmp_path):
     options = ["--dataset_path", images, "--batch_size", 64, "--val_fraction", 0.02]
     script("train", *BRIEF, *options)
     weights = tmp_path / "results/demo/ema_last.pt"
+    log = (tmp_path / "results/demo/log.txt").read_text()
+    assert "the classes say much about the images" in log
+    assert f"they are made with {LED_BY_LABELS}" in log
     assert Checkpoint.read(weights).recommended_guidance == LED_BY_LABELS
     _, text = made(script, tmp_path, "--weight_path", weights, name="usual")
     assert text["guide_scale"] == "1.25" and text["guide_labels"] == "False"

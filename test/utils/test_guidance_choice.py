@@ -41,14 +41,28 @@ def test_what_is_usual(has_guide, was_trained, asked, expected):
     ],
 )
 def test_what_was_recommended(has_guide, was_trained, asked, expected):
-    assert Guidable(has_guide, was_trained, UNLABELLED).choose(*asked) == expected
+    assert Guidable(has_guide, was_trained, recommended=UNLABELLED).choose(*asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("has_guide", "asked", "expected"),
+    [
+        (True, (3.0, None, None), Guidance(1.0, 1.5)),
+        (True, (3.0, 2.0, False), Guidance(1.0, 2.0)),
+        (True, (1.0, None, None), Guidance()),
+        (False, (3.0, None, None), Guidance()),
+        (False, (None, None, False), Guidance()),
+    ],
+)
+def test_where_nothing_can_be_told(has_guide, asked, expected):
+    assert Guidable(has_guide, False, can_be_told=False).choose(*asked) == expected
 
 
 def test_a_named_guide_leads():
     assert Guidable(True, True).choose(2.0, None, None, True) == Guidance(2.0, 1.5)
     plain = Guidance(1.0, 1.0)
-    assert Guidable(True, True, plain).choose(*NOTHING) == plain
-    assert Guidable(True, True, plain).choose(*NOTHING, True) == Guidance(1.0, 1.5)
+    assert Guidable(True, True, recommended=plain).choose(*NOTHING) == plain
+    assert Guidable(True, True, recommended=plain).choose(*NOTHING, True) == Guidance(1.0, 1.5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from utils.data.account import Account
 from utils.data.flat import FlatNames, readable
 from utils.data.formats import REFUSED_ENDINGS, content_is_image, image_endings
 from utils.data.layout import ClassFolder, layout_remarks, look_like_parts
-from utils.errors import UserError
+from utils.errors import UserError, name_list
 from utils.text import composed
 
 HIDDEN = "hidden file"
@@ -159,6 +159,12 @@ def _scan_either_way(root: Path) -> FolderIndex:
         index = scan_folder(root, conditional=True)
         if len(np.unique(index.labels)) >= FEWEST_CLASSES:
             return index
+        one_set = scan_folder(root, conditional=False)
+        one_set.remarks.append(
+            f"of the folders {name_list(names)} fewer than two hold images: all are one set, "
+            "without classes"
+        )
+        return one_set
     return scan_folder(root, conditional=False)
 
 

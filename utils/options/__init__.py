@@ -22,7 +22,7 @@ from utils.options.table import (
 from utils.options.training import (
     check_training,
     derived_table,
-    idle_process_remarks,
+    idle_remarks,
     launch_training,
     run_options,
 )
@@ -89,7 +89,7 @@ from utils.options.types import (
 __all__ = [
     "run_options",
     "launch_training",
-    "idle_process_remarks",
+    "idle_remarks",
     "derived_table",
     "check_training",
     "ACTIVATIONS",

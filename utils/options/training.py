@@ -75,6 +75,10 @@ def check_training(args: Namespace) -> None:
         raise UserError(
             "--pretrain starts a new run and --resume continues one: leave one of them out"
         )
+    if args.ema_decay is not None and args.ema_length is not None:
+        raise UserError(
+            "--ema_length and --ema_decay both set how long the average is: leave one of them out"
+        )
     for name, unset, other in NEEDS:
         value = getattr(args, name)
         if value != unset and not getattr(args, other):
@@ -84,12 +88,14 @@ def check_training(args: Namespace) -> None:
         raise UserError(f"--dataset_path {args.dataset_path} {found}; name a folder")
 
 
-def idle_process_remarks(args: Namespace, table: Table) -> list[str]:
-    """Remarks on options for several processes, where there is one."""
-    if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:
-        return []
+def idle_remarks(args: Namespace, table: Table) -> list[str]:
+    """Remarks on options that do nothing beside others."""
     usual = {option.name: option.default for option in options_of(table)}
     remarks = []
+    if args.minutes is not None and args.epochs != usual["epochs"]:
+        remarks.append(f"--epochs {args.epochs} has no effect: --minutes sets the length")
+    if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:
+        return remarks
     if args.world_size != usual["world_size"] or args.main_gpu != 0:
         remarks.append(
             f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "

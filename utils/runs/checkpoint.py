@@ -184,6 +184,11 @@ class Checkpoint:
         return self.config["data"].get("numbers", [])
 
     @property
+    def knows_several_labels(self) -> bool:
+        """Whether it was trained on rows of labels, and not on class folders."""
+        return "numbers" in self.config["data"]
+
+    @property
     def can_be_told(self) -> bool:
         """Whether anything leads its images: classes, numbers, or images that steer."""
         return bool(self.class_names or self.numbers) or self.condition is not None

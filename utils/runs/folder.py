@@ -32,6 +32,7 @@ from utils.runs.names import (
     EVALUATIONS,
     LAST,
     LOG,
+    METRICS,
     PREVIOUS,
     SAMPLES,
     SLIM,
@@ -81,6 +82,7 @@ class RunFolder:
         self._saving: threading.Thread | None = None
         self._save_error: Exception | None = None  # that has not been reported yet
         self._save_failed = False  # the last one
+        self._is_saved = (path / LAST).exists()  # an earlier one
         self._may_replace_previous = True
         self.evaluations: list[Evaluation] = []  # of the whole run, by step
         self.best_step: int | None = None  # of ema_best.pt
@@ -207,11 +209,9 @@ class RunFolder:
             return not self._save_failed
         if not isinstance(error, OSError):
             raise error
+        before = "; the previous one is intact" if self._is_saved else ""
         ending = "" if is_last else "; training continues"
-        self.log(
-            f"warning: the checkpoint could not be written ({reason(error)}); the previous one is "
-            f"intact{ending}"
-        )
+        self.log(f"warning: the checkpoint could not be written ({reason(error)}){before}{ending}")
         return False
 
     def finish_saving(self, is_last: bool = False) -> bool:
@@ -219,6 +219,14 @@ class RunFolder:
         if self._saving is not None:
             self._saving.join()
         return self.check_saving(is_last)
+
+    def free_name(self) -> None:
+        """Where nothing has been trained: remove what would look like a run, so that another one
+        can have the name.
+        """
+        for name in (LAST, SLIM, METRICS):
+            with self._failures.tolerated(name):
+                (self.path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Wait for the last save, then let other processes write into the folder."""
@@ -245,6 +253,7 @@ class RunFolder:
             save_checkpoint(contents, self.path / numbered_name(epoch))
             if keep:
                 self._remove_older(epoch, keep)
+        self._is_saved = True
         self._metrics.try_again()
 
     def _remove_older(self, epoch: int, keep: int) -> None:

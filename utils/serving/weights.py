@@ -80,7 +80,7 @@ class Weight:
     @property
     def guidable(self) -> Guidable:
         """What leads its images where nobody says what."""
-        return Guidable(self.has_guide, self.is_guided, self.recommended_guidance)
+        return Guidable(self.has_guide, self.is_guided, self.can_be_told, self.recommended_guidance)
 
     @property
     def is_diffusion(self) -> bool:

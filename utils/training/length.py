@@ -13,6 +13,7 @@ MOST_PREVIEWS = 10  # in a run, where nobody says how often
 SECONDS_AT_THE_END = 3.0  # for the last checkpoint, and for the process to end
 SAVED_BYTES_PER_SECOND = 2e8  # of a checkpoint that is written
 FEWEST_STEPS = 10
+LONG_START = 0.2  # of the minutes, before the first step
 SECONDS_PER_MINUTE = 60
 
 
@@ -99,6 +100,22 @@ def kept_steps(record: dict, minutes: float | None) -> tuple[int | None, float |
 def twice_as_long(epochs: int, minutes: float | None) -> str:
     """The option with which a run would have twice its length."""
     return f"--epochs {2 * epochs}" if minutes is None else f"--minutes {2 * minutes:g}"
+
+
+def minutes_remarks(minutes: float, seconds_per_step: float) -> list[str]:
+    """Remarks before the first step of a run that is to last some minutes."""
+    asked, gone = minutes * SECONDS_PER_MINUTE, seconds_since_start()
+    if gone + FEWEST_STEPS * seconds_per_step > asked:
+        return [
+            f"--minutes {minutes:g} is less than what has gone by ({gone:.0f} s) and the "
+            f"{FEWEST_STEPS} steps that every run has"
+        ]
+    if gone > LONG_START * asked:
+        return [
+            f"{gone:.0f} s of --minutes have gone by before the first step: images were decoded, "
+            "near copies looked for and steps timed; what is kept makes the next start faster"
+        ]
+    return []
 
 
 def steps_within(

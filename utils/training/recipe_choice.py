@@ -75,7 +75,8 @@ class RecipeChoice:
         preset: str,
         given: dict[str, Any],  # options by name; None: left open
         size: tuple[int, int],  # of what the diffusion sees
-        images: int,
+        images: int,  # in the whole set
+        trained_on: int,  # of them
         network_of: Callable[[dict[str, Any]], dict[str, Any]],  # a network's config
         condition: Condition | None = None,
     ):
@@ -83,6 +84,7 @@ class RecipeChoice:
         self.given = given
         self.size = size
         self.images = images
+        self.trained_on = trained_on
         self.network_of = network_of
         self.condition = condition
         self._seconds: dict[str, float] = {}  # of a step, by preset
@@ -148,7 +150,7 @@ class RecipeChoice:
             return left / self._seconds_of(preset, left / PRESETS[preset].fewest_steps)
         values = self.values_of(preset)
         processes = self.run.ranks.world_size * options.grad_accum
-        per_epoch = steps_per_epoch(self.images, values["batch_size"] * processes)
+        per_epoch = steps_per_epoch(self.trained_on, values["batch_size"] * processes)
         steps = options.epochs * per_epoch
         if steps < PRESETS[preset].fewest_steps:
             return steps
@@ -217,8 +219,7 @@ class RecipeChoice:
         why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
         lines = [f"preset      {self.preset} ({why})"]
         for name in filter(self._is_possible, neighbours(self.preset)):
-            of_step = seconds * self._times_as_long(name)
-            lines.append(f"{INDENT}{self._in_words(name, of_step, length)}")
+            lines.append(f"{INDENT}{self._in_words(name, seconds, length)}")
         return lines
 
     def _times_as_long(self, preset: str) -> float:
@@ -229,17 +230,19 @@ class RecipeChoice:
             return self._seconds[preset] / self._seconds[self.preset]
         return self._operations(preset) / self._operations(self.preset)
 
-    def _in_words(self, name: str, seconds: float, length: RunLength) -> str:
+    def _in_words(self, name: str, of_this_run: float, length: RunLength) -> str:
+        """A preset, with what it costs; `of_this_run`: seconds of a step of the chosen one."""
+        seconds = of_this_run * self._times_as_long(name)
         cost, values = self.cost_of(name), self.values_of(name)
         memory = cost.memory(values["batch_size"], COPIES_OF_WEIGHTS) / GIGABYTE
         about = "" if name == self.preset else "about "
         if length.minutes is None:
             processes = self.run.ranks.world_size * self.run.options.grad_accum
-            per_epoch = steps_per_epoch(self.images, values["batch_size"] * processes)
+            per_epoch = steps_per_epoch(self.trained_on, values["batch_size"] * processes)
             whole = timedelta(seconds=round(length.epochs * per_epoch * seconds))
             time = f"{about}{whole}"
         else:
-            steps = length.minutes * SECONDS_PER_MINUTE / seconds
+            steps = length.total_steps * of_this_run / seconds
             time = f"{about}{steps:,.0f} steps in {length.minutes:g} minutes"
         return (
             f"{name:7} {cost.parameters / 1e6:6.1f} M parameters, {time}, "

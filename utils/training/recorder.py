@@ -166,8 +166,12 @@ class RunRecorder:
 
     def save(self, state: TrainState, epoch: int, number: int | None, wait: bool) -> None:
         self._run.write_checkpoint(state.checkpoint(epoch).to_dict(), number, self._keep)
-        if wait and not self._run.finish_saving():
-            raise UserError(f"no checkpoint can be written into {self._run.path}")
+        if wait and not self._run.finish_saving(is_last=True):
+            problem = f"no checkpoint can be written into {self._run.path}"
+            self.error(problem)
+            if state.step == 0:
+                self._run.free_name()
+            raise UserError(problem)
 
     def averages(self, state: TrainState) -> None:
         contents = state.checkpoint(0).to_dict()

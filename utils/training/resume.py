@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.diffusion import UNLESS_SET
 from utils.errors import UserError
@@ -46,10 +46,10 @@ def resume(state: TrainState, checkpoint: Checkpoint, allow_changes: bool) -> li
     file = checkpoint.source
     changed = changes(checkpoint, state)
     if changed and not allow_changes:
-        raise UserError(
-            f"{file} was made with other settings: {'; '.join(changed)}; "
-            "--allow_changes resumes anyway"
-        )
+        what_next = "--allow_changes resumes anyway"
+        if not fits(checkpoint.network, state.network):
+            what_next = "its network is another one, which cannot be resumed with these"
+        raise UserError(f"{file} was made with other settings: {'; '.join(changed)}; {what_next}")
     remarks = []
     known = {name: state.versions.get(name) for name in checkpoint.versions}
     if checkpoint.versions != known:
@@ -78,6 +78,12 @@ def resume(state: TrainState, checkpoint: Checkpoint, allow_changes: bool) -> li
             f"{file} cannot be resumed from: its optimizer or scaler does not fit ({error})"
         ) from None
     return remarks
+
+
+def fits(weights: Mapping[str, Tensor] | None, network: nn.Module) -> bool:
+    """Whether the weights have the names and shapes of the network's."""
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    return weights is None or own == {name: value.shape for name, value in weights.items()}
 
 
 def changes(checkpoint: Checkpoint, state: TrainState) -> list[str]:

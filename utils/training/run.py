@@ -52,6 +52,7 @@ from utils.training.length import (
     Pace,
     RunLength,
     kept_steps,
+    minutes_remarks,
     steps_within,
     twice_as_long,
     usual_preview_epochs,
@@ -127,6 +128,7 @@ class TrainingRun:
         self._wrapped: tuple[nn.Module, nn.Module] | None = None  # a network, and what calls it
         self.resumed: Checkpoint | None = None
         self._length_before: dict | None = None  # of the run that is resumed
+        self._minutes_remarks: list[str] = []
         if options.resume:
             self.resumed = open_resumed(kind, options.folder, options.start_epoch)
             self._length_before = self.resumed.config.get("length", {})
@@ -142,6 +144,11 @@ class TrainingRun:
     def before(self) -> dict[str, Any]:
         """What decided the result of the run that is resumed, by the options' names."""
         return {} if self.resumed is None else self.resumed.config["training"]
+
+    def log(self, text: str) -> None:
+        """Said and kept in the run's log by the main process."""
+        if self.folder is not None:
+            self.folder.log(text)
 
     # --- Data ---
 
@@ -290,6 +297,7 @@ class TrainingRun:
             plan = evaluations_of(RunLength(steps, per_epoch, global_batch, minutes))
             return 0.0 if plan is None else plan.share
 
+        self._minutes_remarks = minutes_remarks(minutes, pace.seconds_per_step)
         mine = steps_within(minutes, pace, options.vis_interval_epochs, per_epoch, evaluation_share)
         steps = self.ranks.gather(mine)[self.ranks.main_rank]
         return RunLength(steps, per_epoch, global_batch, minutes)
@@ -465,6 +473,7 @@ class TrainingRun:
                 f"--eval_interval_epochs {options.eval_interval_epochs} has no effect: there is "
                 "nothing to measure, since no images are held out (--val_fraction)"
             )
+        remarks += self._minutes_remarks
         asked = options.warmup_steps if options.lr_func == "warmup_cosine" else 0
         asked = asked or 0
         used = allowed_warmup(asked, schedule.total_steps)

@@ -307,6 +307,8 @@ def test_classes_are_learned_where_there_are_at_least_two(tmp_path, files, class
             picture(path, i)
     index = scan_folder(tmp_path / "set", None)
     assert index.class_names == classes
+    is_one_left = files in (["images/0.png", "masks/notes.txt"], ["images/0.png", "empty/"])
+    assert any("fewer than two hold images" in text for text in index.remarks) == is_one_left
     assert load_image_set(tmp_path / "set", SIZE, None).class_names == classes
     pictures = sum(name.endswith(".png") and not name.startswith(".") for name in files)
     beside = sum("/" not in name for name in files) if classes else 0

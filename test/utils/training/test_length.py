@@ -103,3 +103,19 @@ def test_what_makes_a_run_twice_as_long():
     assert length.twice_as_long(30, None) == "--epochs 60"
     assert length.twice_as_long(2, 8.0) == "--minutes 16"
     assert length.twice_as_long(1, 0.25) == "--minutes 0.5"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seconds", "words"),
+    [
+        (8, 0.2, []),
+        (1.5, 0.2, []),
+        (0.5, 0.2, ["10 s of --minutes have gone by before the first step"]),
+        (0.2, 1.0, ["--minutes 0.2 is less than what has gone by (10 s) and the 10 steps"]),
+        (8, 60.0, ["--minutes 8 is less than"]),
+    ],
+)
+def test_what_is_said_of_short_runs(minutes, seconds, words):
+    found = length.minutes_remarks(minutes, seconds)
+    assert len(found) == len(words)
+    assert all(text in remark for remark, text in zip(found, words, strict=True))

@@ -23,7 +23,15 @@ def started_just_now(monkeypatch):
 
 
 def choose(
-    monkeypatch, preset="auto", minutes=None, epochs=25, seconds=SECONDS, device="cpu", **given
+    monkeypatch,
+    preset="auto",
+    minutes=None,
+    epochs=25,
+    seconds=SECONDS,
+    device="cpu",
+    images=IMAGES,
+    trained_on=IMAGES,
+    **given,
 ):
     measured = []
 
@@ -44,12 +52,12 @@ def choose(
         return {"name": "unet", "in_channels": 1, **{name: values[name] for name in chosen}}
 
     options = {**dict.fromkeys(OPEN_OPTIONS), **given}
-    choice = RecipeChoice(run, preset, options, (28, 28), IMAGES, network_of)
+    choice = RecipeChoice(run, preset, options, (28, 28), images, trained_on, network_of)
     return choice, measured
 
 
 @pytest.mark.parametrize(
-    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (14, "tiny"), (16, "small"), (120, "small")]
+    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (36, "tiny"), (40, "small"), (120, "small")]
 )
 def test_the_network_grows_with_the_minutes(monkeypatch, minutes, preset):
     choice, _ = choose(monkeypatch, minutes=minutes)
@@ -59,7 +67,7 @@ def test_the_network_grows_with_the_minutes(monkeypatch, minutes, preset):
 def test_networks_that_are_surely_too_slow_are_not_measured(monkeypatch):
     _, measured = choose(monkeypatch, minutes=1)
     assert measured == ["tiny"]
-    _, measured = choose(monkeypatch, minutes=16)
+    _, measured = choose(monkeypatch, minutes=40)
     assert measured == ["tiny", "small"]
 
 
@@ -117,11 +125,17 @@ def test_the_main_process_says_how_much_time_there_is(monkeypatch):
 
     class OtherClock(Ranks):
         def gather(self, value):
-            return [14 * 60.0 if value == 16 * 60.0 else value]
+            return [36 * 60.0 if value == 40 * 60.0 else value]
 
     monkeypatch.setitem(globals(), "Ranks", OtherClock)
-    choice, _ = choose(monkeypatch, minutes=16)
+    choice, _ = choose(monkeypatch, minutes=40)
     assert choice.preset == "tiny"
+
+
+@pytest.mark.parametrize(("images", "augment", "guide"), [(999, 0.12, 0.0), (1000, 0.0, 0.2)])
+def test_few_images_are_counted_before_some_are_held_out(monkeypatch, images, augment, guide):
+    choice, _ = choose(monkeypatch, preset="tiny", images=images, trained_on=images - 50)
+    assert (choice.values["augment"], choice.values["guide_share"]) == (augment, guide)
 
 
 def test_a_preset_that_is_named_is_taken(monkeypatch):
@@ -131,15 +145,15 @@ def test_a_preset_that_is_named_is_taken(monkeypatch):
 
 
 def test_the_plan_shows_the_neighbours(monkeypatch):
-    choice, _ = choose(monkeypatch, minutes=16)
-    first, *others = choice.lines(0.45, RunLength(2100, 1875, 32, minutes=16))
+    choice, _ = choose(monkeypatch, minutes=40)
+    first, *others = choice.lines(0.45, RunLength(5200, 1875, 32, minutes=40))
     assert first == "preset      small (chosen for the time there is)"
     assert [line.split()[0] for line in others] == ["tiny", "small", "medium"]
-    assert "7.6 M parameters, 2,133 steps in 16 minutes, about" in others[1]
+    assert "7.6 M parameters, 5,200 steps in 40 minutes, about" in others[1], "as the run has"
     assert all("GB of memory" in line for line in others)
-    assert "about 7,385 steps" in others[0], "16 minutes of steps that were timed for the choice"
+    assert "about 18,000 steps" in others[0], "as long, of steps that were timed for the choice"
     operations = choice.cost_of("medium").operations / choice.cost_of("small").operations
-    few = 2133 / (2 * operations)  # twice as many images
+    few = 5200 / (2 * operations)  # twice as many images
     shown = float(others[2].split(" about ")[1].split()[0].replace(",", ""))
     assert shown == pytest.approx(few, abs=1)
 

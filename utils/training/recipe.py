@@ -125,7 +125,7 @@ PRESETS: dict[str, Preset] = {
         lr=0.001,
         optim="muon",
         dropout=0.0,
-        fewest_steps=5_000,  # level with tiny on garments at 5,268, behind on photographs at 4,206
+        fewest_steps=5_000,
         parameters=7.6,
         reference_side=32,
     ),

@@ -119,7 +119,7 @@ OPTIONS: opt.Table = {
         Option("--save_model_interval", False,         opt.switch,          "also keep numbered checkpoints: ckpt_<epoch>.pt"),
         Option("--save_model_interval_epochs", 10,     opt.positive,        "epochs between numbered checkpoints"),
         Option("--start_model_interval", -1,           opt.minus_one_up,    "first epoch that may have a numbered checkpoint"),
-        Option("--save_every_steps",  0,               opt.natural,         "also save every N steps; 0: only at the end of each epoch"),
+        Option("--save_every_steps",  0,               opt.natural,         "also save every N steps; 0: only at ends of epochs (where they are short, not of each one)"),
         Option("--keep",              0,               opt.natural,         "keep only the newest numbered checkpoints; 0: all"),
         Option("--vis",               True,            opt.switch,          "draw previews: grids of samples"),
         Option("--vis_interval_epochs", None,          opt.positive,        "epochs between previews; one is also drawn at the end; not set: at most 10 in a run, in at most 5% of its time"),

@@ -12,6 +12,7 @@ PREVIEW_SHARE = 0.05  # of the steps' time, for all previews but the last one
 MOST_PREVIEWS = 10  # in a run, where nobody says how often
 SECONDS_AT_THE_END = 3.0  # for the last checkpoint, and for the process to end
 SAVED_BYTES_PER_SECOND = 2e8  # of a checkpoint that is written
+SAVE_SHARE = 0.1  # of the time between two saves that one may take
 FEWEST_STEPS = 10
 LONG_START = 0.2  # of the minutes, before the first step
 SECONDS_PER_MINUTE = 60
@@ -75,6 +76,14 @@ def usual_preview_epochs(total_steps: int, steps_per_epoch: int, steps_per_previ
         affordable = int(PREVIEW_SHARE * total_steps / steps_per_preview)
     count = max(1, min(MOST_PREVIEWS, affordable + 1))
     return max(1, math.ceil(total_steps / (count * steps_per_epoch)))
+
+
+def usual_save_epochs(bytes_per_save: float, seconds_per_epoch: float) -> int:
+    """Epochs between saves: one, or where they are short so many that a save takes at most a tenth
+    of their time.
+    """
+    seconds = bytes_per_save / SAVED_BYTES_PER_SECOND
+    return max(1, math.ceil(seconds / (SAVE_SHARE * seconds_per_epoch)))
 
 
 def kept_steps(record: dict, minutes: float | None) -> tuple[int | None, float | None]:
@@ -158,7 +167,8 @@ def _seconds_of_saves(steps: int, pace: Pace, per_epoch: int) -> float:
     """Seconds by which saves lengthen a run of so many steps. They are written while it goes on,
     and wait for one another.
     """
-    saves = steps / per_epoch
+    save_epochs = usual_save_epochs(pace.bytes_per_save, per_epoch * pace.seconds_per_step)
+    saves = steps / (save_epochs * per_epoch)
     if pace.steps_per_save > 0:
         saves += steps / pace.steps_per_save
     seconds = pace.bytes_per_save / SAVED_BYTES_PER_SECOND

@@ -62,6 +62,7 @@ class Cost:
     evaluation_share: float = 0.0  # of the steps' time
     has_best: bool = False  # whether the best checkpoint is kept too
     averages_kept: int = 0  # snapshots of the averages
+    save_epochs: int = 1  # epochs between saves
 
     @property
     def seconds_left(self) -> float:
@@ -128,13 +129,15 @@ def plan_lines(
     finish = time.strftime("%a %H:%M", time.localtime(time.time() + cost.seconds_left))
     left = timedelta(seconds=round(cost.seconds_left))
     size = size_of_checkpoints(state, cost.checkpoints_kept, cost.has_best, cost.averages_kept)
-    disk = size / MEGABYTE
+    disk = f"{size / MEGABYTE:,.0f} MB of checkpoints below {results}"
+    if cost.save_epochs > 1:
+        disk += f", written every {cost.save_epochs:,} epochs"
     return [
         f"network     {state.config['network']['name']}, {millions:.2f} M parameters, {precision}",
         f"steps       {length.total_steps:,} = {length.in_words()}, {state.step:,} done; "
         f"{length.global_batch} images per step on {ranks.world_size} process{plural}",
         f"time        {cost.seconds_per_step:.3f} s per step, about {left} left: until {finish}",
-        f"disk        {disk:,.0f} MB of checkpoints below {results}",
+        f"disk        {disk}",
     ]
 
 

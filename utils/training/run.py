@@ -56,6 +56,7 @@ from utils.training.length import (
     steps_within,
     twice_as_long,
     usual_preview_epochs,
+    usual_save_epochs,
 )
 from utils.training.optimizer import build_optimizer
 from utils.training.plan import (
@@ -363,8 +364,8 @@ class TrainingRun:
         Raises what `fit` raises.
         """
         options, state = self.options, work.state
+        state.guide_step = round(options.guide_share * work.length.total_steps)
         schedule = self._schedule(work)
-        state.guide_step = round(options.guide_share * schedule.total_steps)
 
         remarks = [self.precision_remark, self._cuda_graph_remark(state), *work.remarks]
         remarks.append(self._drop_late_guide(state))
@@ -400,6 +401,7 @@ class TrainingRun:
             steps_per_epoch=work.length.steps_per_epoch,
             learning_rate=partial(self._rate_at, total_steps),
             log_interval=options.log_interval,
+            save_epochs=self._save_epochs(work),
             save_steps=options.save_every_steps,
             preview_epochs=self._preview_epochs(work),
             numbered_epochs=options.save_model_interval_epochs
@@ -419,6 +421,13 @@ class TrainingRun:
         return usual_preview_epochs(
             length.total_steps, length.steps_per_epoch, pace.steps_per_preview
         )
+
+    def _save_epochs(self, work: Work) -> int:
+        """Epochs between saves; the main process's clock counts."""
+        seconds_per_step = self.seconds_of_step(work.state, work.task, work.dataset)
+        seconds_per_epoch = work.length.steps_per_epoch * seconds_per_step
+        mine = usual_save_epochs(size_of_checkpoint(work.state), seconds_per_epoch)
+        return self.ranks.gather(mine)[self.ranks.main_rank]
 
     def _rate_at(self, total_steps: int, step: int) -> float:
         """The learning rate at a step of a run of this length."""
@@ -495,6 +504,7 @@ class TrainingRun:
             evaluation_share=evaluations.share if evaluations else 0.0,
             has_best=evaluations is not None,
             averages_kept=options.ema_snapshots,
+            save_epochs=schedule.save_epochs,
         )
         lines = describe(work.images, all_classes=options.plan)
         lines += evaluation_lines(

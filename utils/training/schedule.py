@@ -12,7 +12,8 @@ class Schedule:
     steps_per_epoch: int
     learning_rate: Callable[[int], float]  # of a step
     log_interval: int = 10  # steps
-    save_steps: int = 0  # steps between extra checkpoints, besides those at ends of epochs; 0: none
+    save_epochs: int = 1  # epochs between checkpoints
+    save_steps: int = 0  # steps between extra ones, besides those at ends of epochs; 0: none
     preview_epochs: int = 1
     numbered_epochs: int = 0  # a numbered checkpoint every so many epochs; 0: none
     first_numbered_epoch: int = 0
@@ -34,9 +35,11 @@ class Schedule:
         return step % self.log_interval == 0
 
     def save_is_due(self, step: int) -> bool:
-        if self.is_finished(step) or self.ends_epoch(step) or self.evaluation_is_due(step):
+        if self.is_finished(step) or self.number(step) is not None:
             return True
-        if self.averages_are_due(step):
+        if self.ends_epoch(step) and self.epoch(step) % self.save_epochs == 0:
+            return True
+        if self.evaluation_is_due(step) or self.preview_is_due(step) or self.averages_are_due(step):
             return True
         return self.save_steps > 0 and step % self.save_steps == 0
 

@@ -389,6 +389,25 @@ def test_what_is_still_to_come():
     assert later.numbered_checkpoints() == 2
 
 
+def test_where_epochs_are_short_not_each_is_saved():
+    schedule = Schedule(
+        90,
+        4,
+        lambda step: 0.1,
+        save_epochs=5,
+        preview_epochs=8,
+        numbered_epochs=3,
+        first_numbered_epoch=18,
+        evaluation_steps=50,
+    )
+    due = {step for step in range(91) if schedule.save_is_due(step)}
+    of_epochs = {0, 20, 40, 60, 80}
+    numbered = {72, 84}
+    previews = {32, 64, 90}
+    evaluations = {50, 90}
+    assert due == of_epochs | numbered | previews | evaluations
+
+
 def test_unknown_names_are_errors():
     from utils.training.learning_rate import learning_rate
 

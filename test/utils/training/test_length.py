@@ -52,18 +52,34 @@ def test_evaluations_are_counted_as_they_will_be(images):
 @pytest.mark.parametrize(
     ("beside", "per_epoch", "more", "seconds"),
     [
-        (False, 6, 0, 0.5),  # every 6 steps
-        (False, 6, 3, 0.5),  # and every 3 steps: three times as many
-        (True, 6, 0, 0.5 - 6 * 0.05),  # meanwhile the GPU trains
-        (True, 50, 0, 0.0),
+        (False, 102, 0, 0.5),  # every 102 steps
+        (False, 102, 3, 0.5),  # and every 3 steps
+        (False, 6, 0, 0.5),  # every 17 epochs, which take ten times as long
+        (True, 102, 3, 0.5 - 102 * 3 / 105 * 0.05),  # meanwhile the GPU trains
+        (True, 102, 0, 0.0),
     ],
 )
 def test_saves_are_counted(beside, per_epoch, more, seconds):
     pace = Pace(0.05, 32, 0.0, 1e8, more, beside)
     steps = steps_within(8, pace, 1, per_epoch)
-    saves = steps / per_epoch + (steps / more if more else 0)
+    saves = steps / 102 + (steps / more if more else 0)
     used = 10.0 + length.SECONDS_AT_THE_END + steps * 0.05 + saves * seconds
     assert 8 * 60 - 2 < used <= 8 * 60
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "seconds_per_epoch", "epochs"),
+    [
+        (0.3, 0.05, 1),  # a test's network
+        (40, 8.0, 1),  # the demo on a CPU
+        (40, 2.0, 1),
+        (40, 1.9, 2),
+        (40, 0.1, 20),  # 500 images on a GPU
+        (700, 0.1, 350),
+    ],
+)
+def test_saves_take_a_tenth_of_the_time_at_most(megabytes, seconds_per_epoch, epochs):
+    assert length.usual_save_epochs(megabytes * 1e6, seconds_per_epoch) == epochs
 
 
 def test_a_run_has_a_few_steps_even_where_the_time_is_over():

@@ -21,7 +21,7 @@ from tools import train as train_script
 from utils import devices
 from utils.data import StepSampler
 from utils.runs.files import read_checkpoint, save_checkpoint
-from utils.training import run
+from utils.training import length, run
 
 EVERYTHING = [
     "--num_workers",
@@ -386,6 +386,22 @@ def test_numbered_checkpoints_are_bounded(images, tmp_path):
         "ckpt_4.pt",
         "ckpt_5.pt",
     ]
+
+
+def test_short_epochs_are_not_saved_each(images, tmp_path, monkeypatch):
+    """And what was done since the last save is done again, as it was."""
+    options = ["--batch_size", 16, "--vis", False]
+    train(images, tmp_path, "each", *options, "--epochs", 12)
+    monkeypatch.setattr(length, "SAVED_BYTES_PER_SECOND", 1e5)  # of a disk that takes long
+    out = train(images, tmp_path, "few", *options, "--epochs", 12)
+    epochs = int(re.search(r"written every ([\d,]+) epochs", out)[1].replace(",", ""))
+    saved = range(0, 12, epochs)
+    each, few = tmp_path / "each", tmp_path / "few"
+    assert read_checkpoint(few / "ckpt_prev.pt")["state"]["step"] == saved[-1]
+    shutil.copy(few / "ckpt_prev.pt", few / "ckpt_last.pt")  # as a kill before the end leaves it
+    train(images, tmp_path, "few", *options, "--epochs", 12, "--resume")
+    assert_equal_states(each / "ckpt_last.pt", few / "ckpt_last.pt")
+    assert rows(each) == rows(few)
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_previous_one(images, tmp_path):

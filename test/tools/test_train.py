@@ -345,18 +345,6 @@ def test_plan_stops_before_anything_is_written(script, images, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_short_epochs_of_a_large_network_are_not_saved_each(script, images, tmp_path):
-    options = ["--dataset_path", images, *TINY, "--channels", 96, "--batch_size", 16]
-    options += ["--run_name", "a", "--epochs", 12, "--vis", False]
-    out = script("train", *options).stdout
-    epochs = int(re.search(r"written every (\d+) epochs", out)[1])
-    run = tmp_path / "results" / "a"
-    saved = range(0, 12, epochs)
-    assert read_checkpoint(run / "ckpt_prev.pt")["state"]["step"] == saved[-1]
-    assert read_checkpoint(run / "ckpt_last.pt")["state"]["step"] == 12
-    assert len(metrics(run)) == 12
-
-
 def test_an_earlier_run_is_not_overwritten(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--run_name", "a", "--epochs", 1]
     script("train", *options)

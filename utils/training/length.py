@@ -13,6 +13,7 @@ MOST_PREVIEWS = 10  # in a run, where nobody says how often
 SECONDS_AT_THE_END = 3.0  # for the last checkpoint, and for the process to end
 SAVED_BYTES_PER_SECOND = 2e8  # of a checkpoint that is written
 SAVE_SHARE = 0.1  # of the time between two saves that one may take
+SHORT_SAVE = 0.05  # seconds: what is saved so fast may be saved at any time
 FEWEST_STEPS = 10
 LONG_START = 0.2  # of the minutes, before the first step
 SECONDS_PER_MINUTE = 60
@@ -83,6 +84,8 @@ def usual_save_epochs(bytes_per_save: float, seconds_per_epoch: float) -> int:
     of their time.
     """
     seconds = bytes_per_save / SAVED_BYTES_PER_SECOND
+    if seconds <= SHORT_SAVE:
+        return 1
     return max(1, math.ceil(seconds / (SAVE_SHARE * seconds_per_epoch)))
 
 

@@ -70,7 +70,9 @@ def test_saves_are_counted(beside, per_epoch, more, seconds):
 @pytest.mark.parametrize(
     ("megabytes", "seconds_per_epoch", "epochs"),
     [
-        (0.3, 0.05, 1),  # a test's network
+        (1, 0.001, 1),  # a tiny network
+        (10, 0.001, 1),
+        (10.1, 0.001, 506),
         (40, 8.0, 1),  # the demo on a CPU
         (40, 2.0, 1),
         (40, 1.9, 2),

@@ -413,11 +413,13 @@ class TrainingRun:
         )
 
     def _preview_epochs(self, work: Work) -> int:
-        """Epochs between previews."""
+        """Epochs between previews; 0: there are none."""
+        if work.previews is None:
+            return 0
         if self.options.vis_interval_epochs is not None:
             return self.options.vis_interval_epochs
-        length, rows = work.length, 0.0 if work.previews is None else work.previews.network_rows
-        pace = Pace(0.0, self.options.images_per_process, rows)
+        length = work.length
+        pace = Pace(0.0, self.options.images_per_process, work.previews.network_rows)
         return usual_preview_epochs(
             length.total_steps, length.steps_per_epoch, pace.steps_per_preview
         )

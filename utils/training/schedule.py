@@ -14,7 +14,7 @@ class Schedule:
     log_interval: int = 10  # steps
     save_epochs: int = 1  # epochs between checkpoints
     save_steps: int = 0  # steps between extra ones, besides those at ends of epochs; 0: none
-    preview_epochs: int = 1
+    preview_epochs: int = 1  # epochs between previews; 0: none
     numbered_epochs: int = 0  # a numbered checkpoint every so many epochs; 0: none
     first_numbered_epoch: int = 0
     evaluation_steps: int = 0  # steps between evaluations; 0: none
@@ -56,7 +56,7 @@ class Schedule:
         return self.is_finished(step) or step % self.evaluation_steps == 0
 
     def preview_is_due(self, step: int) -> bool:
-        if step == 0:
+        if step == 0 or self.preview_epochs == 0:
             return False
         if self.is_finished(step):
             return True

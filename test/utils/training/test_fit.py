@@ -382,6 +382,8 @@ def test_what_is_still_to_come():
     assert schedule.previews_left(0) == 2  # after epochs 2 and 3, which is the last
     assert schedule.previews_left(8) == 1
     assert schedule.previews_left(12) == 0
+    without_previews = Schedule(12, 4, lambda step: 0.1, preview_epochs=0)
+    assert without_previews.previews_left(0) == 0
     within_an_epoch = Schedule(15, 10, lambda step: 0.1)  # after steps 10 and 15
     assert [within_an_epoch.previews_left(step) for step in (0, 10, 14, 15)] == [2, 1, 1, 0]
     assert schedule.numbered_checkpoints() == 3

@@ -84,7 +84,7 @@ OPTIONS: opt.Table = {
         Option("--head_channels",     None,            opt.positive,        "channels per attention head"),
         Option("--norm_groups",       None,            opt.positive,        "groups of each normalisation; where they do not divide the channels, as many as do"),
         Option("--time_embedding",    None,            opt.TIME_EMBEDDINGS, "how the time step and the class condition a block"),
-        Option("--act",               "silu",          opt.ACTIVATIONS,     "activation function"),
+        Option("--act",               None,            opt.ACTIVATIONS,     "activation function"),
         Option("--dropout",           None,            opt.below_one,       "dropout probability in the residual blocks"),
     ],
     "diffusion": [
@@ -252,14 +252,15 @@ def train(args: Namespace, ranks: Ranks) -> None:
     args.conditional = images.is_labelled
     if args.conditional:
         check_guidance(args)
-    choice = settle(args, run, images, dataset, autoencoder, condition, masks)
+    earlier = earlier_network(args, run)
+    choice = settle(args, run, images, dataset, autoencoder, condition, masks, earlier)
 
     # What is trained: network, EMA, optimizer
     diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder, masks)[1])
     data = held_out_data(images, dataset, split)
     if paired is not None:
         data["conditions"] = paired.conditions.fingerprint()
-    config = build_config(args, dataset, data, diffusion, autoencoder, condition, masks)
+    config = build_config(args, dataset, data, diffusion, autoencoder, condition, masks, earlier)
     state = run.build_state(config)
     check_size(state, images, autoencoder)
     checkpoint_activations(args, state)
@@ -376,9 +377,10 @@ def settle(
     autoencoder: StoredAutoencoder | None,
     condition: Condition | None,
     masks: LabelCondition | None,
+    earlier: dict,
 ) -> RecipeChoice | None:
     """Fill in the options that were left open: as before where the run is resumed (None), else as
-    in the weights that it starts from, or in a preset.
+    in the `earlier` network that it starts from, or in a preset.
     """
     from utils.data.flatness import flat_share
     from utils.training import recipe
@@ -395,16 +397,17 @@ def settle(
 
         def network_of(values: dict) -> dict:
             chosen = Namespace(**{**vars(args), **values})
-            return network_config(chosen, channels, dataset, condition)
+            return network_config(chosen, channels, dataset, condition, earlier)
 
         if autoencoder is not None and given["augment"] is None:
             given["augment"] = 0.0
         if autoencoder is None and given["loss_weight"] is None:
             given["loss_weight"] = recipe.usual_loss_weight(flat_share(dataset))
-        pretrained = pretrained_network(args)
-        given |= {name: value for name, value in pretrained.items() if given[name] is None}
+        known = {}
+        if args.pretrain:
+            known = {name: earlier[name] for name in recipe.NETWORK_OPTIONS if name in earlier}
         counts = (len(images), len(dataset))
-        choice = RecipeChoice(run, args.preset, given, size, *counts, network_of, condition)
+        choice = RecipeChoice(run, args.preset, given, size, *counts, network_of, condition, known)
         args.preset, values = choice.preset, choice.values
     vars(args).update(values)
     check_time_steps(args)
@@ -412,20 +415,24 @@ def settle(
     return choice
 
 
-def pretrained_network(args: Namespace) -> dict:
-    """The network of the weights to start from, by the options' names; nothing of bare weights."""
+def earlier_network(args: Namespace, run: TrainingRun) -> dict:
+    """The config of the network of the run that is resumed, or of the weights to start from; empty
+    where there is none, or bare weights do not say. Raises UserError where it cannot be built.
+    """
     from utils.runs.checkpoint import Checkpoint
     from utils.runs.files import read_metadata
-    from utils.training.recipe import NETWORK_OPTIONS
+    from utils.runs.inference import network_without_weights
 
+    if run.resumed is not None:
+        return run.resumed.config["network"]
     if not args.pretrain:
         return {}
     try:
         checkpoint = Checkpoint.parse(read_metadata(args.pretrain_path), args.pretrain_path)
+        checkpoint.check_kind("diffusion")
     except opt.UserError:  # bare weights, or what is refused later with its own sentence
         return {}
-    network = checkpoint.config["network"]
-    return {name: network[name] for name in NETWORK_OPTIONS if name in network}
+    return network_without_weights(checkpoint.config["network"], args.pretrain_path).config
 
 
 def diffused_shape(
@@ -590,6 +597,7 @@ def build_config(
     autoencoder: StoredAutoencoder | None,
     condition: Condition | None,
     masks: LabelCondition | None,
+    earlier: dict,
 ) -> dict:
     """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
     classes = len(dataset.class_names)
@@ -603,7 +611,7 @@ def build_config(
     if condition is not None:
         is_guided = args.condition_drop != 0 and (is_guided or not args.conditional)
     config = {
-        "network": network_config(args, channels, dataset, condition),
+        "network": network_config(args, channels, dataset, condition, earlier),
         "diffusion": diffusion.config,
         "codec": codec,
         "data": data,
@@ -615,12 +623,16 @@ def build_config(
 
 
 def network_config(
-    args: Namespace, channels: int, dataset: ImageSet, condition: Condition | None
+    args: Namespace, channels: int, dataset: ImageSet, condition: Condition | None, earlier: dict
 ) -> dict:
-    """The network as the options describe it; `channels` of what it denoises."""
+    """The network as the options describe it; `channels` of what it denoises. Details that have no
+    option are those of the `earlier` network that the run begins with.
+    """
     from model.augmentation import NUMBERS
+    from utils.training.recipe import NETWORK_DETAILS
 
     return {
+        **{name: earlier[name] for name in NETWORK_DETAILS if name in earlier},
         "name": args.network,
         "in_channels": channels + (0 if condition is None else condition.channels),
         "out_channels": None if condition is None else channels,

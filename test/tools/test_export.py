@@ -190,6 +190,23 @@ def test_generate_evaluate_and_fine_tune_from_a_folder(script, tmp_path):
     assert ours["config"]["network"]["channel_mult"] == theirs["config"]["network"]["channel_mult"]
 
 
+def test_fine_tuning_computes_as_the_folder_does(script, tmp_path):
+    """Google's networks differ in details from ours; a run that is resumed keeps them too."""
+    pipeline_of(tmp_path / "theirs", act_fn="gelu")
+    theirs, _, _ = load_for_inference(tmp_path / "theirs")
+    images = copy_some(tmp_path / "images")
+    options = ["--dataset_path", images, "--mode", "RGB", "--image_size", 16, "--epochs", 1]
+    options += ["--conditional", "False", "--vis", "False", "--batch_size", 4, "--augment", 0]
+    options += ["--prediction", "eps", "--noise_schedule", "linear", "--lr", 1e-12]
+    out = script("train", *options, "--pretrain", "--pretrain_path", tmp_path / "theirs").stdout
+    assert "begins worse" not in out
+    script("train", *options, "--epochs", 2, "--resume")
+    ours, _, _ = load_for_inference(tmp_path / "results/demo/ema_last.pt")
+    assert ours.config == theirs.config | {"out_channels": None}
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 700])
+    assert (ours(x, t) - theirs(x, t)).abs().max() < 1e-5
+
+
 def test_old_names_and_bin_files(tmp_path):
     pipeline_of(tmp_path / "theirs")
     network, _, _ = load_for_inference(tmp_path / "theirs")

@@ -484,7 +484,7 @@ def test_fine_tuning_takes_the_network_of_the_weights(script, images, tmp_path):
     """What is not given is as in the file, whatever the preset would choose."""
     options = ["--dataset_path", images, "--image_size", 8, "--epochs", 1, "--vis", False]
     network = ["--channels", 24, "--channel_mult", "1,2", "--norm_groups", 3, "--head_channels", 12]
-    network += ["--blocks_per_level", 2, "--time_embedding", "additive"]
+    network += ["--blocks_per_level", 2, "--time_embedding", "additive", "--act", "gelu"]
     script("train", *options, *network, "--run_name", "a")
     source = tmp_path / "results/a/ema_last.pt"
     pretrain = ["--pretrain", "--pretrain_path", source]
@@ -496,6 +496,8 @@ def test_fine_tuning_takes_the_network_of_the_weights(script, images, tmp_path):
     assert one == two
     wrong = script("train", *options, "--run_name", "c", *pretrain, "--channels", 48, status=2)
     assert "do not fit" in wrong.stderr
+    said = script("train", *options, "--run_name", "d", *pretrain, "--act", "relu", "--plan").stdout
+    assert "of a network with {'act': 'gelu'}, this run's has {'act': 'relu'}" in said
 
 
 def test_the_weight_of_the_loss_follows_the_pictures(script, tmp_path):

@@ -21,6 +21,7 @@ LOSS_WEIGHT = "min_snr"
 LOSS_WEIGHT_OF_DRAWINGS = "lognormal"
 FLAT_SHARE_OF_DRAWINGS = 0.2  # CIFAR-10's photographs have 0.03, garments 0.46, emoji 0.5
 EMA_LENGTH = 0.1  # share of the run
+ACTIVATION = "silu"
 
 # A network sees each image of a small set many times, and learns it by heart.
 FEW_IMAGES = 1_000
@@ -39,6 +40,7 @@ NETWORK_OPTIONS = (
     "head_channels",
     "norm_groups",
     "time_embedding",
+    "act",
 )
 OPEN_OPTIONS = (
     *NETWORK_OPTIONS,
@@ -51,6 +53,16 @@ OPEN_OPTIONS = (
     "time_steps",
     "ema_length",
     "guide_share",
+)
+
+# In what published networks differ beside: there is no option for it, but a run that begins with
+# such weights computes as they do.
+NETWORK_DETAILS = (
+    "mid_attention",
+    "norm_eps",
+    "asymmetric_padding",
+    "freq_shift",
+    "cos_first",
 )
 
 # What runs of earlier versions did where their checkpoints do not say.
@@ -242,6 +254,7 @@ def network_options(
         "head_channels": None if heads is None else math.gcd(heads, channels),
         "norm_groups": preset.norm_groups,
         "time_embedding": preset.time_embedding,
+        "act": ACTIVATION,
     }
 
 
@@ -284,9 +297,11 @@ def options_of(
     size: tuple[int, int],
     given: Mapping[str, Any] | None = None,
     images: int = MANY_IMAGES,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All open options, for so many images (or latents) of that height and width: as they were
-    given, and where they were not (None), as the preset decides.
+    given, and where they were not (None), as is `known` of the weights that the run begins with,
+    and where that is not either, as the preset decides.
     """
     given = given or dict.fromkeys(OPEN_OPTIONS)
     levels = len(given["channel_mult"]) if given["channel_mult"] else None
@@ -294,6 +309,7 @@ def options_of(
     usual = {
         **network_options(preset, size, levels, given["channels"]),
         **training_options(preset, images),
+        **(known or {}),
     }
     usual["time_steps"] = usual_time_steps(given["loss_weight"] or usual["loss_weight"])
     return settled(given, usual)

@@ -1,7 +1,7 @@
 """Which preset suits a run, found by measuring steps; and what its neighbours would cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -79,6 +79,7 @@ class RecipeChoice:
         trained_on: int,  # of them
         network_of: Callable[[dict[str, Any]], dict[str, Any]],  # a network's config
         condition: Condition | None = None,
+        known: Mapping[str, Any] | None = None,  # options of the weights that the run begins with
     ):
         self.run = run
         self.given = given
@@ -87,21 +88,24 @@ class RecipeChoice:
         self.trained_on = trained_on
         self.network_of = network_of
         self.condition = condition
+        self.known = known or {}
         self._seconds: dict[str, float] = {}  # of a step, by preset
         self._costs: dict[str, NetworkCost] = {}
-        self.is_chosen = preset == AUTO and given["channels"] is None
+        width: int | None = given["channels"] or self.known.get("channels")
+        self.is_given = width is not None
+        self.is_chosen = preset == AUTO and width is None
         if self.is_chosen:
             self._smallest = self._smallest_possible()
             self._seconds_left = self._time_for_steps()
             preset = largest_affordable(filter(self._is_possible, PRESETS), self._steps_of)
-        elif preset == AUTO:
-            preset = nearest_preset(given["channels"])
+        elif preset == AUTO and width is not None:
+            preset = nearest_preset(width)
         self.preset = preset
         self.values = self.values_of(preset)
 
     def values_of(self, preset: str) -> dict[str, Any]:
         """The options with that preset."""
-        return options_of(preset, self.size, self.given, self.images)
+        return options_of(preset, self.size, self.given, self.images, self.known)
 
     def cost_of(self, preset: str) -> NetworkCost:
         """Raises ValueError where its network cannot be built with the given options, or does not
@@ -214,7 +218,7 @@ class RecipeChoice:
 
         `seconds` is what a step of this run takes; what the others take is reckoned from it.
         """
-        if self.given["channels"] is not None:  # the others would be as wide
+        if self.is_given:  # the others would be as wide
             return [f"preset      {self.preset}, but for what is given"]
         why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
         lines = [f"preset      {self.preset} ({why})"]

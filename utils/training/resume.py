@@ -17,6 +17,18 @@ from utils.training.recipe import EARLIER
 from utils.training.state import TrainState
 
 ENLARGING = "up."  # the layer of an upscaler whose shape depends on its scale
+# Options that change what a network computes, and not the shapes of its weights.
+OF_THE_FUNCTION = (
+    "head_channels",
+    "norm_groups",
+    "norm_eps",
+    "norm_num_groups",
+    "act",
+    "act_fn",
+    "asymmetric_padding",
+    "freq_shift",
+    "cos_first",
+)
 PIXELS = {"name": "pixels"}  # the codec of a diffusion without latents, and of the other kinds
 
 
@@ -143,17 +155,20 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
     Parts that depend on the set (label rows, image channels) are matched; the remarks say which
     are new or adapted, and how the file's process differs. Raises UserError for what does not fit.
     """
+    remarks: list[str] = []
     if file.is_dir() and state.kind == "autoencoder":
-        contents = {"network": read_diffusers_autoencoder(file)[1]}
+        config, weights_of_folder = read_diffusers_autoencoder(file)
+        contents = {"network": weights_of_folder}
+        remarks += function_differences(config, state.config["network"])
     else:
         contents = read_checkpoint(file)
-    remarks: list[str] = []
     are_images = state.config.get("codec", PIXELS) == PIXELS
     previous_names: list[str] | None = None
     if "config" in contents:
         checkpoint = Checkpoint.parse(contents, file)
         checkpoint.check_kind(state.kind)
         check_architecture(checkpoint, state)
+        remarks += function_differences(checkpoint.config["network"], state.config["network"])
         previous_names = checkpoint.class_names
         theirs, ours = (config.get("diffusion", {}) for config in (checkpoint.config, state.config))
         remarks += process_differences(theirs, ours)
@@ -203,6 +218,19 @@ def check_architecture(checkpoint: Checkpoint, state: TrainState) -> None:
             f"{checkpoint.source} holds a {theirs}, but this run builds a {ours}: "
             f"pass --network {theirs} to start from it"
         )
+
+
+def function_differences(theirs: dict, ours: dict) -> list[str]:
+    """A remark on weights of a network that computes something else with them, if it does."""
+    before, now = (
+        {name: config.get(name) for name in OF_THE_FUNCTION if name in theirs and name in ours}
+        for config in (theirs, ours)
+    )
+    names = [name for name in before if before[name] != now[name]]
+    if not names:
+        return []
+    before, now = ({name: values[name] for name in names} for values in (before, now))
+    return [f"the weights are of a network with {before}, this run's has {now} and begins worse"]
 
 
 def codec_differences(theirs: dict, ours: dict) -> list[str]:

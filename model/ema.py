@@ -23,10 +23,12 @@ class EMA:
     copied. Raises ValueError for a length that is not above 0 and at most LONGEST.
     """
 
-    def __init__(self, network: nn.Module, decay: float | None = None, length: float = 0.1):
+    def __init__(self, network: nn.Module, decay: float | None = None, length: float | None = 0.1):
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay = decay
-        self._exponent = 0.0 if decay is not None else power_of(length) + 1
+        self._exponent = 0.0
+        if decay is None:
+            self._exponent = power_of(length or 0.0) + 1
 
     def decay_at(self, step: int) -> float:
         """How much of the average stays at training step `step` (0, 1, ...)."""

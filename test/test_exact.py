@@ -488,6 +488,10 @@ def test_time_steps_by_equal_weights_are_refused_in_a_resumed_run_too(images, tm
 def test_two_lengths_of_the_average(images, tmp_path):
     with pytest.raises(train_script.opt.UserError, match="leave one of them out"):
         train(images, tmp_path, "a", "--ema_length", 0.1, "--ema_decay", 0.99)
+    train(images, tmp_path, "a", "--ema_decay", 0.99, "--epochs", 1)
+    training = read_checkpoint(tmp_path / "a" / "ema_last.pt")["config"]["training"]
+    assert training["ema_decay"] == 0.99 and training["ema_length"] is None
+    train(images, tmp_path, "a", "--ema_decay", 0.99, "--epochs", 2, "--resume")
 
 
 def test_what_is_left_open_is_as_before_in_a_resumed_run(images, tmp_path):

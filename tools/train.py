@@ -163,6 +163,7 @@ def build_parser() -> opt.Parser:
 def check(args: Namespace) -> None:
     """Checks that involve more than one option. Raises UserError before any work."""
     opt.check_training(args)
+    opt.choose_average(args, OPTIONS)
     if args.sample_steps > args.noise_steps:
         raise opt.UserError(
             f"--sample_steps {args.sample_steps} is more than --noise_steps {args.noise_steps}"
@@ -409,6 +410,8 @@ def settle(
         counts = (len(images), len(dataset))
         choice = RecipeChoice(run, args.preset, given, size, *counts, network_of, condition, known)
         args.preset, values = choice.preset, choice.values
+        if args.ema_decay is not None and run.resumed is None:
+            values["ema_length"] = None
     vars(args).update(values)
     check_time_steps(args)
     run.options = opt.run_options(args, OPTIONS)

@@ -81,6 +81,7 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     opt.check_training(args)
+    opt.choose_average(args, OPTIONS)
     if args.ms_ssim and args.ssim_weight == 0:
         raise opt.UserError("--ms_ssim does nothing with --ssim_weight 0")
     if args.feature_weight > 0:
@@ -164,8 +165,6 @@ def build_task(args: Namespace, state: TrainState, precision: Precision) -> Auto
     from utils.training.autoencoder_task import AutoencoderTask
 
     features = None
-    if args.ms_ssim and args.ssim_weight == 0:
-        raise opt.UserError("--ms_ssim does nothing with --ssim_weight 0")
     if args.feature_weight > 0:
         from utils.evaluation.perceptual import perceptual_features
 

@@ -71,6 +71,7 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     opt.check_training(args)
+    opt.choose_average(args, OPTIONS)
     if args.network != "rdn" and (args.layers, args.growth) != (None, None):
         raise opt.UserError("--layers and --growth belong to --network rdn")
     opt.launch_training(partial(train, args), args)

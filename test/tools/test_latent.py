@@ -27,6 +27,7 @@ from utils.runs.files import read_checkpoint, save_checkpoint
 from utils.training.diffusion_task import LatentDiffusionTask
 from utils.training.latent_inputs import latent_inputs
 
+SMALL = ["--features", 8, "--blocks", 1, "--layers", 2, "--growth", 4, "--crop_size", 8]
 AUTOENCODER = ["--block_out_channels", "8,8", "--norm_num_groups", 4, "--latent_channels", 2]
 AUTOENCODER += ["--image_size", 16, "--batch_size", 8, "--epochs", 1, "--num_vis", 2]
 LATENT = [*TINY, "--image_size", 16, "--flip", "--epochs", 2, "--lr_func", "constant"]
@@ -65,6 +66,20 @@ def test_an_autoencoder_s_run(images, tmp_path, script):
     config = Checkpoint.read(run / "ema_last.pt").config
     assert len(config["latents_mean"]) == len(config["latents_std"]) == 2
     assert min(config["latents_std"]) > 0
+    assert config["training"]["ema_decay"] == 0.999
+
+
+@pytest.mark.parametrize("name", ["train_autoencoder", "train_upscaler"])
+def test_an_average_whose_length_is_a_share_of_the_run(images, tmp_path, script, name):
+    """Then the decay that the script has otherwise does not count."""
+    options = ["--dataset_path", images, "--run_name", "a", "--image_size", 12, "--epochs", 1]
+    options += ["--vis", False, "--val_fraction", 0, "--ema_length", 0.2, "--batch_size", 4]
+    of_script = {"train_autoencoder": [*AUTOENCODER, "--image_size", 12], "train_upscaler": SMALL}
+    script(name, *of_script[name], *options)
+    training = Checkpoint.read(tmp_path / "results/a/ema_last.pt").config["training"]
+    assert training["ema_decay"] is None and training["ema_length"] == 0.2
+    two = script(name, *options, "--ema_decay", 0.9, "--plan", status=2)
+    assert "leave one of them out" in two.stderr
 
 
 def test_the_statistics_are_those_of_draws_from_the_posteriors(images, autoencoder):

@@ -21,6 +21,7 @@ from utils.options.table import (
 )
 from utils.options.training import (
     check_training,
+    choose_average,
     derived_table,
     idle_remarks,
     launch_training,
@@ -92,6 +93,7 @@ __all__ = [
     "idle_remarks",
     "derived_table",
     "check_training",
+    "choose_average",
     "ACTIVATIONS",
     "ANIMATIONS",
     "AUTO",

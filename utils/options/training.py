@@ -75,10 +75,6 @@ def check_training(args: Namespace) -> None:
         raise UserError(
             "--pretrain starts a new run and --resume continues one: leave one of them out"
         )
-    if args.ema_decay is not None and args.ema_length is not None:
-        raise UserError(
-            "--ema_length and --ema_decay both set how long the average is: leave one of them out"
-        )
     for name, unset, other in NEEDS:
         value = getattr(args, name)
         if value != unset and not getattr(args, other):
@@ -86,6 +82,20 @@ def check_training(args: Namespace) -> None:
     if not args.dataset_path.is_dir():
         found = "is a file" if args.dataset_path.exists() else "does not exist"
         raise UserError(f"--dataset_path {args.dataset_path} {found}; name a folder")
+
+
+def choose_average(args: Namespace, table: Table) -> None:
+    """With --ema_length, the usual --ema_decay of a script does not count. Raises UserError where
+    another one is given too.
+    """
+    usual = {option.name: option.default for option in options_of(table)}
+    if args.ema_length is None or args.ema_decay is None:
+        return
+    if args.ema_decay != usual["ema_decay"]:
+        raise UserError(
+            "--ema_length and --ema_decay both set how long the average is: leave one of them out"
+        )
+    args.ema_decay = None
 
 
 def idle_remarks(args: Namespace, table: Table) -> list[str]:

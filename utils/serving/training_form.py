@@ -118,6 +118,8 @@ class TrainingForm:
                 texts[option.name] = _checked_text(option, value)
             except Refusal:
                 continue
+        if "ema_decay" in texts:  # earlier versions recorded a length beside it
+            texts.pop("ema_length", None)
         return texts
 
     def arguments(

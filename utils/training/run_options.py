@@ -34,7 +34,7 @@ class RunOptions:
     warmup_steps: int | None  # None: a share of the run
     weight_decay: float
     grad_clip: float
-    ema_length: float
+    ema_length: float | None  # None: a fixed decay instead
     ema_decay: float | None
     amp: bool | str  # or AUTO
     # Saving, evaluation and previews

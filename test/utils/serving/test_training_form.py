@@ -141,6 +141,13 @@ def test_a_run_is_resumed_with_the_options_of_its_record(tmp_path):
     assert texts == {"image_size": "8,8", "channel_mult": "1,2", "lr": "0.0001", "epochs": "3"}
 
 
+def test_a_run_with_a_decay_is_resumed_without_a_length_of_its_average(tmp_path):
+    form = real_form()
+    texts = form.recorded_texts({"ema_decay": 0.99, "ema_length": 0.1})
+    assert texts == {"ema_decay": "0.99"}
+    form.check_together(form.arguments("a", DEMO, tmp_path, texts))
+
+
 def train_namespace(options: dict, tmp_path):
     form = real_form()
     arguments = form.arguments("a", DEMO, tmp_path, form.texts(options))

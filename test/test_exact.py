@@ -513,3 +513,14 @@ def test_what_is_left_open_is_as_before_in_a_resumed_run(images, tmp_path):
     train(images, tmp_path, "b", "--num_workers", 0, "--epochs", 3, "--resume", "--start_epoch", 1)
     assert_equal_states(tmp_path / "a/ckpt_last.pt", tmp_path / "b/ckpt_last.pt")
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_a_file_from_elsewhere_that_leaves_options_of_its_network_out(images, tmp_path):
+    """Each has a default."""
+    train(images, tmp_path, "a", "--num_workers", 0, "--epochs", 1, "--time_embedding", "additive")
+    file = tmp_path / "a" / "ckpt_last.pt"
+    contents = read_checkpoint(file)
+    del contents["config"]["network"]["time_embedding"]
+    save_checkpoint(contents, file)
+    train(images, tmp_path, "a", "--num_workers", 0, "--epochs", 2, "--resume")
+    assert read_checkpoint(file)["state"]["epoch"] == 2

@@ -392,7 +392,8 @@ def settle(
     choice = None
     if run.resumed is not None and args.preset == opt.AUTO:
         processes = run.ranks.world_size * args.grad_accum
-        values = recipe.settled(given, recipe.options_before(run.resumed.config, processes))
+        before = {**run.resumed.config, "network": earlier}
+        values = recipe.settled(given, recipe.options_before(before, processes))
     else:
         channels, size = diffused_shape(args, dataset, autoencoder, masks)
 
@@ -427,7 +428,8 @@ def earlier_network(args: Namespace, run: TrainingRun) -> dict:
     from utils.runs.inference import network_without_weights
 
     if run.resumed is not None:
-        return run.resumed.config["network"]
+        before = run.resumed
+        return network_without_weights(before.config["network"], before.source).config
     if not args.pretrain:
         return {}
     try:

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from model.codecs import Codec, JointCodec, build_codec
+from model.codecs import Codec, JointCodec, PixelCodec, build_codec
 from model.condition import Condition, build_condition
 from model.diffusion import GaussianDiffusion
 from model.editing import FillIn
@@ -389,7 +389,7 @@ def _guide_network(checkpoint: Checkpoint, guide: Checkpoint | None, use_ema: bo
     if _kind_of(guide) != _kind_of(checkpoint):
         raise UserError(
             f"{guide.source} cannot guide these weights: it was trained with another diffusion "
-            "process, other channels, other conditions or other classes"
+            "process, other channels, other conditions, other classes or numbers, or other latents"
         )
     return network
 
@@ -403,8 +403,10 @@ def _kind_of(checkpoint: Checkpoint) -> tuple:
         network["in_channels"],
         network.get("out_channels") or network["in_channels"],
         network.get("num_classes"),
-        network.get("numbers", 0),
+        checkpoint.class_names,
+        checkpoint.numbers,
         checkpoint.condition,
+        config.get("codec", PixelCodec().config),
     )
 
 

@@ -41,6 +41,15 @@ def test_a_run_keeps_snapshots_and_resumes_to_the_bit(script, data, tmp_path):
                 assert torch.equal(value, theirs[length][key])
 
 
+def test_averages_of_an_abandoned_end_are_not_mixed_in(script, data, tmp_path):
+    """A run that goes back to an earlier epoch, and on from there otherwise."""
+    numbered = ["--save_model_interval", "True", "--save_model_interval_epochs", 1]
+    script("train", *data, *KEPT, *numbered, "--epochs", 4)
+    again = ["--resume", "--start_epoch", 1, "--allow_changes", "--lr", 0.01, "--epochs", 3]
+    script("train", *data, *KEPT, *again)
+    assert {each.step for each in snapshots_of(tmp_path / "results/demo")} == {4, 6, 9, 12}
+
+
 def test_the_average_of_a_kept_length_is_that_one(script, data, tmp_path):
     script("train", *data, *KEPT, "--epochs", 4, "--ema_length", 0.1)
     run = tmp_path / "results/demo"

@@ -102,6 +102,36 @@ def test_a_guide_that_is_asked_for_too_late(images, tmp_path, script):
     assert Checkpoint.read(tmp_path / "results/demo/ema_last.pt").guide is None
 
 
+def test_a_guide_that_is_not_wanted_any_more(images, tmp_path, script):
+    common = [*LONG, "--dataset_path", images]
+    script("train", *common, "--guide_share", 0.2, "--epochs", 2)
+    assert Checkpoint.read(tmp_path / "results/demo/ema_last.pt").guide is not None
+    script("train", *common, "--guide_share", 0, "--epochs", 3, "--resume", "--allow_changes")
+    assert Checkpoint.read(tmp_path / "results/demo/ema_last.pt").guide is None
+
+
+def test_a_guide_of_other_classes_numbers_or_latents_is_refused(run, tmp_path):
+    """Even where there are as many."""
+    checkpoint = Checkpoint.read(run / "ckpt_last.pt")
+    precision = Precision(torch.float32, torch.device("cpu"))
+
+    def led_by(guide):
+        sampling = Sampling("ddim", 2, guide_scale=1.5)
+        return ImageGenerator.from_checkpoint(checkpoint, sampling, precision, guide=guide)
+
+    assert isinstance(led_by(Checkpoint.read(run / "ckpt_1.pt")).network, Autoguided)
+    config = checkpoint.config
+    others = {
+        "classes": {"data": {**config["data"], "class_names": ["x", "y", "z"]}},
+        "numbers": {"data": {**config["data"], "numbers": [{"name": "age", "mean": 0, "std": 1}]}},
+        "codec": {"codec": {"name": "grey16"}},
+    }
+    for other in others.values():
+        guide = replace(checkpoint, config={**config, **other})
+        with pytest.raises(UserError, match="cannot guide these weights"):
+            led_by(guide)
+
+
 def test_labels_do_not_lead_where_there_are_none(images, tmp_path, script):
     script("train", *LONG, *HALF, "--conditional", "False", "--dataset_path", images)
     weights = ["--weight_path", tmp_path / "results/demo/ema_last.pt"]

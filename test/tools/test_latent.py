@@ -26,6 +26,7 @@ from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
 from utils.training.diffusion_task import LatentDiffusionTask
 from utils.training.latent_inputs import latent_inputs
+from utils.training.resume import codec_differences
 
 SMALL = ["--features", 8, "--blocks", 1, "--layers", 2, "--growth", 4, "--crop_size", 8]
 AUTOENCODER = ["--block_out_channels", "8,8", "--norm_num_groups", 4, "--latent_channels", 2]
@@ -506,3 +507,11 @@ def test_two_processes_train_an_autoencoder_like_one(images, tmp_path):
     a, b = (read_checkpoint(tmp_path / name / "ema_last.pt") for name in ("one", "two"))
     for x, y in zip(a["config"]["latents_mean"], b["config"]["latents_mean"], strict=True):
         assert abs(x - y) < 1e-2
+
+
+def test_what_a_diffusion_sees_in_words():
+    pixels, grey = {"name": "pixels"}, {"name": "grey16"}
+    two, other = ({"name": "joint", "image_channels": 1, "values": [0, last]} for last in (1, 2))
+    assert codec_differences(pixels, pixels) == codec_differences(two, two) == []
+    assert "on pixels, this run is on grey of 16 bits" in codec_differences(pixels, grey)[0]
+    assert "masks of the labels 0, 1, this run" in codec_differences(two, other)[0]

@@ -42,6 +42,7 @@ from utils.runs.names import (
     holds_a_run,
     numbered_name,
     preview_name,
+    step_of_averages,
 )
 from utils.runs.safeguards import FolderLock, add_name, reason, warn_once
 from utils.text import printable
@@ -105,6 +106,7 @@ class RunFolder:
             self._metrics.cut_back(step)
             self.evaluations = cut_back_evaluations(self.path, step)
             self._look_at_best(step)
+            self._remove_later_averages(step)
         except OSError as error:
             raise cannot_be_written(self.path, error) from None
 
@@ -135,6 +137,13 @@ class RunFolder:
             (self.path / BEST).unlink(missing_ok=True)
             (self.path / BEST_SLIM).unlink(missing_ok=True)
             self.best_step = None
+
+    def _remove_later_averages(self, step: int) -> None:
+        """Those from after `step`, which the run has gone back to, are not of this run."""
+        for file in (self.path / AVERAGES).glob("*"):
+            kept_at = step_of_averages(file.name)
+            if kept_at is not None and kept_at > step:
+                file.unlink(missing_ok=True)
 
     def write_evaluation(self, evaluation: Evaluation, epoch: int, is_best: bool) -> None:
         """Add what it measured to the row of its step in metrics.csv and to TensorBoard; where it

@@ -28,6 +28,12 @@ def averages_name(step: int) -> str:
     return f"step_{step:09d}.pt"
 
 
+def step_of_averages(name: str) -> int | None:
+    """The step of the averages in a file of this name; None for another file."""
+    found = re.fullmatch(r"step_(\d+)\.pt", name)
+    return None if found is None else int(found[1])
+
+
 def holds_a_run(path: Path) -> bool:
     """Whether an earlier run has left a checkpoint or metrics in the folder."""
     return any((path / name).exists() for name in (LAST, PREVIOUS, METRICS))

@@ -250,7 +250,8 @@ class Engine:
         are loaded.
         """
         with self._wake:
-            waiting = [job for job in self._queue if not job.has_ended]
+            self._queue = deque(job for job in self._queue if not job.has_ended)
+            waiting = list(self._queue)
         if not waiting:
             return
         active = len(self._rotation.jobs)
@@ -271,7 +272,7 @@ class Engine:
                 continue
             self._stepper.states.add(job)
         with self._wake:
-            new = [job for job in self._queue if job not in waiting]
+            new = list(self._queue)[len(waiting) :]
             self._queue = deque([*left, *new])
         self._rotation.forget_models(self._models.all())
 

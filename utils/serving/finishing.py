@@ -61,7 +61,6 @@ class Finisher:
         self._precision = precision
         self._ended = ended
         self._queue: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
-        self._left: dict[str, int] = {}  # images of each job that are still to come
         self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="finishing", daemon=True)
         self._thread.start()
@@ -80,7 +79,6 @@ class Finisher:
             if finished is None:
                 return
             if finished.job.has_ended:
-                self._left.pop(finished.job.id, None)
                 continue
             try:
                 self._finish(finished)
@@ -98,15 +96,12 @@ class Finisher:
                 self._results.put(job, mask_name(finished.place), mask, room)
         else:
             job.images[finished.place] = data
-        left = self._left.get(job.id, job.request.count) - 1
-        self._left[job.id] = left
-        if left == 0:
-            del self._left[job.id]
+        job.images_done += 1
+        if job.images_done == job.request.count:
             self._ended(job, COMPLETED, None)
 
     def _fail(self, job: Job, error: Exception) -> None:
         logger.error("job %s: its images could not be finished: %s", job.id, error)
-        self._left.pop(job.id, None)
         message = "the images could not be encoded"
         if isinstance(error, OSError):
             message = "the images could not be kept: the disk of the server is full or fails"

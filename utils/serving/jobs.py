@@ -58,6 +58,7 @@ class Job:
     error: Refusal | None = None
     calls_done: list[int] = field(default_factory=list)  # of each image
     images: list[bytes | None] = field(default_factory=list)  # encoded, where they are not kept
+    images_done: int = 0  # encoded, and kept or handed over
     about: list[dict] = field(default_factory=list)  # what was found out of each image
     snapshots: list[list[Snapshot]] = field(default_factory=list)  # of each image
     preview: list[Tensor | None] = field(default_factory=list)  # estimates of x0, (C,H,W) uint8

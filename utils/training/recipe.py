@@ -331,10 +331,14 @@ def settled(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any
 # --- Which preset ---
 
 
-def nearest_preset(channels: int) -> str:
-    """The preset whose network is as wide, or the next narrower one."""
-    narrower = [name for name, preset in PRESETS.items() if preset.channels <= channels]
-    return narrower[-1] if narrower else next(iter(PRESETS))
+def nearest_preset(channels: int, size: tuple[int, int]) -> str:
+    """The preset whose network is as wide, or the next narrower one; of two that are, the one that
+    is for images nearer to that height and width.
+    """
+    narrower = [preset.channels for preset in PRESETS.values() if preset.channels <= channels]
+    width = max(narrower, default=min(preset.channels for preset in PRESETS.values()))
+    as_wide = [name for name, preset in PRESETS.items() if preset.channels == width]
+    return min(as_wide, key=lambda name: abs(math.log(min(size) / PRESETS[name].reference_side)))
 
 
 def largest_affordable(presets: Iterable[str], steps_of: Callable[[str], float]) -> str:

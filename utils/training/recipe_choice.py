@@ -99,7 +99,7 @@ class RecipeChoice:
             self._seconds_left = self._time_for_steps()
             preset = largest_affordable(filter(self._is_possible, PRESETS), self._steps_of)
         elif preset == AUTO and width is not None:
-            preset = nearest_preset(width)
+            preset = nearest_preset(width, size)
         self.preset = preset
         self.values = self.values_of(preset)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from model.codecs import Grey16Codec, JointCodec, LatentCodec
 from model.diffusion import UNLESS_SET
-from utils.errors import UserError
+from utils.errors import UserError, name_list
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.diffusers_autoencoder import read_diffusers_autoencoder
 from utils.runs.files import read_checkpoint
@@ -235,11 +236,19 @@ def function_differences(theirs: dict, ours: dict) -> list[str]:
 
 def codec_differences(theirs: dict, ours: dict) -> list[str]:
     """A remark on a network that was trained on something else than this run, if it was."""
-    before, now = (
-        "pixels" if codec == PIXELS else f"the latents of autoencoder {codec.get('hash')}"
-        for codec in (theirs, ours)
-    )
+    before, now = map(inputs_in_words, (theirs, ours))
     return [] if before == now else [f"the weights were trained on {before}, this run is on {now}"]
+
+
+def inputs_in_words(codec: dict) -> str:
+    """What a diffusion sees, by its codec's config."""
+    name = codec.get("name")
+    if name == LatentCodec.name:
+        return f"the latents of autoencoder {codec.get('hash')}"
+    if name == JointCodec.name:
+        labels = name_list(map(str, codec.get("values", [])))
+        return f"images with masks of the labels {labels}"
+    return "grey of 16 bits" if name == Grey16Codec.name else "pixels"
 
 
 def whole_process(diffusion: dict) -> dict:

@@ -365,6 +365,8 @@ class TrainingRun:
         """
         options, state = self.options, work.state
         state.guide_step = round(options.guide_share * work.length.total_steps)
+        if options.guide_share == 0:
+            state.guide = None  # that a run kept which is resumed without one
         schedule = self._schedule(work)
 
         remarks = [self.precision_remark, self._cuda_graph_remark(state), *work.remarks]

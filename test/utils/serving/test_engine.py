@@ -125,6 +125,16 @@ def test_no_client_takes_all_of_the_queue(make_bench) -> None:
     bench.submit(Client("", "10.0.0.2"))
 
 
+def test_jobs_that_have_ended_leave_the_queue(bench: Bench) -> None:
+    cancelled = [bench.submit(seed=seed) for seed in range(20)]
+    for job in cancelled:
+        bench.engine.cancel(job)
+    kept = bench.submit(seed=20)
+    bench.finish()
+    assert kept.status == "completed"
+    wait_until(lambda: not bench.engine._queue)
+
+
 def test_jobs_wait_in_their_order_and_can_be_taken_out(bench: Bench) -> None:
     jobs = [bench.submit(seed=seed) for seed in range(3)]
     assert [bench.engine.queue_position(job) for job in jobs] == [0, 1, 2]

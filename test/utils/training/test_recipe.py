@@ -107,10 +107,13 @@ def test_a_run_goes_on_as_before():
 
 
 def test_the_widest_preset_that_is_not_wider():
-    assert nearest_preset(8) == "tiny"
-    assert nearest_preset(32) == "tiny"
-    assert nearest_preset(100) == "medium"
-    assert nearest_preset(128) in ("base", "large")
+    assert nearest_preset(8, (32, 32)) == "tiny"
+    assert nearest_preset(32, (256, 256)) == "tiny"
+    assert nearest_preset(100, (32, 32)) == "medium"
+    assert nearest_preset(128, (32, 48)) == "base"
+    assert nearest_preset(128, (64, 64)) == "base"
+    assert nearest_preset(128, (128, 192)) == "large"
+    assert nearest_preset(512, (256, 256)) == "adm"
 
 
 def test_the_largest_preset_that_gets_enough_steps():

@@ -97,7 +97,6 @@ MOST_FRAMES = 60  # of an animation
 FILMED = 16  # images in an animation
 ONE_OF_EACH = "-1"  # as --class_name
 USUAL_COUNT = 8  # images
-MASKS = "masks"  # folder of the label maps that are made with images
 
 
 def build_parser() -> opt.Parser:
@@ -222,7 +221,7 @@ def generate(args, ranks) -> None:
             pixels = upscaler.pixels(pixels[None])[0]
         write_image(pixels, file, {**about, **settings})
         if mask is not None:
-            pixels = write_mask(generator, mask, pixels, folder / MASKS / f"{place:05d}.png", about)
+            pixels = write_mask(generator, mask, pixels, folder, place, about)
         if place < MOST_IN_GRID:
             shown.append((place, pixels))
 
@@ -259,6 +258,8 @@ def write_overviews(
     steering: Steering | None,
 ) -> None:
     """The grid and the films, and a line on each."""
+    from utils.data.overviews import MASKS
+
     height, width = pixels[0].shape[-2:]
     if (folder / MASKS).exists():  # each image is shown behind its mask
         width //= 2
@@ -551,15 +552,17 @@ def write_image(pixels, file: Path, settings: dict) -> None:
     save_image(to_picture(pixels), file, settings)
 
 
-def write_mask(generator, mask, pixels, file: Path, about: dict):
-    """(1,H,W) uint8 -> a palette file whose numbers are the labels. Returns the mask in colours and
-    the image (C,H,W) side by side, (3,H,2W) uint8.
+def write_mask(generator, mask, pixels, folder: Path, place: int, about: dict):
+    """(1,H,W) uint8 of the image at this place -> a palette file whose numbers are the labels.
+    Returns the mask in colours and the image (C,H,W) side by side, (3,H,2W) uint8.
     """
     import torch
 
     from utils.condition_pictures import behind_conditions, label_map_of, mask_picture
+    from utils.data.overviews import MASKS
     from utils.pictures import save_image
 
+    file = folder / MASKS / f"{place:05d}.png"
     file.parent.mkdir(exist_ok=True)
     save_image(mask_picture(generator.codec, mask), file, about)
     pair = behind_conditions(label_map_of(generator.codec), mask[None], pixels[None])

@@ -12,9 +12,10 @@ from model.condition import Condition
 from utils.condition_pictures import behind_conditions, in_turn
 from utils.data.conditions import condition_files, read_condition
 from utils.data.flat import readable
+from utils.data.overviews import MASKS, OVERVIEWS
 
 # What generate.py writes beside images.
-RESERVED = {"grid", "denoising", "interpolation", "masks", "nearest"}
+RESERVED = {*OVERVIEWS, MASKS, "nearest"}
 LONGEST_PART = 200  # bytes of a name; a temporary file's is longer
 
 

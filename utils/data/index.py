@@ -16,6 +16,7 @@ from utils.data.account import Account
 from utils.data.flat import FlatNames, readable
 from utils.data.formats import REFUSED_ENDINGS, content_is_image, image_endings
 from utils.data.layout import ClassFolder, layout_remarks, look_like_parts
+from utils.data.overviews import overviews_among
 from utils.errors import UserError, name_list
 from utils.text import composed
 
@@ -29,6 +30,7 @@ BESIDE_CLASSES = "beside the class folders, in none of them"
 DANGLING = "link to a file that does not exist"
 SECOND_PATH = "second path to an image of the set"
 NOT_A_FILE = "neither a file nor a folder"
+OVERVIEW = "overview of the images beside it, or mask of one, as generate.py writes it"
 HIDDEN_FOLDER = "hidden"
 SYSTEM_FOLDER = "of the operating system"
 SECOND_FOLDER = "second path to a folder of the set"
@@ -139,7 +141,7 @@ def scan_folder(root: Path, conditional: bool | None) -> FolderIndex:
     walker.leave_out_second_paths()
     if walker.followed_links:
         walker.sort()
-    return FolderIndex(
+    index = FolderIndex(
         root=root,
         names=FlatNames(walker.names),
         sizes=np.array(walker.sizes, np.int64),
@@ -149,6 +151,16 @@ def scan_folder(root: Path, conditional: bool | None) -> FolderIndex:
         account=walker.account,
         remarks=layout_remarks(root, folders, conditional),
     )
+    if not conditional:  # else they lie beside the class folders
+        _leave_out(overviews_among(walker.names, root), OVERVIEW, index)
+    return index
+
+
+def _leave_out(places: list[int], reason: str, index: FolderIndex) -> None:
+    for place in places:
+        index.account.leave_out(index.names.raw(place), reason)
+    if places:
+        index.keep(np.setdiff1d(np.arange(len(index)), places))
 
 
 def _scan_either_way(root: Path) -> FolderIndex:

@@ -1,7 +1,6 @@
 """A folder of images that is to be compared: which files, of which class, in which order."""
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,15 +8,12 @@ import numpy as np
 
 from utils.data.account import Account
 from utils.data.flat import FlatNames, readable
-from utils.data.index import FolderIndex, scan_folder
+from utils.data.index import scan_folder
 from utils.data.layout import SPLIT_NAMES
 from utils.errors import UserError, name_list
 from utils.text import composed
 
 NO_CLASS = -1
-OVERVIEW = "overview of the images beside it, as generate.py writes it"
-OVERVIEW_NAME = re.compile(rb"grid\.\w+|denoising\.\w+")
-NUMBERED_NAME = re.compile(rb"0*0\.\w+")  # the first image that generate.py writes
 
 
 @dataclass
@@ -66,25 +62,11 @@ def open_folder(path: Path, role: str) -> ImageFolder:
     if not path.is_dir():
         raise UserError(f"{role} {path} is a file; name a folder of images")
     index = scan_folder(path, conditional=False)
-    names = _without_overviews(index)
+    names = index.names
     if len(names) == 0:
         raise UserError(f"{role} {path} holds no images: {index.account.why_empty()}")
     labels, class_names, remarks = _classes(names, role)
     return ImageFolder(role, path, names, labels, class_names, index.account, remarks)
-
-
-def _without_overviews(index: FolderIndex) -> FlatNames:
-    """The names but for generate.py's grid and film, where its numbered images are beside them."""
-    names = [index.names.raw(place) for place in range(len(index))]
-    if not any(NUMBERED_NAME.fullmatch(name) for name in names):
-        return index.names
-    kept = []
-    for name in names:
-        if OVERVIEW_NAME.fullmatch(name):
-            index.account.leave_out(name, OVERVIEW)
-        else:
-            kept.append(name)
-    return FlatNames(kept)
 
 
 def _classes(names: FlatNames, role: str) -> tuple[np.ndarray, list[str], list[str]]:

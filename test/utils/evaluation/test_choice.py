@@ -1,9 +1,12 @@
 """Which images are compared: folders, classes, halves, proportions."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from helpers import DEMO
+from PIL import Image
 
 from utils.evaluation.distribution import (
     ALL_IMAGES,
@@ -17,6 +20,7 @@ from utils.evaluation.extract import Facts, FeatureSet, SameSizeBatches
 from utils.evaluation.from_weights import class_folder_names, in_proportion, labels_like
 from utils.evaluation.image_folder import open_folder
 from utils.evaluation.picture import nearest
+from utils.pictures import save_image
 
 
 def make(root, **classes):
@@ -67,6 +71,30 @@ def test_generate_s_own_overview_is_no_image_of_the_set(tmp_path):
     (line,) = folder.account.lines(folder.role)
     assert "overview" in line and "denoising.webp, grid.png" in line
     (tmp_path / "00000.png").unlink()  # then it is a folder of somebody's own
+    assert len(open_folder(tmp_path, "GENERATED")) == 3
+    os.rename(tmp_path / "00001.png", tmp_path / "grid-2.png")
+    assert len(open_folder(tmp_path, "GENERATED")) == 3
+
+
+def test_nor_are_its_films_and_masks(tmp_path):
+    (tmp_path / "masks").mkdir()
+    for name in ("00000.png", "interpolation.webp", "masks/00000.png", "masks/photo.png"):
+        (tmp_path / name).touch()
+    folder = open_folder(tmp_path, "GENERATED")
+    assert list(folder.names) == ["00000.png", "masks/photo.png"]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_nor_is_an_overview_of_images_that_are_called_like_their_conditions(tmp_path, ending):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    picture = Image.new("L", (8, 8))
+    for name in ("a/x.png", "b/y.png"):
+        save_image(picture, tmp_path / name, {"seed": 1, "sampler": "ddim"})
+    save_image(picture, tmp_path / f"grid.{ending}")
+    folder = open_folder(tmp_path, "GENERATED")
+    assert list(folder.names) == ["a/x.png", "b/y.png"] and folder.class_names == ["a", "b"]
+    save_image(picture, tmp_path / "a/x.png")  # of somebody's own
     assert len(open_folder(tmp_path, "GENERATED")) == 3
 
 

@@ -100,7 +100,13 @@ def pair(
     matched = np.array([by_name[names[place]] for place in kept], np.int64)
     conditions = found.subset(matched)
     images.remarks.extend(_remarks(found, set(by_name) - set(names)))
-    chosen = images.subset(np.array(kept, np.int64))
+    everything = images.subset(np.array(kept, np.int64))
+    chosen = everything.with_used_classes()
+    unused = [name for name in everything.class_names if name not in chosen.class_names]
+    if unused:
+        images.remarks.append(
+            f"no image of {name_list(unused)} has a condition: these classes are not learned"
+        )
     return ConditionedSet(chosen, conditions, _condition_of(conditions, kind))
 
 

@@ -153,6 +153,17 @@ class ImageSet(Dataset):
             conditions=None if self.conditions is None else self.conditions.take(places),
         )
 
+    def with_used_classes(self) -> "ImageSet":
+        """The same images without the classes that none of them has."""
+        used = np.flatnonzero(self.label_counts())
+        if len(used) == len(self.class_names):
+            return self
+        names = [self.class_names[label] for label in used]
+        if self.conditions is not None:
+            return replace(self, class_names=names, conditions=self.conditions.renumbered(used))
+        labels = np.searchsorted(used, self.labels.array).astype(np.int32)
+        return replace(self, class_names=names, labels=FlatNumbers(labels))
+
     def metadata(self) -> dict:
         """What a checkpoint keeps of the set."""
         kept = {

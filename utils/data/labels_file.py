@@ -155,6 +155,14 @@ class Conditions:
     def take(self, places: np.ndarray) -> "Conditions":
         return Conditions(self.rows[places], self.numbers)
 
+    def renumbered(self, used: np.ndarray) -> "Conditions":
+        """The same where only these labels (ascending) are left, as 0, 1, ..."""
+        rows, first = self.rows.copy(), len(self.numbers)
+        labels = rows[:, first:]
+        known = ~np.isnan(labels)
+        labels[known] = np.searchsorted(used, labels[known])
+        return Conditions(rows, self.numbers)
+
     def label_counts(self, classes: int) -> np.ndarray:
         """Images that have each label, (classes,)."""
         labels = self.rows[:, len(self.numbers) :]

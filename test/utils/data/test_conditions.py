@@ -82,6 +82,28 @@ def test_what_has_no_partner_is_named(folders):
     assert "1 conditions cannot be read" in text and "b/3.png" in text
 
 
+def test_a_class_without_any_condition_is_not_learned(folders):
+    images, masks = folders
+    (images / "A").mkdir()
+    shutil.copy(images / "a/0.bmp", images / "A/0.bmp")  # sorted before the others
+    found = paired(images, masks)
+    assert found.images.class_names == ["a", "b"]
+    assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert any("no image of A has a condition" in line for line in describe(found.images))
+
+
+def test_a_label_without_any_condition_is_not_learned(folders):
+    images, masks = folders
+    rows = [f'{"ab"[i % 2]}/{i}.bmp,"{"xyz"[i % 3]},{"uv"[i % 2]}"' for i in range(6)]
+    (images / "labels.csv").write_text("\n".join(["file,labels", *rows]) + "\n")
+    for i in (1, 3, 4, 5):  # what is left are x with u, and z with u
+        (masks / f"{'ab'[i % 2]}/{i}.png").unlink()
+    found = paired(images, masks)
+    assert found.images.class_names == ["u", "x", "z"]
+    rows_seen = [sorted(found.images.label(i).tolist()) for i in range(2)]
+    assert rows_seen == [[0, 1], [0, 2]]
+
+
 def test_a_folder_without_any_partner(folders, tmp_path):
     images, _ = folders
     others = tmp_path / "others"

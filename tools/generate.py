@@ -173,7 +173,7 @@ def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
 def generate(args, ranks) -> None:
     """One process: its share of the images, written as they are done."""
     from utils.devices import choose_device, choose_precision
-    from utils.generation import ImageGenerator, image_settings
+    from utils.generation import ImageGenerator
     from utils.runs.folder import new_folder
 
     # Weights and their metadata
@@ -202,12 +202,7 @@ def generate(args, ranks) -> None:
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
     names = names_of(labels, checkpoint)
-    settings = image_settings(
-        sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
-    )
-    settings |= wishes_of(args).settings()
-    if upscaler is not None:
-        settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
+    settings = settings_of(args, sampling, generator, checkpoint, upscaler)
     files = file_names(args, count, steering)
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
@@ -234,6 +229,21 @@ def generate(args, ranks) -> None:
     write_overviews(args, pixels, labels, names, frames, folder, settings, count, steering)
     if copies is not None:
         opt.say(copies.write(nearest, folder))
+
+
+def settings_of(args, sampling, generator, checkpoint, upscaler) -> dict:
+    """What the text of all images has in common."""
+    from utils.generation import image_settings
+
+    settings = image_settings(
+        sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
+    )
+    if args.guide_path is not None:
+        settings["guide"] = args.guide_path.name
+    settings |= wishes_of(args).settings()
+    if upscaler is not None:
+        settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
+    return settings
 
 
 def about_image(args, place: int, names: list[str], steering: Steering | None) -> dict:

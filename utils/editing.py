@@ -82,7 +82,7 @@ class Wishes:
         if self.mask is not None and self.outpaint is not None:
             two = f"{word('mask')} and {word('outpaint')}"
             raise WrongWish("outpaint", f"{two} both say where to paint: choose one")
-        if self.repeats > 1 and self.mask is None and self.outpaint is None:
+        if self.repeats > 1 and not self.is_painted:
             choices = f"{word('mask')} or {word('outpaint')}"
             raise WrongWish("repeats", f"{word('repeats')} belongs to {choices}")
         for name in ("invert", "outpaint"):
@@ -147,8 +147,18 @@ class Wishes:
             return self._widened(self.outpaint, image_size, channels)
         image = self._picture("init_image", image_size, channels)
         if self.mask is not None:
-            return Filled(image, self._mask(image_size), self.strength or 1.0, self.repeats)
-        return FromImage(image, self.strength or USUAL_STRENGTH)
+            return Filled(image, self._mask(image_size), self.used_strength, self.repeats)
+        return FromImage(image, self.used_strength)
+
+    @property
+    def is_painted(self) -> bool:
+        """Whether a part of the image is made anew, and the others stay."""
+        return self.mask is not None or self.outpaint is not None
+
+    @property
+    def used_strength(self) -> float:
+        """The one that is asked for, or the usual one."""
+        return self.strength or (1.0 if self.is_painted else USUAL_STRENGTH)
 
     def _widened(self, borders: Borders, size: tuple[int, int], channels: int) -> "Filled":
         """The image within borders that are painted."""
@@ -158,7 +168,7 @@ class Wishes:
         sides = (left, right, top, bottom)
         paint = F.pad(torch.zeros(1, 1, *inner), sides, value=1.0).bool()
         canvas = F.pad(image.float(), sides, mode="replicate").to(image)
-        return Filled(canvas, paint, self.strength or 1.0, self.repeats)
+        return Filled(canvas, paint, self.used_strength, self.repeats)
 
     def _picture(self, name: str, size: tuple[int, int], channels: int) -> Tensor:
         """A picture as the network's training read its own, (1,C,H,W) uint8."""
@@ -205,8 +215,12 @@ class Wishes:
 
     def settings(self) -> dict:
         """What the text of a PNG says of them."""
-        names = ("init_image", "strength", "mask", "outpaint", "interpolate", "invert")
+        names = ("init_image", "mask", "outpaint", "interpolate", "invert")
         given = {name: getattr(self, name) for name in names}
+        if self.init_image is not None:
+            given["strength"] = self.used_strength
+        if self.is_painted:
+            given["repeats"] = self.repeats
         said = {}
         for name, value in given.items():
             if isinstance(value, Path):

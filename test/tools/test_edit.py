@@ -56,6 +56,8 @@ def test_image_to_image(script, weights, photo, tmp_path):
     # an image is a function of its seed here too
     common = ["--init_image", photo, "--class_name", "bag"]
     both, _ = made(script, tmp_path, weights, *common, "--seed", 4, name="both")
+    with Image.open(tmp_path / "results/both/00000.png") as image:
+        assert image.text["strength"] == "0.6" and "repeats" not in image.text  # the usual one
     alone, _ = made(script, tmp_path, weights, *common, "--seed", 5, name="alone", count=1)
     assert np.abs(both[1] - alone[0]).max() <= 1
 
@@ -71,6 +73,10 @@ def test_filling_in(script, weights, photo, tmp_path, sampler):
     for image in found:
         assert np.array_equal(image[mask == 0], original[mask == 0])
     assert np.abs(found[0] - found[1])[mask > 0].max() > 1
+    with Image.open(tmp_path / "results/made/00000.png") as image:
+        text = image.text
+    assert (text["init_image"], text["mask"]) == (photo.name, "mask.png")
+    assert (text["strength"], text["repeats"]) == ("1.0", "2")
 
 
 def test_outpainting(script, weights, photo, tmp_path):

@@ -175,7 +175,8 @@ def test_images_are_led_by_it_where_nobody_says_otherwise(run, script, tmp_path)
     assert text["guide_scale"] == "1.5" and text["cfg_scale"] == "1.0"
     # As a file of its own, but for the rounding to bf16
     other = ["--guide_path", run / "ckpt_2.pt", "--guide_scale", 1.5, "--cfg_scale", 1]
-    by_path, _ = made(script, tmp_path, *weights, *other, name="by_path")
+    by_path, text = made(script, tmp_path, *weights, *other, name="by_path")
+    assert text["guide"] == "ckpt_2.pt"
     plain, text = made(script, tmp_path, *weights, "--cfg_scale", 1, name="plain")
     assert "guide_scale" not in text
     assert np.abs(usual - by_path).max() <= 6

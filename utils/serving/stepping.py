@@ -47,7 +47,12 @@ class Stepper:
         budget = lane.budget()
         start = time.perf_counter()
         choice = choose_images(lane.shares.values(), budget)
-        active, parked = regroup(lane.bundles, choice.tasks, lane.start)
+        try:
+            active, parked = regroup(lane.bundles, choice.tasks, lane.start)
+        except Exception as error:
+            if is_out_of_memory(error) and self._can_shrink(lane, choice.tasks, choice.rows):
+                return True
+            return self._started_alone(lane, choice.tasks)
         lane.bundles = [*active, *parked]
         try:
             advanced = advance(lane.call, active, lane.loaded.null_label)
@@ -66,6 +71,21 @@ class Stepper:
         self._statistics.out_of_memory += 1
         free_device_memory()
         return len(tasks) > 1 and lane.halve_budget(rows)
+
+    def _started_alone(self, lane: Lane, tasks: Sequence[ImageTask]) -> bool:
+        """Start each image on its own that is not under way yet, to be moved on in the next step;
+        the jobs of those that cannot begin are ended. False where not one could be started.
+        """
+        under_way = {task for bundle in lane.bundles for task in bundle.tasks}
+        count = len(lane.bundles)
+        for task in tasks:
+            if task in under_way or task.job.has_ended:
+                continue
+            try:
+                lane.bundles = [*lane.bundles, *lane.start([task])]
+            except Exception as error:
+                self._fail(task.job, error)
+        return len(lane.bundles) > count
 
     def _advanced_alone(self, lane: Lane, bundles: Sequence[Bundle]) -> list[Advanced]:
         """One step of each image on its own; the jobs of those that fail are ended."""

@@ -182,6 +182,24 @@ def test_an_image_too_large_for_the_memory_fails_alone(bench: Bench) -> None:
     assert small.status == "completed"
 
 
+def test_an_image_that_cannot_begin_fails_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = lanes.Lane._begun
+
+    def fails(self: lanes.Lane, tasks: list) -> object:
+        if any(task.seed == 2 for task in tasks):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return begun(self, tasks)
+
+    monkeypatch.setattr(lanes.Lane, "_begun", fails)
+    jobs = [bench.submit(num_images=1, sample_steps=5, seed=seed) for seed in range(4)]
+    bench.finish()
+    assert [job.status for job in jobs] == ["completed", "completed", "failed", "completed"]
+    assert "memory" in jobs[2].error.message
+    assert bench.engine.is_ready
+
+
 def test_a_network_that_always_fails_makes_the_server_unready(bench: Bench) -> None:
     def fail(*call: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

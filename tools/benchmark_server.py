@@ -49,7 +49,6 @@ LONG_STEPS = 1000
 SHORT_STEPS = 10
 IMAGES_PER_JOB = 8
 SHARING_JOBS = 8
-STUB_SIDE = 28
 STUB_STEPS = 2
 WARM_UP = 2.0  # seconds in which clients ask without being measured
 PROBE_INTERVAL = 0.01  # seconds from a question to /healthz to the next

@@ -59,7 +59,7 @@ OPTIONS: opt.Table = {
         Option("--val_fraction",      None,            opt.half,            "share of the images that is held out to measure on; 0: none; not set: 5%, at least 20 and at most 256, none below 200 images"),
         Option("--flip",              False,           opt.switch,          "mirror half of the images left to right", decides=True),
         Option("--balance",           False,           opt.switch,          "show as many images of each class, where some have fewer", decides=True),
-        Option("--augment",           None,            opt.probability,     "probability of each change (mirror, scale, turn, stretch, shift) of which the network is told, so that samples show none of them; not set: 0.12 for fewer than 1,000 images, otherwise 0", decides=True),
+        Option("--augment",           None,            opt.probability,     "probability of each change (scale, turn, stretch, shift; half of the images are mirrored) of which the network is told, so that samples show none of them; not set: 0.12 for fewer than 1,000 images, otherwise 0, and on latents", decides=True),
         Option("--resume",            False,           opt.switch,          "resume this run from its last checkpoint"),
         Option("--allow_changes",     False,           opt.switch,          "with --resume: resume even if options or images have changed"),
         Option("--start_epoch",       -1,              opt.minus_one_up,    "with --resume: from ckpt_<epoch>.pt; -1: the last one"),

@@ -18,7 +18,6 @@ from utils.data.locks import FileLock, LocksUnsupported
 
 MAGIC = b"IDDMLAT1"
 HEADER_BYTES = 4096
-DIGEST_BYTES = 32
 
 Shape = tuple[int, ...]  # rows, views, 2, c, h, w
 

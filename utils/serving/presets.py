@@ -24,13 +24,12 @@ PRESETS = (
     ),
     Preset(
         "Small folder",
-        "A few hundred images of one kind at 64 pixels, mirrored too, with dropout against "
-        "memorising.",
+        "A few hundred images of one kind at 64 pixels, mirrored too; varied at random against "
+        "memorising, where they are fewer than 1,000.",
         {
             "image_size": "64",
             "conditional": "False",
             "flip": True,
-            "dropout": 0.1,
             "epochs": 300,
             "batch_size": 16,
             "vis_interval_epochs": 25,

@@ -20,7 +20,6 @@ STOPPED = "stopped"
 FINISHED = "finished"
 FAILED = "failed"
 INTERRUPTED = "interrupted"  # it was killed, or the machine was switched off
-STATES = (QUEUED, STARTING, RUNNING, STOPPING, STOPPED, FINISHED, FAILED, INTERRUPTED)
 ENDED_BY_ITSELF = (STOPPED, FINISHED, FAILED)
 VERDICTS = ("unknown", "not done", "done", "memorises", "worse")
 

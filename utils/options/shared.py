@@ -50,8 +50,8 @@ _ROWS: dict[str, tuple[t.OptionType, str]] = {
     "--guide_scale": (
         t.not_negative,
         "how far to lead away from --guide_path, or from the guide that the weights hold; 1: not "
-        "at all; not set: as the checkpoint says, otherwise 1.5 where there is a guide and --cfg_scale "
-        "is not set",
+        "at all; not set: as the checkpoint says, otherwise 1.5 where there is a guide and "
+        "--cfg_scale is not set",
     ),
     "--guide_labels": (
         t.switch,

@@ -137,7 +137,7 @@ PRESETS: dict[str, Preset] = {
         lr=0.001,
         optim="muon",
         dropout=0.0,
-        fewest_steps=5_000,
+        fewest_steps=4_500,
         parameters=7.6,
         reference_side=32,
     ),

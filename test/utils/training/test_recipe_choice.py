@@ -57,7 +57,7 @@ def choose(
 
 
 @pytest.mark.parametrize(
-    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (36, "tiny"), (40, "small"), (120, "small")]
+    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (33, "tiny"), (36, "small"), (120, "small")]
 )
 def test_the_network_grows_with_the_minutes(monkeypatch, minutes, preset):
     choice, _ = choose(monkeypatch, minutes=minutes)
@@ -125,7 +125,7 @@ def test_the_main_process_says_how_much_time_there_is(monkeypatch):
 
     class OtherClock(Ranks):
         def gather(self, value):
-            return [36 * 60.0 if value == 40 * 60.0 else value]
+            return [33 * 60.0 if value == 40 * 60.0 else value]
 
     monkeypatch.setitem(globals(), "Ranks", OtherClock)
     choice, _ = choose(monkeypatch, minutes=40)

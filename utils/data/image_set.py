@@ -155,6 +155,8 @@ class ImageSet(Dataset):
 
     def with_used_classes(self) -> "ImageSet":
         """The same images without the classes that none of them has."""
+        if not self.class_names:
+            return self
         used = np.flatnonzero(self.label_counts())
         if len(used) == len(self.class_names):
             return self

@@ -90,6 +90,7 @@ def test_a_class_without_any_condition_is_not_learned(folders):
     assert found.images.class_names == ["a", "b"]
     assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert any("no image of A has a condition" in line for line in describe(found.images))
+    assert paired(images, masks, conditional=False).images.class_names == []
 
 
 def test_a_label_without_any_condition_is_not_learned(folders):

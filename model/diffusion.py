@@ -80,7 +80,7 @@ class NoiseLevels:
         """log(alpha_t^2 / sigma_t^2), (B,1,1,1); infinite for the clean image, minus infinity for
         pure noise.
         """
-        return self.alpha_squared(t).log() - self.sigma_squared(t).log()
+        return self._at(t, "log_snr")
 
     def lognormal_density(self, t: Tensor) -> Tensor:
         """How often time step t would be drawn if log(sigma / alpha) were normal, 1 on average,
@@ -103,6 +103,7 @@ class NoiseLevels:
             "sigma_squared": sigmas,
             "alpha": alphas.sqrt(),
             "sigma": sigmas.sqrt(),
+            "log_snr": alphas.log() - sigmas.log(),
             "lognormal_density": torch.cat(
                 [lognormal_density(self.alphas_squared, self.sigmas_squared), 0 * clean]
             ),
@@ -395,6 +396,12 @@ class GaussianDiffusion:
 
     # --- What the network's output says ---
 
+    def x0_of(self, x_t: Tensor, t: Tensor, prediction: Tensor, clip: bool = False) -> Tensor:
+        """The prediction as an estimate of the image, (B,C,H,W); with `clip`, within [-1, 1]."""
+        alpha = self.levels.alpha(t).to(x_t)
+        sigma = self.levels.sigma(t).to(x_t)
+        return self._x0(x_t, prediction, alpha, sigma, clip)
+
     def x0_and_eps(
         self, x_t: Tensor, t: Tensor, prediction: Tensor, clip: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -404,18 +411,22 @@ class GaussianDiffusion:
         """
         alpha = self.levels.alpha(t).to(x_t)
         sigma = self.levels.sigma(t).to(x_t)
-        if self.prediction == "x0":
-            x0 = prediction
-        elif self.prediction == "eps":
-            x0 = (x_t - sigma * prediction).div_(alpha.clamp(min=SMALLEST_ALPHA))
-        else:
-            noise_weight = 1.0 if self.is_flow else alpha
-            x0 = (noise_weight * x_t).sub_(sigma * prediction)
-        if clip:
-            x0 = x0.clamp(-1, 1) if x0 is prediction else x0.clamp_(-1, 1)
+        x0 = self._x0(x_t, prediction, alpha, sigma, clip)
         if clip or self.prediction == "x0":
             return x0, (alpha * x0).sub_(x_t).div_(-sigma)
         if self.prediction == "eps":
             return x0, prediction
         image_weight = 1.0 if self.is_flow else sigma
         return x0, (image_weight * x_t).add_(alpha * prediction)
+
+    def _x0(
+        self, x_t: Tensor, prediction: Tensor, alpha: Tensor, sigma: Tensor, clip: bool
+    ) -> Tensor:
+        if self.prediction == "x0":
+            return prediction.clamp(-1, 1) if clip else prediction
+        if self.prediction == "eps":
+            x0 = (x_t - sigma * prediction).div_(alpha.clamp(min=SMALLEST_ALPHA))
+        else:
+            noise_weight = 1.0 if self.is_flow else alpha
+            x0 = (noise_weight * x_t).sub_(sigma * prediction)
+        return x0.clamp_(-1, 1) if clip else x0

@@ -213,20 +213,19 @@ class BaseDiffusion(GaussianDiffusion):
         without the label.
         """
         device = trajectory.x.device
-        steps = [t for t, _, _ in trajectory.calls]
         scales = trajectory.current_scales
         pairs = zip(trajectory.labels, scales, strict=True)
         labels = [label if guidance.needs_label(scale) else NO_LABEL for label, scale in pairs]
-        places = guidance.guided_places(trajectory.labels, scales, trajectory.condition is not None)
+        places = trajectory.guided_places
         x = self._with_condition(trajectory, scales)
+        t, _, _ = trajectory.call_numbers
         if places:
             index = numbers_on([*range(len(x)), *places], device, torch.long)
             x = x.index_select(0, index)
             if trajectory.condition is not None:
                 x[len(trajectory) :, trajectory.x.shape[1] :] = 0
-            steps = steps + [steps[i] for i in places]
+            t = t.index_select(0, index)
             labels = labels + [NO_LABEL] * len(places)
-        t = numbers_on(steps, device, torch.long)
         return x, t, label_tensor(labels, trajectory.null_label, device)
 
     def _with_condition(self, trajectory: Trajectory, scales: Sequence[float]) -> Tensor:
@@ -253,17 +252,13 @@ class BaseDiffusion(GaussianDiffusion):
             )
         x = trajectory.x
         prediction = self._guided(trajectory, output.to(x))
-        calls = trajectory.calls
-        noise, generators = self._step_noise(trajectory, calls)
-        t, t_prev, stage = numbers_on(list(zip(*calls, strict=True)), x.device, torch.long)
+        noise, generators = self._step_noise(trajectory)
+        t, t_prev, stage = trajectory.call_numbers
         x, x0, history = self.step(x, prediction, t, t_prev, stage, trajectory.history, noise)
         return trajectory.moved_on(x, history, generators), x0
 
     def _guided(self, trajectory: Trajectory, output: Tensor) -> Tensor:
-        current = trajectory.current_scales
-        places = guidance.guided_places(
-            trajectory.labels, current, trajectory.condition is not None
-        )
+        places = trajectory.guided_places
         if len(output) != len(trajectory) + len(places):
             raise ValueError(
                 f"the network's output has {len(output)} rows, "
@@ -271,13 +266,13 @@ class BaseDiffusion(GaussianDiffusion):
             )
         if not places:
             return output
-        scales = [current[i] for i in places]
+        scales = [trajectory.current_scales[i] for i in places]
         return guidance.combine(
             output, places, numbers_on(scales, output.device, output.dtype).view(-1, 1, 1, 1)
         )
 
     def _step_noise(
-        self, trajectory: Trajectory, calls: Sequence[Call]
+        self, trajectory: Trajectory
     ) -> tuple[Tensor | None, tuple[torch.Generator, ...]]:
         """Noise for each image (B,C,H,W), from its own generator, and the generators afterwards.
 
@@ -291,7 +286,7 @@ class BaseDiffusion(GaussianDiffusion):
         noise = torch.stack(
             [
                 draw_normal(1, shape, generator)[0] if t_prev >= 0 else torch.zeros(shape)
-                for generator, (_, t_prev, _) in zip(generators, calls, strict=True)
+                for generator, (_, t_prev, _) in zip(generators, trajectory.calls, strict=True)
             ]
         )
         on_device = to_device(noise, trajectory.x.device).to(trajectory.x.dtype)

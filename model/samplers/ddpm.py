@@ -26,7 +26,7 @@ class DDPM(BaseDiffusion):
         history: dict[str, Tensor],
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        x0, _ = self.x0_and_eps(x_t, t, prediction, self.clip_sample)
+        x0 = self.x0_of(x_t, t, prediction, self.clip_sample)
         kept, added = self.transition(t, t_prev)
         variance = self.levels.sigma_squared(t)
         x0_weight = self.levels.alpha(t_prev) * added / variance

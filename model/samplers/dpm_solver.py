@@ -43,7 +43,7 @@ class DPMSolver(BaseDiffusion):
         history: dict[str, Tensor],
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        x0, _ = self.x0_and_eps(x_t, t, prediction, self.clip_sample)
+        x0 = self.x0_of(x_t, t, prediction, self.clip_sample)
         change = change_of_x0(self, x0, history["x0"], t, history["t"], t_prev)
         towards = torch.where(per_image(stage == SECOND_ORDER), x0 + change / 2, x0)
         return linear_step(self, x_t, towards, t, t_prev), x0, {"x0": x0, "t": t}

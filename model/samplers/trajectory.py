@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from model.guidance import Label, needs_null
+from model.guidance import Label, guided_places, needs_null
 from model.transfer import numbers_on
 
 Call = tuple[int, int, int]  # (t, t_prev, stage) of one network call; t_prev -1: the clean image
@@ -52,6 +52,18 @@ class Trajectory:
                 self.scales, self.guided_steps, self.calls, strict=True
             )
         )
+
+    @cached_property
+    def call_numbers(self) -> tuple[Tensor, ...]:
+        """t, t_prev and stage of each image's next network call, each (B,) long, on x's device."""
+        by_kind = list(zip(*self.calls, strict=True))
+        return numbers_on(by_kind, self.x.device, torch.long).unbind()
+
+    @cached_property
+    def guided_places(self) -> list[int]:
+        """The places of the images whose next call needs a second row, without the label."""
+        is_conditioned = self.condition is not None
+        return guided_places(self.labels, self.current_scales, is_conditioned)
 
     @property
     def done(self) -> Tensor:

@@ -58,7 +58,7 @@ class UniPC(BaseDiffusion):
         history: dict[str, Tensor],
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        x0, _ = self.x0_and_eps(x_t, t, prediction, self.clip_sample)
+        x0 = self.x0_of(x_t, t, prediction, self.clip_sample)
         is_corrected = at_stages(stage, [corrector != NOT_CORRECTED for corrector, _ in ORDERS])
         corrects_twice = at_stages(stage, [corrector == SECOND_ORDER for corrector, _ in ORDERS])
         predicts_twice = at_stages(stage, [predictor == SECOND_ORDER for _, predictor in ORDERS])

@@ -176,19 +176,19 @@ def test_a_step_copies_what_is_new_and_no_table():
 
 @pytest.mark.parametrize(("name", "noise"), [("ddpm", 1), ("ddim", 1), ("plms", 0)])
 def test_a_sampling_step_copies_numbers_and_noise(name, noise):
-    """Places of the rows, t, labels; scales, guided places, (t, t_prev, stage), and fresh noise."""
+    """Places of the rows, (t, t_prev, stage), labels; scales, guided places, and fresh noise."""
     device = torch.device("meta")
     network = build_network(NETWORK).to(device).eval()
     sampler = build_sampler(name, {}, eta=1.0, sample_steps=6, device=device)
     trajectory = sampler.start(3, SIZE, 1, [0, 1, 2], [1.0, 2.0, 0.0], seeds=[1, 2, 3])
     with torch.no_grad():
         trajectory, _ = sampler.update(trajectory, network(*sampler.rows(trajectory)))
-        rows = sampler.rows(trajectory)
+        with Copies() as before:
+            rows = sampler.rows(trajectory)
         output = network(*rows)
-        with Copies() as copies:
-            sampler.rows(trajectory)
+        with Copies() as after:
             sampler.update(trajectory, output)
-    assert copies.count == 6 + noise
+    assert (before.count, after.count) == (3, 2 + noise)
 
 
 def test_the_counter_counts(monkeypatch):

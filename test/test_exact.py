@@ -38,12 +38,12 @@ EVERYTHING += ["--augment", "0.3", "--balance", "--ema_snapshots", "4"]
 EVERYTHING += ["--vis_interval_epochs", "1", "--save_every_steps", "1", "--log_interval", "3"]
 
 
-def train(images, results, name, *options, status=0):
+def train(images, results, name, *options, status=0, tiny=TINY):
     """train.py in this process; returns what it printed."""
     argv = [
         "--dataset_path",
         str(images),
-        *TINY,
+        *tiny,
         "--run_name",
         name,
         "--result_path",
@@ -125,6 +125,35 @@ def test_kill_9_and_resume_changes_nothing(images, tmp_path, extra, kills):
     assert rows(results / "whole") == rows(run)  # every step once, with its loss
     events = EventAccumulator(str(run), {"scalars": 0}).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 17))
+
+
+def test_a_batch_that_was_split_for_memory_stays_so(images, tmp_path, monkeypatch):
+    """The same as in one pass, up to rounding; and the same to the bit where more memory is free
+    when the run is resumed.
+    """
+    place = TINY.index("--batch_size")
+    tiny = [*TINY[:place], *TINY[place + 2 :], "--optim", "sgd", "--dropout", "0"]
+
+    def versions(name):
+        return read_checkpoint(tmp_path / name / "ckpt_last.pt")["versions"]
+
+    train(images, tmp_path, "at_once", "--epochs", 4, tiny=tiny)
+    assert (versions("at_once")["batch_size"], versions("at_once")["grad_accum"]) == (32, 1)
+    little = 2e6  # bytes
+    monkeypatch.setattr(run, "free_memory", lambda device: little)
+    said = train(images, tmp_path, "whole", "--epochs", 4, tiny=tiny)
+    passes = versions("whole")["grad_accum"]
+    assert passes > 1 and versions("whole")["batch_size"] * passes == 32
+    assert f"32 images per step in {passes} passes of {32 // passes}, as" in said
+    assert_equal_states(tmp_path / "at_once/ckpt_last.pt", tmp_path / "whole/ckpt_last.pt", 1e-4)
+
+    train(images, tmp_path, "cut", "--epochs", 2, "--lr_func", "constant", tiny=tiny)
+    train(images, tmp_path, "straight", "--epochs", 4, "--lr_func", "constant", tiny=tiny)
+    monkeypatch.undo()
+    for options in (["--epochs", 3], ["--epochs", 4, "--preset", "tiny"]):
+        options += ["--lr_func", "constant", "--resume"]
+        assert "up to rounding" not in train(images, tmp_path, "cut", *options, tiny=tiny)
+    assert_equal_states(tmp_path / "straight/ckpt_last.pt", tmp_path / "cut/ckpt_last.pt")
 
 
 def test_a_spoiled_restore_is_noticed(images, tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ OPTIONS: opt.Table = {
         Option("--epochs",            30,              opt.positive,        "passes over the images"),
         Option("--minutes",           None,            opt.minutes,         "instead of --epochs: as many steps as fit into so many minutes, all in all"),
         Option("--batch_size",        None,            opt.positive,        "images per process and forward pass"),
-        Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
+        Option("--grad_accum",        None,            opt.positive,        "forward passes per optimizer step; not set: 1, or as few as bring a preset's batch into memory"),
         Option("--optim",             None,            opt.OPTIMIZERS,      "optimizer; muon: for matrices, and adamw for the rest", decides=True),
         Option("--lr",                None,            opt.rate,            "peak learning rate", decides=True),
         Option("--lr_func",           "warmup_cosine", opt.LR_SCHEDULES,    "learning rate schedule", decides=True),
@@ -390,10 +390,17 @@ def settle(
     args.amp = run.options.amp
     given = {name: getattr(args, name) for name in recipe.OPEN_OPTIONS}
     choice = None
+    if args.batch_size is not None and args.grad_accum is None:
+        given["grad_accum"] = 1
+    passes = None
+    if run.resumed is not None:
+        passes = recipe.passes_before(
+            run.before["global_batch"], run.ranks.world_size, run.resumed.versions.get("grad_accum")
+        )
     if run.resumed is not None and args.preset == opt.AUTO:
-        processes = run.ranks.world_size * args.grad_accum
         before = {**run.resumed.config, "network": earlier}
-        values = recipe.settled(given, recipe.options_before(before, processes))
+        processes, grad_accum = run.ranks.world_size, given["grad_accum"] or passes
+        values = recipe.settled(given, recipe.options_before(before, processes, grad_accum))
     else:
         channels, size = diffused_shape(args, dataset, autoencoder, masks)
 
@@ -409,7 +416,18 @@ def settle(
         if args.pretrain:
             known = {name: earlier[name] for name in recipe.NETWORK_OPTIONS if name in earlier}
         counts = (len(images), len(dataset))
-        choice = RecipeChoice(run, args.preset, given, size, *counts, network_of, condition, known)
+        choice = RecipeChoice(
+            run,
+            args.preset,
+            given,
+            size,
+            *counts,
+            network_of,
+            condition,
+            known,
+            passes,
+            args.checkpoint_activations,
+        )
         args.preset, values = choice.preset, choice.values
         if args.ema_decay is not None and run.resumed is None:
             values["ema_length"] = None

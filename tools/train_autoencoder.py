@@ -44,6 +44,7 @@ OWN: opt.Table = {
         Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
         Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
         Option("--num_vis",           8,               opt.positive,        "images per preview"),
+        Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
     ],
 }
 # fmt: on
@@ -61,7 +62,7 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = ("mode", "num_vis")  # of these options of train.py it has its own, or none
+INSTEAD = ("mode", "num_vis", "grad_accum")  # of these options of train.py it has its own, or none
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 # Options that describe the network.

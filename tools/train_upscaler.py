@@ -43,6 +43,7 @@ OWN: opt.Table = {
         Option("--degrade",           False,           opt.switch,          "for photos from the web: small images that are blurred, noisy and compressed", decides=True),
         Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB", decides=True),
         Option("--num_vis",           4,               opt.positive,        "images per preview"),
+        Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
     ],
 }
 # fmt: on
@@ -60,7 +61,12 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = ("flip", "mode", "num_vis")  # of these options of train.py it has its own, or none
+INSTEAD = (
+    "flip",
+    "mode",
+    "num_vis",
+    "grad_accum",
+)  # of these options of train.py it has its own, or none
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 

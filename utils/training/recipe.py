@@ -45,6 +45,7 @@ NETWORK_OPTIONS = (
 OPEN_OPTIONS = (
     *NETWORK_OPTIONS,
     "batch_size",
+    "grad_accum",
     "optim",
     "lr",
     "dropout",
@@ -267,6 +268,7 @@ def training_options(preset: Preset, images: int) -> dict[str, Any]:
     """The options of optimisation, but for those that depend on the length of the run."""
     return {
         "batch_size": preset.batch_size,
+        "grad_accum": 1,
         "optim": preset.optim,
         "lr": preset.lr,
         "dropout": preset.dropout,
@@ -315,12 +317,32 @@ def options_of(
     return settled(given, usual)
 
 
-def options_before(config: dict, parts: int) -> dict[str, Any]:
-    """The same of the run that a checkpoint is of; its global batch is split into so many parts."""
+def options_before(config: dict, processes: int, grad_accum: int) -> dict[str, Any]:
+    """The same of the run that a checkpoint is of; its global batch is split among so many
+    processes, and there into so many forward passes.
+    """
     training, network = config["training"], config["network"]
     known = {**EARLIER, **network, **training}
-    known["batch_size"] = max(1, training["global_batch"] // parts)
+    known["grad_accum"] = grad_accum
+    known["batch_size"] = max(1, training["global_batch"] // (processes * grad_accum))
     return {name: known[name] for name in OPEN_OPTIONS}
+
+
+def passes_before(global_batch: int, processes: int, grad_accum: Any) -> int:
+    """Into how many forward passes a process splits its share of a batch where a run is resumed: as
+    many as the checkpoint says, or with other processes fewer that divide it.
+    """
+    share = max(1, global_batch // processes)
+    most = grad_accum if isinstance(grad_accum, int) and grad_accum > 0 else 1
+    return next(passes for passes in range(min(most, share), 0, -1) if share % passes == 0)
+
+
+def passes_of(batch: int, most: float) -> int:
+    """Into how many equal forward passes a batch of images is split: as few as there can be with at
+    most `most` images in each, and at the most one per image.
+    """
+    possible = (passes for passes in range(1, batch + 1) if batch % passes == 0)
+    return next((passes for passes in possible if batch / passes <= most), batch)
 
 
 def settled(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which preset suits a run, found by measuring steps; and what its neighbours would cost."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from model.codecs import PixelCodec
 from model.condition import Condition, LabelCondition
 from model.diffusion import GaussianDiffusion
 from utils.data import steps_per_epoch
-from utils.errors import UserError
+from utils.errors import UserError, is_out_of_memory
 from utils.start import seconds_since_start
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.estimates import NetworkCost, cost_of
@@ -24,6 +24,7 @@ from utils.training.recipe import (
     nearest_preset,
     neighbours,
     options_of,
+    passes_of,
 )
 from utils.training.run import TrainingRun
 from utils.training.run_options import RunOptions
@@ -36,9 +37,15 @@ LONGEST_RUN = 2 * 3600.0  # seconds
 MOST_SPEED_UP = {"cpu": 2.0}
 MOST_SPEED_UP_OF_GPU = 40.0
 
+# Share of the free memory that a run may take. The rest is for what is not reckoned: previews, the
+# workspace of kernels, gaps between blocks, and other programs.
+SHARE_OF_MEMORY = 0.8
+
+# A preset beside the chosen one is timed for the plan where a step of it is likely to be shorter.
+SHORT_STEP = 1.0  # seconds
+
 INDENT = " " * 12
 GIGABYTE = 1e9
-COPIES_OF_WEIGHTS = 5  # weights, gradients, EMA, two moments
 OF_A_RUN = {field.name for field in fields(RunOptions)}
 
 
@@ -65,8 +72,10 @@ class RecipeChoice:
     """The preset of a run, and the options that it gives where none are given.
 
     `preset` may be "auto": the one as wide as the given `channels`, or the largest one that gets
-    enough steps in the run's time. All processes of the run make the choice together. Raises
-    UserError where the given options go with no preset.
+    enough steps in the run's time. A preset's batch that does not fit into memory is split into
+    several forward passes; `auto` chooses no preset of which not even one image fits, if there is
+    a smaller one. All processes of the run make the choice together. Raises UserError where the
+    given options go with no preset.
     """
 
     def __init__(
@@ -80,6 +89,8 @@ class RecipeChoice:
         network_of: Callable[[dict[str, Any]], dict[str, Any]],  # a network's config
         condition: Condition | None = None,
         known: Mapping[str, Any] | None = None,  # options of the weights that the run begins with
+        passes: int | None = None,  # that a step had before, where the run is resumed
+        checkpointed: Sequence[int] = (),  # levels that keep no activations
     ):
         self.run = run
         self.given = given
@@ -89,6 +100,10 @@ class RecipeChoice:
         self.network_of = network_of
         self.condition = condition
         self.known = known or {}
+        self.passes = passes
+        self.checkpointed = checkpointed
+        self.splits = given["batch_size"] is None and given["grad_accum"] is None
+        self._memory = min(run.ranks.gather(SHARE_OF_MEMORY * run.free_memory()))  # bytes
         self._seconds: dict[str, float] = {}  # of a step, by preset
         self._costs: dict[str, NetworkCost] = {}
         width: int | None = given["channels"] or self.known.get("channels")
@@ -97,23 +112,33 @@ class RecipeChoice:
         if self.is_chosen:
             self._smallest = self._smallest_possible()
             self._seconds_left = self._time_for_steps()
-            preset = largest_affordable(filter(self._is_possible, PRESETS), self._steps_of)
+            presets = filter(self._is_possible, PRESETS)
+            preset = largest_affordable(presets, self._steps_of)
         elif preset == AUTO and width is not None:
             preset = nearest_preset(width, size)
         self.preset = preset
         self.values = self.values_of(preset)
+        if not self.is_given:
+            self._time_neighbours()
 
     def values_of(self, preset: str) -> dict[str, Any]:
-        """The options with that preset."""
-        return options_of(preset, self.size, self.given, self.images, self.known)
+        """The options with that preset, its batch in as many forward passes as memory asks for."""
+        values = options_of(preset, self.size, self.given, self.images, self.known)
+        if not self.splits or not self._is_possible(preset):
+            return values
+        batch = values["batch_size"]
+        passes = self.passes
+        if passes is None or batch % passes != 0:
+            passes = passes_of(batch, self._most_images(preset))
+        return {**values, "batch_size": batch // passes, "grad_accum": passes}
 
     def cost_of(self, preset: str) -> NetworkCost:
         """Raises ValueError where its network cannot be built with the given options, or does not
         take the size.
         """
         if preset not in self._costs:
-            network = self.network_of(self.values_of(preset))
-            self._costs[preset] = cost_of(network, self.size)
+            values = options_of(preset, self.size, self.given, self.images, self.known)
+            self._costs[preset] = cost_of(self.network_of(values), self.size, self.checkpointed)
         return self._costs[preset]
 
     def _is_possible(self, preset: str) -> bool:
@@ -122,6 +147,25 @@ class RecipeChoice:
         except ValueError:
             return False
         return True
+
+    # --- Memory ---
+
+    def _most_images(self, preset: str) -> float:
+        """How many images of a forward pass fit into memory."""
+        cost, dtype = self.cost_of(preset), self.run.precision.dtype
+        of_weights = cost.memory(0, dtype)
+        of_an_image = cost.memory(1, dtype) - of_weights
+        return (self._memory - of_weights) / of_an_image
+
+    def _fits(self, preset: str) -> bool:
+        """Whether the images of a forward pass do, as far as is known."""
+        if self._seconds.get(preset) == math.inf:
+            return False
+        return self.values_of(preset)["batch_size"] <= self._most_images(preset)
+
+    def _needs(self, preset: str, images: int) -> str:
+        """The memory for so many images in a forward pass, in words."""
+        return in_gigabytes(self.cost_of(preset).memory(images, self.run.precision.dtype))
 
     # --- Choosing ---
 
@@ -147,15 +191,14 @@ class RecipeChoice:
         return ranks.gather(mine)[ranks.main_rank]
 
     def _steps_of(self, preset: str) -> float:
-        """The steps that a preset would get."""
+        """The steps that a preset would get; none where it does not fit into memory."""
+        if not self._fits(preset):
+            return 0
         options = self.run.options
         if options.minutes is not None:
             left = self._seconds_left
             return left / self._seconds_of(preset, left / PRESETS[preset].fewest_steps)
-        values = self.values_of(preset)
-        processes = self.run.ranks.world_size * options.grad_accum
-        per_epoch = steps_per_epoch(self.trained_on, values["batch_size"] * processes)
-        steps = options.epochs * per_epoch
+        steps = options.epochs * self._steps_per_epoch(preset)
         if steps < PRESETS[preset].fewest_steps:
             return steps
         affordable = LONGEST_RUN / steps
@@ -173,12 +216,22 @@ class RecipeChoice:
                 return at_least
         return self._measured(preset)
 
+    def _steps_per_epoch(self, preset: str) -> int:
+        global_batch = self._images_per_process(preset) * self.run.ranks.world_size
+        return steps_per_epoch(self.trained_on, global_batch)
+
+    def _images_per_process(self, preset: str) -> int:
+        values = self.values_of(preset)
+        return values["batch_size"] * values["grad_accum"]
+
     def _operations(self, preset: str) -> float:
         """Of a step."""
-        return self.cost_of(preset).operations * self.values_of(preset)["batch_size"]
+        return self.cost_of(preset).operations * self._images_per_process(preset)
 
     def _measured(self, preset: str) -> float:
-        """Seconds of a step with that preset, on blank images; the main process's word counts."""
+        """Seconds of a step with that preset, on blank images; the main process's word counts.
+        Infinite where memory runs out.
+        """
         if preset not in self._seconds:
             self._seconds[preset] = self._measure(preset)
         return self._seconds[preset]
@@ -207,9 +260,30 @@ class RecipeChoice:
             )
             blank = BlankImages((planes, *self.size), conditional)
             mine = run.seconds_of_step(state, task, blank)
+        except (RuntimeError, MemoryError) as error:
+            # Other processes would wait for this one, and of no smaller network anything is known
+            alone = run.ranks.world_size == 1 and preset != self._smallest
+            if not (alone and is_out_of_memory(error)):
+                raise
+            return math.inf
         finally:
             run.options = options
         return run.ranks.gather(mine)[run.ranks.main_rank]
+
+    def _time_neighbours(self) -> None:
+        """Time the presets beside the chosen one, so that the plan need not reckon, where that is
+        soon done.
+        """
+        for name in filter(self._is_possible, neighbours(self.preset)):
+            if name != self.preset and self._fits(name) and self._is_short(name):
+                self._measured(name)
+
+    def _is_short(self, preset: str) -> bool:
+        """Whether a step is likely to be, by what is known of other presets."""
+        return any(
+            seconds * self._operations(preset) / self._operations(known) <= SHORT_STEP
+            for known, seconds in self._seconds.items()
+        )
 
     # --- The plan ---
 
@@ -219,11 +293,31 @@ class RecipeChoice:
         `seconds` is what a step of this run takes; what the others take is reckoned from it.
         """
         if self.is_given:  # the others would be as wide
-            return [f"preset      {self.preset}, but for what is given"]
-        why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
-        lines = [f"preset      {self.preset} ({why})"]
-        for name in filter(self._is_possible, neighbours(self.preset)):
-            lines.append(f"{INDENT}{self._in_words(name, seconds, length)}")
+            lines = [f"preset      {self.preset}, but for what is given"]
+        else:
+            why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
+            lines = [f"preset      {self.preset} ({why})"]
+            for name in filter(self._is_possible, neighbours(self.preset)):
+                lines.append(f"{INDENT}{self._in_words(name, seconds, length)}")
+        return lines + self._memory_lines()
+
+    def _memory_lines(self) -> list[str]:
+        """What is done, or could be, where a step's images do not fit into memory at once."""
+        images, passes = self.values["batch_size"], self.values["grad_accum"]
+        needed, free = self._needs(self.preset, images), in_gigabytes(self._memory)
+        lines = []
+        if self.splits and passes > 1:
+            together = self._needs(self.preset, images * passes)
+            lines = [
+                f"memory      {images * passes} images per step in {passes} passes of {images}, as",
+                f"{INDENT}together they need about {together}, and {free} may be taken",
+            ]
+        if not self._fits(self.preset):
+            lines += [
+                f"memory      about {needed} are needed, and {free} may be taken; if it runs out,",
+                f"{INDENT}take a smaller --batch_size and as much more --grad_accum, with the same",
+                f"{INDENT}result, or --checkpoint_activations, or a smaller --preset",
+            ]
         return lines
 
     def _times_as_long(self, preset: str) -> float:
@@ -236,19 +330,21 @@ class RecipeChoice:
 
     def _in_words(self, name: str, of_this_run: float, length: RunLength) -> str:
         """A preset, with what it costs; `of_this_run`: seconds of a step of the chosen one."""
+        memory = f"about {self._needs(name, self.values_of(name)['batch_size'])} of memory"
+        network = f"{name:7} {self.cost_of(name).parameters / 1e6:6.1f} M parameters"
+        if name != self.preset and not self._fits(name):
+            return f"{network}, {memory}, which there is not"
         seconds = of_this_run * self._times_as_long(name)
-        cost, values = self.cost_of(name), self.values_of(name)
-        memory = cost.memory(values["batch_size"], COPIES_OF_WEIGHTS) / GIGABYTE
         about = "" if name == self.preset else "about "
         if length.minutes is None:
-            processes = self.run.ranks.world_size * self.run.options.grad_accum
-            per_epoch = steps_per_epoch(self.trained_on, values["batch_size"] * processes)
-            whole = timedelta(seconds=round(length.epochs * per_epoch * seconds))
+            steps = length.epochs * self._steps_per_epoch(name)
+            whole = timedelta(seconds=round(steps * seconds))
             time = f"{about}{whole}"
         else:
-            steps = length.total_steps * of_this_run / seconds
-            time = f"{about}{steps:,.0f} steps in {length.minutes:g} minutes"
-        return (
-            f"{name:7} {cost.parameters / 1e6:6.1f} M parameters, {time}, "
-            f"about {memory:.1f} GB of memory"
-        )
+            fitting = length.total_steps * of_this_run / seconds
+            time = f"{about}{fitting:,.0f} steps in {length.minutes:g} minutes"
+        return f"{network}, {time}, {memory}"
+
+
+def in_gigabytes(size: float) -> str:
+    return f"{size / GIGABYTE:.1f} GB"

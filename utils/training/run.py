@@ -41,6 +41,7 @@ from utils.devices import (
     wrap_network,
 )
 from utils.errors import UserError
+from utils.free_memory import free_memory
 from utils.ranks import Ranks
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.folder import RunFolder
@@ -221,7 +222,12 @@ class TrainingRun:
             },
         )
 
-    # --- How long it takes ---
+    # --- What it takes ---
+
+    def free_memory(self) -> float:
+        """Bytes that this process may take: of its GPU, or its share of the host's."""
+        free = free_memory(self.precision.device)
+        return free / self.ranks.world_size if self.precision.device.type == "cpu" else free
 
     def seconds_of_step(self, state: TrainState, task: Task, dataset: TrainingSet) -> float:
         """Seconds of a step, measured once on some images; the state stays as it is. All processes

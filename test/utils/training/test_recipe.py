@@ -14,6 +14,8 @@ from utils.training.recipe import (
     network_options,
     options_before,
     options_of,
+    passes_before,
+    passes_of,
 )
 
 OPEN = dict.fromkeys(OPEN_OPTIONS)
@@ -101,9 +103,28 @@ def test_a_run_goes_on_as_before():
     """Also one of an earlier version, whose checkpoints do not say all."""
     network = network_options(PRESETS["tiny"], (32, 32))
     training = {"global_batch": 64, "optim": "adamw", "lr": 1e-3, "ema_decay": 0.996}
-    options = options_before({"network": {**network, "dropout": 0.1}, "training": training}, 4)
-    assert options["batch_size"] == 16 and options["optim"] == "adamw"
+    options = options_before({"network": {**network, "dropout": 0.1}, "training": training}, 2, 2)
+    assert options["batch_size"] == 16 and options["grad_accum"] == 2
+    assert options["optim"] == "adamw"
     assert options["loss_weight"] == "uniform" and options["dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("batch", "most", "passes"),
+    [(32, 32, 1), (32, 1e9, 1), (32, 31.9, 2), (32, 16, 2), (32, 5.7, 8), (32, 0.3, 32)]
+    + [(32, -4, 32), (24, 9, 3), (7, 6, 7), (1, 0, 1), (32, float("inf"), 1)],
+)
+def test_a_batch_is_split_into_as_few_equal_passes_as_fit(batch, most, passes):
+    assert passes_of(batch, most) == passes
+
+
+@pytest.mark.parametrize(
+    ("processes", "recorded", "passes"),
+    [(1, 4, 4), (2, 4, 4), (8, 4, 4), (16, 4, 2), (32, 4, 1), (64, 4, 1), (1, 3, 2), (3, 4, 2)]
+    + [(1, None, 1), (1, 0, 1), (1, "4", 1), (1, 100, 32)],
+)
+def test_a_resumed_run_splits_its_batch_as_before(processes, recorded, passes):
+    assert passes_before(32, processes, recorded) == passes
 
 
 def test_the_widest_preset_that_is_not_wider():

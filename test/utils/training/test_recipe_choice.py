@@ -31,6 +31,9 @@ def choose(
     device="cpu",
     images=IMAGES,
     trained_on=IMAGES,
+    memory=100e9,
+    size=(28, 28),
+    passes=None,
     **given,
 ):
     measured = []
@@ -41,8 +44,9 @@ def choose(
 
     monkeypatch.setattr(RecipeChoice, "_measure", measure)
     run = SimpleNamespace(
-        options=SimpleNamespace(minutes=minutes, epochs=epochs, grad_accum=1),
+        options=SimpleNamespace(minutes=minutes, epochs=epochs),
         ranks=Ranks(),
+        free_memory=lambda: memory,
         precision=Precision(torch.float32, torch.device(device)),
     )
 
@@ -52,7 +56,7 @@ def choose(
         return {"name": "unet", "in_channels": 1, **{name: values[name] for name in chosen}}
 
     options = {**dict.fromkeys(OPEN_OPTIONS), **given}
-    choice = RecipeChoice(run, preset, options, (28, 28), images, trained_on, network_of)
+    choice = RecipeChoice(run, preset, options, size, images, trained_on, network_of, passes=passes)
     return choice, measured
 
 
@@ -65,10 +69,19 @@ def test_the_network_grows_with_the_minutes(monkeypatch, minutes, preset):
 
 
 def test_networks_that_are_surely_too_slow_are_not_measured(monkeypatch):
-    _, measured = choose(monkeypatch, minutes=1)
-    assert measured == ["tiny"]
     _, measured = choose(monkeypatch, minutes=40)
     assert measured == ["tiny", "small"]
+    slow = {name: 10 * seconds for name, seconds in SECONDS.items()}
+    _, measured = choose(monkeypatch, minutes=40, seconds=slow)
+    assert measured == ["tiny"]
+
+
+def test_a_neighbour_of_short_steps_is_timed_for_the_plan(monkeypatch):
+    """By its operations small would take 0.52 s a step, and by its time 0.45."""
+    choice, measured = choose(monkeypatch, minutes=1)
+    assert choice.preset == "tiny" and measured == ["tiny", "small"]
+    lines = choice.lines(0.13, RunLength(450, 1875, 32, minutes=1))
+    assert "about 130 steps in 1 minutes" in lines[2]
 
 
 def test_a_fast_machine_gets_a_larger_network(monkeypatch):
@@ -163,3 +176,116 @@ def test_in_a_run_of_epochs_the_neighbours_take_their_own_time(monkeypatch):
     lines = choice.lines(0.5, RunLength(3750, 1875, 32))
     assert "small      7.6 M parameters, 0:31:15, about" in lines[2]
     assert "small (for half an hour and more on a CPU)" in lines[0]
+
+
+# --- Memory ---
+
+TINY_OF_64 = 1.0e9  # bytes, about: tiny on 32 images of 64x64
+LENGTH = RunLength(1000, 1875, 32)
+
+
+def test_a_batch_that_does_not_fit_is_split(monkeypatch):
+    """The steps stay what they are: as many images in each."""
+    whole, _ = choose(monkeypatch, "tiny", memory=10 * TINY_OF_64, size=(64, 64))
+    assert (whole.values["batch_size"], whole.values["grad_accum"]) == (32, 1)
+    assert not any("memory  " in line for line in whole.lines(1.0, LENGTH))
+    split, _ = choose(monkeypatch, "tiny", memory=TINY_OF_64 / 2, size=(64, 64))
+    assert split.values["batch_size"] * split.values["grad_accum"] == 32
+    assert split.values["batch_size"] in (4, 8, 16)
+    said = split.lines(1.0, LENGTH)[-2]
+    images, passes = split.values["batch_size"], split.values["grad_accum"]
+    assert f"32 images per step in {passes} passes of {images}, as" in said
+
+
+def test_what_fits_is_what_is_needed(monkeypatch):
+    """At the boundary, less than a thousandth to either side."""
+    choice, _ = choose(monkeypatch, "tiny", size=(64, 64))
+    needed = choice.cost_of("tiny").memory(32, torch.float32) / recipe_choice.SHARE_OF_MEMORY
+    for memory, passes in ((1.001 * needed, 1), (0.999 * needed, 2)):
+        split, _ = choose(monkeypatch, "tiny", memory=memory, size=(64, 64))
+        assert split.values["grad_accum"] == passes
+
+
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [({"batch_size": 32}, (32, None)), ({"grad_accum": 2}, (32, 2))],
+)
+def test_a_batch_that_is_given_is_not_split(monkeypatch, given, shape):
+    choice, _ = choose(monkeypatch, "tiny", memory=TINY_OF_64 / 2, size=(64, 64), **given)
+    assert choice.values["batch_size"] == shape[0]
+    assert choice.values["grad_accum"] == (shape[1] or 1)
+    said = "".join(choice.lines(1.0, LENGTH)[-3:])
+    assert "GB are needed" in said and "0.4 GB may be taken" in said and "--batch_size" in said
+
+
+def test_a_resumed_run_keeps_its_passes(monkeypatch):
+    choice, _ = choose(monkeypatch, "tiny", size=(64, 64), passes=4)
+    assert (choice.values["batch_size"], choice.values["grad_accum"]) == (8, 4)
+
+
+def test_a_network_that_does_not_fit_is_passed_over(monkeypatch):
+    """Of medium, not one image; of small, the batch in several passes."""
+    fast = dict.fromkeys(("tiny", "small", "medium", "base", "large", "adm"), 0.001)
+    fitting, _ = choose(monkeypatch, minutes=60, seconds=fast, memory=200e9, size=(64, 64))
+    assert fitting.preset == "large"
+    choice, measured = choose(monkeypatch, minutes=60, seconds=fast, memory=1e9, size=(64, 64))
+    assert choice.preset == "small" and "medium" not in measured
+    assert choice.values["grad_accum"] > 1
+    medium = next(line for line in choice.lines(0.001, LENGTH) if "medium" in line)
+    assert medium.endswith("of memory, which there is not")
+
+
+def test_where_nothing_fits_the_smallest_is_tried(monkeypatch):
+    choice, _ = choose(monkeypatch, minutes=60, memory=1e6)
+    assert choice.preset == "tiny" and choice.values["batch_size"] == 1
+    assert any("GB are needed, and 0.0 GB may be taken" in line for line in choice.lines(1, LENGTH))
+
+
+def test_all_processes_split_as_the_one_with_the_least_memory(monkeypatch):
+    class OtherHasLess(Ranks):
+        def gather(self, value):
+            return [value, min(value, TINY_OF_64 / 2)]
+
+    monkeypatch.setitem(globals(), "Ranks", OtherHasLess)
+    choice, _ = choose(monkeypatch, "tiny", size=(64, 64))
+    assert choice.values["grad_accum"] > 1
+
+
+def out_of_memory(*_args):
+    raise MemoryError("on purpose")
+
+
+def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
+    """What is reckoned may be wrong; the run's own options come back."""
+    options = SimpleNamespace(
+        minutes=600, epochs=1, with_settled=lambda **_: SimpleNamespace(minutes=600)
+    )
+
+    def built(config):
+        return SimpleNamespace(channels=config["network"]["channels"])
+
+    def seconds_of_step(state, task, dataset):
+        return 0.01 if state.channels == 32 else out_of_memory()
+
+    run = SimpleNamespace(
+        options=options,
+        ranks=Ranks(),
+        free_memory=lambda: 100e9,
+        precision=Precision(torch.float32, torch.device("cpu")),
+        build_state=built,
+        seconds_of_step=seconds_of_step,
+    )
+
+    def network_of(values):
+        keep = ("channels", "channel_mult", "blocks_per_level", "attention_levels")
+        network = {name: values[name] for name in keep}
+        return {"name": "unet", "in_channels": 1, "num_classes": None, **network}
+
+    given = dict.fromkeys(OPEN_OPTIONS)
+    choice = RecipeChoice(run, "auto", given, (28, 28), IMAGES, IMAGES, network_of)
+    assert choice.preset == "tiny" and run.options is options
+    assert choice.lines(0.01, LENGTH)[2].endswith("which there is not")
+
+    run.seconds_of_step = out_of_memory
+    with pytest.raises(MemoryError):  # of the smallest there is nothing else to say
+        RecipeChoice(run, "auto", given, (28, 28), IMAGES, IMAGES, network_of)

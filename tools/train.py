@@ -385,6 +385,7 @@ def settle(
     """
     from utils.data.flatness import flat_share
     from utils.training import recipe
+    from utils.training.passes import resumed_passes
     from utils.training.recipe_choice import RecipeChoice
 
     args.amp = run.options.amp
@@ -392,11 +393,7 @@ def settle(
     choice = None
     if args.batch_size is not None and args.grad_accum is None:
         given["grad_accum"] = 1
-    passes = None
-    if run.resumed is not None:
-        passes = recipe.passes_before(
-            run.before["global_batch"], run.ranks.world_size, run.resumed.versions.get("grad_accum")
-        )
+    passes = resumed_passes(run)
     if run.resumed is not None and args.preset == opt.AUTO:
         before = {**run.resumed.config, "network": earlier}
         processes, grad_accum = run.ranks.world_size, given["grad_accum"] or passes

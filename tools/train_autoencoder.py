@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from utils.devices import Precision
     from utils.ranks import Ranks
     from utils.training.autoencoder_task import AutoencoderTask
+    from utils.training.run import TrainingRun
     from utils.training.state import TrainState
 
 # fmt: off
@@ -44,7 +45,8 @@ OWN: opt.Table = {
         Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
         Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
         Option("--num_vis",           8,               opt.positive,        "images per preview"),
-        Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
+        Option("--batch_size",        None,            opt.positive,        "images per process and forward pass; not set: 16"),
+        Option("--grad_accum",        None,            opt.positive,        "forward passes per optimizer step; not set: 1, or as few as bring 16 images into memory"),
     ],
 }
 # fmt: on
@@ -53,7 +55,6 @@ DEFAULTS = {
     "run_name": "autoencoder",
     "image_size": "64",
     "epochs": 100,
-    "batch_size": 16,
     "lr": 5e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
@@ -62,8 +63,10 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = ("mode", "num_vis", "grad_accum")  # of these options of train.py it has its own, or none
+INSTEAD = ("mode", "num_vis", "batch_size", "grad_accum")  # it has its own, or none, of these
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
+
+USUAL_BATCH = 16  # images per process and step
 
 # Options that describe the network.
 OF_THE_NETWORK = (
@@ -119,6 +122,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     # What is trained: network, EMA, optimizer, task
     network = {"name": "autoencoder", "in_channels": images.channels}
     network |= {name: getattr(args, name) for name in OF_THE_NETWORK}
+    memory = settle_batch(args, run, network)
     config = {"network": network, "data": held_out_data(images, dataset, split)}
     state = run.build_state(config)
     task = build_task(args, state, run.precision)
@@ -155,10 +159,42 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluate=evaluate,
             complete=LatentStatistics(dataset, run.precision.device, ranks),
             previews=previews,
-            plan_lines=[latent_line(args, state)],
+            plan_lines=[latent_line(args, state), *memory],
             remarks=opt.idle_remarks(args, OPTIONS),
         )
     )
+
+
+def settle_batch(args: Namespace, run: TrainingRun, network: dict) -> list[str]:
+    """Fill in how many images a step has, and in how many passes; lines of the plan about it.
+    Raises UserError for a network that cannot be built, or does not take the images.
+    """
+    from utils.training.estimates import cost_of_autoencoder
+    from utils.training.passes import (
+        passes_of,
+        resumed_passes,
+        shortage_lines,
+        split_lines,
+        usable_memory,
+    )
+
+    try:
+        cost = cost_of_autoencoder(network, args.image_size)
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
+    dtype = run.precision.dtype
+    usable = usable_memory(run)
+    lines = []
+    if args.batch_size is None and args.grad_accum is None:
+        fitting = passes_of(USUAL_BATCH, cost.most_images(usable, dtype))
+        args.grad_accum = resumed_passes(run) or fitting
+        args.batch_size = max(1, USUAL_BATCH // args.grad_accum)
+        together = cost.memory(args.batch_size * args.grad_accum, dtype)
+        lines = split_lines(args.batch_size, args.grad_accum, together, usable)
+    args.batch_size = args.batch_size or USUAL_BATCH
+    args.grad_accum = args.grad_accum or 1
+    run.options = opt.run_options(args, OPTIONS)
+    return lines + shortage_lines(cost.memory(args.batch_size, dtype), usable)
 
 
 def build_task(args: Namespace, state: TrainState, precision: Precision) -> AutoencoderTask:

@@ -16,6 +16,7 @@ from model.codecs import LatentCodec, build_codec, frozen_autoencoder
 from model.condition import beside_latents
 from model.diffusion import GaussianDiffusion
 from tools import train as train_script
+from tools import train_autoencoder as train_autoencoder_script
 from utils.data import load_image_set, read_image
 from utils.data.conditions import pair
 from utils.devices import Precision
@@ -24,6 +25,7 @@ from utils.ranks import Ranks
 from utils.runs.autoencoders import read_autoencoder
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.training import run as run_module
 from utils.training.diffusion_task import LatentDiffusionTask
 from utils.training.latent_inputs import latent_inputs
 from utils.training.resume import codec_differences
@@ -68,6 +70,36 @@ def test_an_autoencoder_s_run(images, tmp_path, script):
     assert len(config["latents_mean"]) == len(config["latents_std"]) == 2
     assert min(config["latents_std"]) > 0
     assert config["training"]["ema_decay"] == 0.999
+
+
+def test_an_autoencoder_s_batch_that_does_not_fit_is_split(images, tmp_path, monkeypatch, capsys):
+    """The same result up to rounding, and a resumed run splits as before."""
+    place = AUTOENCODER.index("--batch_size")
+    options = [*AUTOENCODER[:place], *AUTOENCODER[place + 2 :], "--optim", "sgd", "--vis", "False"]
+    options += ["--dataset_path", images, "--result_path", tmp_path, "--use_gpu", -1]
+
+    def train(name, *more):
+        argv = [str(word) for word in (*options, "--run_name", name, *more)]
+        with pytest.raises(SystemExit) as stop:
+            train_autoencoder_script.main(argv)
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    def versions(name):
+        contents = read_checkpoint(tmp_path / name / "ckpt_last.pt")
+        return contents["versions"]["batch_size"], contents["versions"]["grad_accum"]
+
+    assert "memory " not in train("at_once")
+    assert versions("at_once") == (16, 1)
+    monkeypatch.setattr(run_module, "free_memory", lambda device: 3e6)
+    assert "16 images per step in 4 passes of 4, as" in train("split")
+    assert versions("split") == (4, 4)
+    assert_equal_states(tmp_path / "at_once/ckpt_last.pt", tmp_path / "split/ckpt_last.pt", 1e-4)
+    assert "GB are needed, and 0.0 GB may be taken" in train("given", "--batch_size", 16, "--plan")
+    monkeypatch.undo()
+    said = train("split", "--epochs", 2, "--resume")
+    assert "4 passes of 4, as before" in said and "up to rounding" not in said
+    assert versions("split") == (4, 4)
 
 
 @pytest.mark.parametrize("name", ["train_autoencoder", "train_upscaler"])

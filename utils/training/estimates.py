@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.networks import build_network
+from model.modules.attention import FEW_POSITIONS
+from model.networks import build_network, check_image_size
 
 BACKWARD = 2  # times the operations of a forward pass
 
@@ -38,6 +41,11 @@ class NetworkCost:
         of_weights = COPIES_OF_WEIGHTS * BYTES * self.parameters
         return of_weights + images * self.activations * SHARE_OF_ACTIVATIONS[dtype]
 
+    def most_images(self, memory: float, dtype: torch.dtype) -> float:
+        """How many images of a forward pass fit into so many bytes."""
+        of_weights = self.memory(0, dtype)
+        return (memory - of_weights) / (self.memory(1, dtype) - of_weights)
+
 
 def cost_of(
     network: dict[str, Any], size: tuple[int, int], checkpointed: Sequence[int] = ()
@@ -53,7 +61,31 @@ def cost_of(
             built.checkpoint_activations(checkpointed)  # type: ignore[operator]
         image = torch.empty(1, network["in_channels"], *size)
         t = torch.zeros(1, dtype=torch.long)
-    own = {parameter.untyped_storage()._cdata for parameter in built.parameters()}
+    return _cost_of_call(built, image, t)
+
+
+def cost_of_autoencoder(network: dict[str, Any], size: tuple[int, int]) -> NetworkCost:
+    """The same of an autoencoder, without its loss."""
+    with torch.device("meta"):
+        built: Any = build_network(network)
+        check_image_size(*size, built.downsample_factor)
+        image = torch.empty(1, network["in_channels"], *size)
+        sides = [side // built.downsample_factor for side in size]
+        noise = torch.empty(1, network["latent_channels"], *sides)
+    return _cost_of_call(built, image, noise)
+
+
+def _cost_of_call(network: nn.Module, *inputs: Tensor) -> NetworkCost:
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    operations = (1 + BACKWARD) * counter.get_total_flops()
+    return NetworkCost(parameters, operations, _kept_for_backward(network, *inputs))
+
+
+def _kept_for_backward(network: nn.Module, *inputs: Tensor) -> int:
+    """Bytes of the tensors, but for parameters, that a call keeps for its backward pass."""
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, int] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -62,10 +94,22 @@ def cost_of(
             kept[storage._cdata] = storage.nbytes()
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        with FlopCounterMode(display=False) as counter:
-            out = built(image, t)
-    parameters = sum(parameter.numel() for parameter in built.parameters())
-    operations = (1 + BACKWARD) * counter.get_total_flops()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), FusedAttention():
+        out = network(*inputs)
     del out
-    return NetworkCost(parameters, operations, sum(kept.values()))
+    return sum(kept.values())
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention over many positions keeps its inputs and its output, as the kernels of devices do:
+    on the meta device it would keep the weights of all pairs of positions.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if function is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            if query.shape[-2] > FEW_POSITIONS:
+                return query * key * value  # which keeps as much
+        return function(*args, **(kwargs or {}))

@@ -328,23 +328,6 @@ def options_before(config: dict, processes: int, grad_accum: int) -> dict[str, A
     return {name: known[name] for name in OPEN_OPTIONS}
 
 
-def passes_before(global_batch: int, processes: int, grad_accum: Any) -> int:
-    """Into how many forward passes a process splits its share of a batch where a run is resumed: as
-    many as the checkpoint says, or with other processes fewer that divide it.
-    """
-    share = max(1, global_batch // processes)
-    most = grad_accum if isinstance(grad_accum, int) and grad_accum > 0 else 1
-    return next(passes for passes in range(min(most, share), 0, -1) if share % passes == 0)
-
-
-def passes_of(batch: int, most: float) -> int:
-    """Into how many equal forward passes a batch of images is split: as few as there can be with at
-    most `most` images in each, and at the most one per image.
-    """
-    possible = (passes for passes in range(1, batch + 1) if batch % passes == 0)
-    return next((passes for passes in possible if batch / passes <= most), batch)
-
-
 def settled(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Each option as it was given, and where it was not (None), as usual."""
     return {name: usual[name] if given[name] is None else given[name] for name in usual}

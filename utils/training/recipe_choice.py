@@ -17,6 +17,14 @@ from utils.start import seconds_since_start
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.estimates import NetworkCost, cost_of
 from utils.training.length import SECONDS_PER_MINUTE, RunLength
+from utils.training.passes import (
+    INDENT,
+    in_gigabytes,
+    passes_of,
+    shortage_lines,
+    split_lines,
+    usable_memory,
+)
 from utils.training.recipe import (
     AUTO,
     PRESETS,
@@ -24,7 +32,6 @@ from utils.training.recipe import (
     nearest_preset,
     neighbours,
     options_of,
-    passes_of,
 )
 from utils.training.run import TrainingRun
 from utils.training.run_options import RunOptions
@@ -37,15 +44,9 @@ LONGEST_RUN = 2 * 3600.0  # seconds
 MOST_SPEED_UP = {"cpu": 2.0}
 MOST_SPEED_UP_OF_GPU = 40.0
 
-# Share of the free memory that a run may take. The rest is for what is not reckoned: previews, the
-# workspace of kernels, gaps between blocks, and other programs.
-SHARE_OF_MEMORY = 0.8
-
 # A preset beside the chosen one is timed for the plan where a step of it is likely to be shorter.
 SHORT_STEP = 1.0  # seconds
 
-INDENT = " " * 12
-GIGABYTE = 1e9
 OF_A_RUN = {field.name for field in fields(RunOptions)}
 
 
@@ -103,7 +104,7 @@ class RecipeChoice:
         self.passes = passes
         self.checkpointed = checkpointed
         self.splits = given["batch_size"] is None and given["grad_accum"] is None
-        self._memory = min(run.ranks.gather(SHARE_OF_MEMORY * run.free_memory()))  # bytes
+        self._memory = usable_memory(run)
         self._seconds: dict[str, float] = {}  # of a step, by preset
         self._costs: dict[str, NetworkCost] = {}
         width: int | None = given["channels"] or self.known.get("channels")
@@ -152,10 +153,7 @@ class RecipeChoice:
 
     def _most_images(self, preset: str) -> float:
         """How many images of a forward pass fit into memory."""
-        cost, dtype = self.cost_of(preset), self.run.precision.dtype
-        of_weights = cost.memory(0, dtype)
-        of_an_image = cost.memory(1, dtype) - of_weights
-        return (self._memory - of_weights) / of_an_image
+        return self.cost_of(preset).most_images(self._memory, self.run.precision.dtype)
 
     def _fits(self, preset: str) -> bool:
         """Whether the images of a forward pass do, as far as is known."""
@@ -163,9 +161,9 @@ class RecipeChoice:
             return False
         return self.values_of(preset)["batch_size"] <= self._most_images(preset)
 
-    def _needs(self, preset: str, images: int) -> str:
-        """The memory for so many images in a forward pass, in words."""
-        return in_gigabytes(self.cost_of(preset).memory(images, self.run.precision.dtype))
+    def _needs(self, preset: str, images: int) -> float:
+        """Bytes for so many images in a forward pass."""
+        return self.cost_of(preset).memory(images, self.run.precision.dtype)
 
     # --- Choosing ---
 
@@ -304,21 +302,11 @@ class RecipeChoice:
     def _memory_lines(self) -> list[str]:
         """What is done, or could be, where a step's images do not fit into memory at once."""
         images, passes = self.values["batch_size"], self.values["grad_accum"]
-        needed, free = self._needs(self.preset, images), in_gigabytes(self._memory)
         lines = []
-        if self.splits and passes > 1:
+        if self.splits:
             together = self._needs(self.preset, images * passes)
-            lines = [
-                f"memory      {images * passes} images per step in {passes} passes of {images}, as",
-                f"{INDENT}together they need about {together}, and {free} may be taken",
-            ]
-        if not self._fits(self.preset):
-            lines += [
-                f"memory      about {needed} are needed, and {free} may be taken; if it runs out,",
-                f"{INDENT}take a smaller --batch_size and as much more --grad_accum, with the same",
-                f"{INDENT}result, or --checkpoint_activations, or a smaller --preset",
-            ]
-        return lines
+            lines = split_lines(images, passes, together, self._memory)
+        return lines + shortage_lines(self._needs(self.preset, images), self._memory)
 
     def _times_as_long(self, preset: str) -> float:
         """A step with that preset beside a step of this run: as they were timed for the choice, or
@@ -330,7 +318,8 @@ class RecipeChoice:
 
     def _in_words(self, name: str, of_this_run: float, length: RunLength) -> str:
         """A preset, with what it costs; `of_this_run`: seconds of a step of the chosen one."""
-        memory = f"about {self._needs(name, self.values_of(name)['batch_size'])} of memory"
+        needed = self._needs(name, self.values_of(name)["batch_size"])
+        memory = f"about {in_gigabytes(needed)} of memory"
         network = f"{name:7} {self.cost_of(name).parameters / 1e6:6.1f} M parameters"
         if name != self.preset and not self._fits(name):
             return f"{network}, {memory}, which there is not"
@@ -344,7 +333,3 @@ class RecipeChoice:
             fitting = length.total_steps * of_this_run / seconds
             time = f"{about}{fitting:,.0f} steps in {length.minutes:g} minutes"
         return f"{network}, {time}, {memory}"
-
-
-def in_gigabytes(size: float) -> str:
-    return f"{size / GIGABYTE:.1f} GB"

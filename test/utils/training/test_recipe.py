@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.networks import build_network
-from utils.training.estimates import cost_of
+from utils.training.estimates import cost_of, cost_of_autoencoder
 from utils.training.recipe import (
     OPEN_OPTIONS,
     PRESETS,
@@ -14,8 +14,6 @@ from utils.training.recipe import (
     network_options,
     options_before,
     options_of,
-    passes_before,
-    passes_of,
 )
 
 OPEN = dict.fromkeys(OPEN_OPTIONS)
@@ -109,24 +107,6 @@ def test_a_run_goes_on_as_before():
     assert options["loss_weight"] == "uniform" and options["dropout"] == 0.1
 
 
-@pytest.mark.parametrize(
-    ("batch", "most", "passes"),
-    [(32, 32, 1), (32, 1e9, 1), (32, 31.9, 2), (32, 16, 2), (32, 5.7, 8), (32, 0.3, 32)]
-    + [(32, -4, 32), (24, 9, 3), (7, 6, 7), (1, 0, 1), (32, float("inf"), 1)],
-)
-def test_a_batch_is_split_into_as_few_equal_passes_as_fit(batch, most, passes):
-    assert passes_of(batch, most) == passes
-
-
-@pytest.mark.parametrize(
-    ("processes", "recorded", "passes"),
-    [(1, 4, 4), (2, 4, 4), (8, 4, 4), (16, 4, 2), (32, 4, 1), (64, 4, 1), (1, 3, 2), (3, 4, 2)]
-    + [(1, None, 1), (1, 0, 1), (1, "4", 1), (1, 100, 32)],
-)
-def test_a_resumed_run_splits_its_batch_as_before(processes, recorded, passes):
-    assert passes_before(32, processes, recorded) == passes
-
-
 def test_the_widest_preset_that_is_not_wider():
     assert nearest_preset(8, (32, 32)) == "tiny"
     assert nearest_preset(32, (256, 256)) == "tiny"
@@ -171,11 +151,8 @@ def test_operations_grow_with_the_pixels():
     assert large.activations > 3 * small.activations
 
 
-def test_the_memory_that_is_reckoned_is_about_what_is_kept():
-    """What autograd keeps of one image, counted on real tensors by their addresses."""
-    config = {"name": "unet", "in_channels": 3, "channels": 16, "channel_mult": [1, 2]}
-    config["head_channels"] = 16
-    network = build_network(config)
+def bytes_kept(network, *inputs):
+    """What autograd keeps of a call, counted on real tensors by their addresses."""
     own = {parameter.data_ptr() for parameter in network.parameters()}
     kept = {}
 
@@ -186,6 +163,48 @@ def test_the_memory_that_is_reckoned_is_about_what_is_kept():
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        network(torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.long))
-    counted = sum(size for size, _ in kept.values())
-    assert cost_of(config, (16, 16)).activations == pytest.approx(counted, rel=0.1)
+        network(*inputs)
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("side", "attention_levels"),
+    [(16, [1]), (48, [0])],  # of 2,304 positions, all pairs would be 42 MB for each head
+)
+def test_the_memory_that_is_reckoned_is_about_what_is_kept(side, attention_levels):
+    config = {"name": "unet", "in_channels": 3, "channels": 16, "channel_mult": [1, 2]}
+    config |= {"head_channels": 16, "attention_levels": attention_levels}
+    counted = bytes_kept(
+        build_network(config), torch.zeros(1, 3, side, side), torch.zeros(1, dtype=torch.long)
+    )
+    assert cost_of(config, (side, side)).activations == pytest.approx(counted, rel=0.1)
+
+
+def test_the_memory_of_an_autoencoder():
+    config = {"name": "autoencoder", "in_channels": 1, "block_out_channels": [8, 16]}
+    config |= {"latent_channels": 2, "norm_num_groups": 4}
+    network = build_network(config)
+    counted = bytes_kept(network, torch.zeros(1, 1, 96, 64), torch.zeros(1, 2, 48, 32))
+    cost = cost_of_autoencoder(config, (96, 64))
+    assert cost.activations == pytest.approx(counted, rel=0.1)
+    assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+    with pytest.raises(ValueError, match="95"):
+        cost_of_autoencoder(config, (95, 64))
+
+
+def test_checkpointed_levels_keep_less():
+    config = {"name": "unet", "in_channels": 3, "channels": 16, "channel_mult": [1, 2]}
+    config |= {"attention_levels": [], "mid_attention": False}
+    plain, less = (cost_of(config, (32, 32), levels) for levels in ((), (0,)))
+    assert less.activations < 0.8 * plain.activations
+    assert (less.parameters, less.operations) == (plain.parameters, plain.operations)
+
+
+def test_as_many_images_as_fit():
+    config = {"name": "unet", "in_channels": 1, "channels": 8, "channel_mult": [1]}
+    cost = cost_of({**config, "head_channels": 8}, (8, 8))
+    for dtype in (torch.float32, torch.bfloat16):
+        memory = cost.memory(12, dtype)
+        assert cost.most_images(memory, dtype) == pytest.approx(12)
+        assert cost.most_images(cost.memory(0, dtype) / 2, dtype) < 0
+    assert cost.memory(12, torch.bfloat16) < cost.memory(12, torch.float32)

@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.training import recipe_choice
 from utils.training.length import RunLength
+from utils.training.passes import SHARE_OF_MEMORY
 from utils.training.recipe import OPEN_OPTIONS
 from utils.training.recipe_choice import RecipeChoice
 
@@ -200,7 +201,7 @@ def test_a_batch_that_does_not_fit_is_split(monkeypatch):
 def test_what_fits_is_what_is_needed(monkeypatch):
     """At the boundary, less than a thousandth to either side."""
     choice, _ = choose(monkeypatch, "tiny", size=(64, 64))
-    needed = choice.cost_of("tiny").memory(32, torch.float32) / recipe_choice.SHARE_OF_MEMORY
+    needed = choice.cost_of("tiny").memory(32, torch.float32) / SHARE_OF_MEMORY
     for memory, passes in ((1.001 * needed, 1), (0.999 * needed, 2)):
         split, _ = choose(monkeypatch, "tiny", memory=memory, size=(64, 64))
         assert split.values["grad_accum"] == passes

@@ -266,6 +266,7 @@ class RecipeChoice:
             return math.inf
         finally:
             run.options = options
+            run.forget_timed()
         return run.ranks.gather(mine)[run.ranks.main_rank]
 
     def _time_neighbours(self) -> None:

@@ -246,6 +246,10 @@ class TrainingRun:
             self._seconds = (state, seconds)
         return self._seconds[1]
 
+    def forget_timed(self) -> None:
+        """Let go of the state that was timed last, and with it of its memory."""
+        self._seconds = self._wrapped = None
+
     def length(
         self,
         state: TrainState,

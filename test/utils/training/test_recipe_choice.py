@@ -257,7 +257,8 @@ def out_of_memory(*_args):
 
 
 def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
-    """What is reckoned may be wrong; the run's own options come back."""
+    """What is reckoned may be wrong. The run's own options come back, and no network is kept."""
+    timed = []
     options = SimpleNamespace(
         minutes=600, epochs=1, with_settled=lambda **_: SimpleNamespace(minutes=600)
     )
@@ -266,6 +267,7 @@ def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
         return SimpleNamespace(channels=config["network"]["channels"])
 
     def seconds_of_step(state, task, dataset):
+        timed.append(state)
         return 0.01 if state.channels == 32 else out_of_memory()
 
     run = SimpleNamespace(
@@ -275,6 +277,7 @@ def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
         precision=Precision(torch.float32, torch.device("cpu")),
         build_state=built,
         seconds_of_step=seconds_of_step,
+        forget_timed=lambda: timed.clear(),
     )
 
     def network_of(values):
@@ -284,7 +287,7 @@ def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
 
     given = dict.fromkeys(OPEN_OPTIONS)
     choice = RecipeChoice(run, "auto", given, (28, 28), IMAGES, IMAGES, network_of)
-    assert choice.preset == "tiny" and run.options is options
+    assert choice.preset == "tiny" and run.options is options and timed == []
     assert choice.lines(0.01, LENGTH)[2].endswith("which there is not")
 
     run.seconds_of_step = out_of_memory

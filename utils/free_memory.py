@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,27 +46,52 @@ def _all_of_host() -> float:
         return math.inf
 
 
+@dataclass(frozen=True)
+class GroupFiles:
+    """How a version of Linux's control groups tells what a group may take."""
+
+    own: str  # pattern of the line that names this process's group
+    root: str  # the folder of all groups
+    bound: str  # file of bytes; anything else than a number: none
+    used: str  # file of bytes
+    kept: str  # in memory.stat: of files that are only kept in case they are read again
+
+
+VERSIONS = (
+    GroupFiles(r"^0::/(.*)$", ".", "memory.max", "memory.current", "inactive_file"),
+    GroupFiles(
+        r"^\d+:[^:]*\bmemory\b[^:]*:/(.*)$",
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
 def _left_in_groups() -> float:
-    """What the tightest control group (version 2) that this process is in leaves it."""
+    """What the tightest control group that this process is in leaves it."""
     try:
-        found = re.search(r"^0::/(.*)$", OWN_GROUP.read_text(), re.M)
+        own = OWN_GROUP.read_text()
     except OSError:
         return math.inf
-    if found is None:
-        return math.inf
-    own = GROUPS / found[1]
-    groups = [own, *own.parents]
-    return min(map(_left_in_group, groups[: groups.index(GROUPS) + 1]))
+    left = [math.inf]
+    for files in VERSIONS:
+        found = re.search(files.own, own, re.M)
+        if found is not None:
+            root = GROUPS / files.root
+            group = root / found[1]
+            groups = [group, *group.parents]
+            left += [_left_in_group(each, files) for each in groups[: groups.index(root) + 1]]
+    return min(left)
 
 
-def _left_in_group(group: Path) -> float:
-    """Its bound, less what it uses; files that are only kept in case they are read again count as
-    free.
-    """
+def _left_in_group(group: Path, files: GroupFiles) -> float:
+    """Its bound, less what it uses, but for files that are only kept."""
     try:
-        bound = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        kept = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+        bound = int((group / files.bound).read_text())
+        used = int((group / files.used).read_text())
+        kept = re.search(rf"^{files.kept} (\d+)$", (group / "memory.stat").read_text(), re.M)
     except (OSError, ValueError):  # no such group here, or no bound: "max"
         return math.inf
     return float(bound - used + (int(kept[1]) if kept else 0))

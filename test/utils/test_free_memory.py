@@ -62,6 +62,20 @@ def test_a_container_has_no_more_than_its_bound(system, group, groups, free):
     assert free_memory(CPU) == free * MEGABYTE
 
 
+@pytest.mark.parametrize("line", ["4:memory:/a/b", "4:cpuset,memory:/a/b"])
+def test_groups_of_version_1(system, tmp_path, line):
+    system(available=1000)
+    (tmp_path / "cgroup").write_text(f"9:name=systemd:/memory\n{line}\n0::/\n")
+    for name, bound in (("", 2**63 - 4096), ("a", 500 * MEGABYTE), ("a/b", 2**63 - 4096)):
+        folder = tmp_path / "groups/memory" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{bound}\n")
+        (folder / "memory.usage_in_bytes").write_text(f"{200 * MEGABYTE}\n")
+        kept = f"inactive_file 1\ntotal_inactive_file {30 * MEGABYTE}\n"
+        (folder / "memory.stat").write_text(kept)
+    assert free_memory(CPU) == 330 * MEGABYTE
+
+
 def test_where_nothing_says(tmp_path, monkeypatch):
     for name in ("MEMORY_INFO", "OWN_GROUP", "GROUPS"):
         monkeypatch.setattr(module, name, tmp_path / "none")

@@ -140,7 +140,7 @@ def test_a_batch_that_was_split_for_memory_stays_so(images, tmp_path, monkeypatc
     train(images, tmp_path, "at_once", "--epochs", 4, tiny=tiny)
     assert (versions("at_once")["batch_size"], versions("at_once")["grad_accum"]) == (32, 1)
     little = 2e6  # bytes
-    monkeypatch.setattr(run, "free_memory", lambda device: little)
+    monkeypatch.setattr(run, "free_memory", lambda device, processes: little)
     said = train(images, tmp_path, "whole", "--epochs", 4, tiny=tiny)
     passes = versions("whole")["grad_accum"]
     assert passes > 1 and versions("whole")["batch_size"] * passes == 32

@@ -388,6 +388,25 @@ def test_a_mistake_is_said_once(images, tmp_path):
         ), done.stderr
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_where_memory_runs_out_a_sentence_says_what_helps(images, tmp_path, processes):
+    """The run has saved, and goes on with what the sentence says."""
+    spread = ["--distributed", "--world_size", processes] if processes > 1 else []
+    run = command(
+        images, tmp_path, "a", "--epochs", 4, *spread, script=ROOT / "test/helper_little_memory.py"
+    )
+    environment = {**os.environ, "LITTLE_MEMORY": "3"}
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 1, done.stderr
+    error = done.stderr[done.stderr.index("error: ") :]
+    assert "Traceback" not in done.stderr and error.count("error: ") == 1
+    advice = "a smaller --batch_size with as much more --grad_accum gives the same result"
+    assert error.startswith(f"error: memory has run out; {advice} (")
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["state"]["step"] == 3
+    smaller = ["--batch_size", 2, "--grad_accum", 2, "--resume"]
+    subprocess.run([*run, *map(str, smaller)], check=True, timeout=120, capture_output=True)
+
+
 def test_a_killed_rank_ends_the_run_and_is_named(images, tmp_path):
     launcher, ranks = start_two(images, tmp_path)
     begun = time.monotonic()

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import options as opt
 from utils.options import Option, shared
 
+USUAL_BATCH = 64  # images per network call
+
 # fmt: off
 OPTIONS: opt.Table = {
     "what": [
@@ -36,7 +38,7 @@ OPTIONS: opt.Table = {
         Option("--num_shown",    8,                               opt.positive,   "images of each in the picture"),
     ],
     "machine": [
-        shared("--batch_size", 64),
+        shared("--batch_size", None, f"images per network call; not set: {USUAL_BATCH}, or as many as fit into memory"),
         shared("--amp --fp16", "auto"),
         shared("--use_gpu", 0),
     ],
@@ -64,7 +66,7 @@ def choose(args) -> None:
     from utils.evaluation.from_weights import labels_like
     from utils.evaluation.image_folder import open_folder
     from utils.evaluation.same_seeds import Questions, answer, features_of_real
-    from utils.generation import ImageGenerator, Sampling, unguided
+    from utils.generation import ImageGenerator, Sampling, choose_batch, unguided
     from utils.ranks import Ranks
     from utils.runs.checkpoint import Checkpoint
     from utils.runs.folder import new_folder
@@ -93,6 +95,10 @@ def choose(args) -> None:
     for text in (remark, label_remark):
         if text:
             opt.say(f"warning: {text}")
+    most = min(USUAL_BATCH, args.num_images)
+    args.batch_size, batch_remark = choose_batch([generator], args.batch_size, most)
+    if batch_remark:
+        opt.say(batch_remark)
     folder = new_folder(args.result_path, args.choose_name)
 
     # The averages

@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import options as opt
 from utils.options import Option, shared
 
+USUAL_BATCH = 64  # images per network call
+
 # fmt: off
 OPTIONS: opt.Table = {
     "what": [
@@ -45,7 +47,7 @@ OPTIONS: opt.Table = {
         Option("--json",         None,                 opt.path,      "also write all figures to this file"),
     ],
     "machine": [
-        shared("--batch_size", 64),
+        shared("--batch_size", None, f"images per network call; not set: {USUAL_BATCH}, or as many as fit into memory"),
         shared("--amp --fp16", "auto"),
         shared("--use_gpu", 0),
     ],
@@ -110,7 +112,7 @@ def compare(args) -> None:
     from utils.evaluation.image_folder import open_folder
     from utils.evaluation.report import check_can_write
     from utils.evaluation.same_seeds import features_of_real
-    from utils.generation import ImageGenerator, Sampling
+    from utils.generation import ImageGenerator, Sampling, choose_batch
     from utils.ranks import Ranks
     from utils.runs.checkpoint import Checkpoint
     from utils.runs.folder import new_folder
@@ -149,9 +151,13 @@ def compare(args) -> None:
     }
     candidates = comparison.candidates_of(args.samplers, args.spacings, args.steps, by_guidance)
     generators = [each_generator(by_guidance[each.guidance], usual[0], each) for each in candidates]
+    most = min(USUAL_BATCH, args.num_images)
+    args.batch_size, batch_remark = choose_batch(generators, args.batch_size, most)
     folder = new_folder(args.result_path, args.compare_name)
     if remark:
         opt.say(f"warning: {remark}")
+    if batch_remark:
+        opt.say(batch_remark)
 
     # What they are measured against
     real = features_of_real(

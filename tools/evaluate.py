@@ -22,6 +22,8 @@ from utils.options import Option, shared
 
 LARGEST_INPUT = 1024  # pixels
 
+USUAL_BATCH = 64  # images per network call
+
 # fmt: off
 OPTIONS: opt.Table = {
     "what": [
@@ -60,7 +62,7 @@ OPTIONS: opt.Table = {
         Option("--json",            None,                 opt.path,      "also write all figures to this file"),
     ],
     "machine": [
-        shared("--batch_size", 64),
+        shared("--batch_size", None, f"images per network call; not set: {USUAL_BATCH}, or as many as fit into memory"),
         shared("--amp --fp16", False, "mixed precision for --weight_path; features are always fp32"),
         shared("--use_gpu", 0),
     ],
@@ -225,10 +227,11 @@ def compare_features(args, real, generated, network, reader, warnings: Warnings)
     from utils.evaluation.report import FeatureReport
 
     cache = FeatureCache()
+    batch_size = args.batch_size or USUAL_BATCH
     try:
         plan = distribution.plan_comparison(real, generated, args.num_compared)
-        real_set = feature_set(real, plan.real, network, reader, args.batch_size, cache)
-        generated_set = feature_set(generated, plan.generated, network, reader, args.batch_size)
+        real_set = feature_set(real, plan.real, network, reader, batch_size, cache)
+        generated_set = feature_set(generated, plan.generated, network, reader, batch_size)
         warnings.add(
             cache.remark,
             *remarks.remarks_on_images(real, generated, real_set, generated_set, reader),
@@ -251,9 +254,8 @@ def copies_of(args, network, train, generated, reader, warnings: Warnings):
     """Which of GENERATED are copies of training images."""
     from utils.evaluation.copy_folders import copies_of_folder
 
-    report, remarks = copies_of_folder(
-        train, generated, reader.image_size, network, args.batch_size
-    )
+    batch_size = args.batch_size or USUAL_BATCH
+    report, remarks = copies_of_folder(train, generated, reader.image_size, network, batch_size)
     warnings.add(*remarks)
     return report
 
@@ -307,7 +309,13 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
     from utils.devices import choose_precision
     from utils.evaluation.distribution import check_numbers
     from utils.evaluation.from_weights import ImageMaker, labels_like
-    from utils.generation import ImageGenerator, Sampling, idle_guidance, sampling_remarks
+    from utils.generation import (
+        ImageGenerator,
+        Sampling,
+        choose_batch,
+        idle_guidance,
+        sampling_remarks,
+    )
     from utils.runs.checkpoint import Checkpoint
 
     opt.check_seeds(args.seed, args.num_images)
@@ -331,6 +339,10 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
     generator = ImageGenerator.from_checkpoint(
         checkpoint, sampling, precision, args.image_size, args.use_ema, guide
     )
+    most = min(USUAL_BATCH, args.num_images)
+    batch_size, batch_remark = choose_batch([generator], args.batch_size, most)
+    if batch_remark:
+        opt.say(batch_remark)
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
     remarks = idle_guidance(checkpoint, args.cfg_scale, args.guide_labels)
     remarks += [*sampling.remarks(), *sampling_remarks(generator.sampler)]
@@ -342,7 +354,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         use_ema=args.use_ema,
         count=args.num_images,
         first_seed=args.seed,
-        batch_size=args.batch_size,
+        batch_size=batch_size,
         labels=labels,
     )
 

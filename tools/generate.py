@@ -30,6 +30,8 @@ from utils.text import composed
 if TYPE_CHECKING:  # what runs imports it where it needs it, so that --help answers at once
     from utils.steering import Steering
 
+USUAL_BATCH = 32  # images per network call
+
 # fmt: off
 OPTIONS: opt.Table = {
     "what": [
@@ -72,7 +74,7 @@ OPTIONS: opt.Table = {
         Option("--nearest",        None,        opt.path,            "folder of training images: name the nearest one of each image, in nearest.csv"),
     ],
     "machine": [
-        shared("--batch_size", 32),
+        shared("--batch_size", None, f"images per network call; not set: {USUAL_BATCH}, or as many as fit into memory"),
         shared("--amp --fp16", False),
         shared("--distributed", False, "divide the images among several processes"),
         shared("--world_size", 2),
@@ -204,6 +206,7 @@ def generate(args, ranks) -> None:
     names = names_of(labels, checkpoint)
     settings = settings_of(args, sampling, generator, checkpoint, upscaler)
     files = file_names(args, count, steering)
+    settle_batch(args, generator, count, ranks)
     frames: list = []
     shown = []  # (place, pixels) of those that go into the grid
     made = images_of(args, ranks, generator, labels, count, frames, edit, steering)
@@ -229,6 +232,17 @@ def generate(args, ranks) -> None:
     write_overviews(args, pixels, labels, names, frames, folder, settings, count, steering)
     if copies is not None:
         opt.say(copies.write(nearest, folder))
+
+
+def settle_batch(args, generator, count: int, ranks) -> None:
+    """How many of the images go through the network together, where nobody says it."""
+    from utils.generation import choose_batch
+
+    most = min(USUAL_BATCH, -(-count // ranks.world_size))
+    asked = args.batch_size
+    args.batch_size, remark = choose_batch([generator], asked, most, ranks.local_world_size)
+    if remark:
+        opt.say(remark)
 
 
 def settings_of(args, sampling, generator, checkpoint, upscaler) -> dict:
@@ -525,6 +539,8 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
 
     If an animation is requested, fills `frames` with (x_t, estimate of x0) of the first images.
     """
+    from utils.generation import batch_advice
+
     mine = range(count)[ranks.rank :: ranks.world_size]
     starts = range(0, len(mine), args.batch_size)
     calls = generator.calls if edit is None else edit.calls(generator.sampler)
@@ -539,16 +555,18 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
             seeds = [args.seed + place for place in places]
             part = None if labels is None else [labels[place] for place in places]
             conditions = None if steering is None else steering.pixels_of(places)
-            for denoised in generator.denoise(seeds, part, edit, conditions):
-                progress.update(images=f"{start} of {len(mine)}")
-                is_due = denoised.calls_done % every == 0 or denoised.is_last
-                if filming and start == 0 and is_due:
-                    pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
-                    frames.append(tuple(generator.pixels(x) for x in pair))
-            masks = generator.masks(denoised)
+            with batch_advice(args.batch_size):
+                for denoised in generator.denoise(seeds, part, edit, conditions):
+                    progress.update(images=f"{start} of {len(mine)}")
+                    is_due = denoised.calls_done % every == 0 or denoised.is_last
+                    if filming and start == 0 and is_due:
+                        pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
+                        frames.append(tuple(generator.pixels(x) for x in pair))
+                masks = generator.masks(denoised)
+                pixels = generator.finished(denoised, edit)
             yield from zip(
                 places,
-                generator.finished(denoised, edit),
+                pixels,
                 [None] * len(places) if masks is None else masks,
                 strict=True,
             )

@@ -14,12 +14,16 @@ OWN_GROUP = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
 KIBIBYTE = 1024
 
+# Share of the free memory that the reckoned part of a computation may take. The rest is for what is
+# not reckoned: previews, the workspace of kernels, gaps between blocks, and other programs.
+SHARE_OF_MEMORY = 0.8
 
-def free_memory(device: torch.device) -> float:
+
+def free_memory(device: torch.device, processes: int = 1) -> float:
     """Bytes that are free where this device computes; infinite where nothing says.
 
     Of a GPU, what no process has taken. Of the host, what can be had without swapping, within the
-    bounds of the container.
+    bounds of the container, divided by the `processes` of this machine that share it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -27,7 +31,7 @@ def free_memory(device: torch.device) -> float:
     if device.type == "mps":
         taken = torch.mps.driver_allocated_memory()
         return float(torch.mps.recommended_max_memory() - taken)
-    return min(_free_on_host(), _left_in_groups())
+    return min(_free_on_host(), _left_in_groups()) / processes
 
 
 def _free_on_host() -> float:

@@ -1,5 +1,6 @@
 """From a checkpoint to images: shared by generate.py, evaluate.py and previews."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,17 @@ from model.guidance import Autoguided, Label, needs_null, null_of
 from model.networks import check_image_size
 from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_class
 from model.samplers.base import evaluation_mode
+from utils.call_memory import memory_of_row
 from utils.devices import Precision
-from utils.errors import UserError
+from utils.errors import UserError, advice_on_memory
+from utils.free_memory import SHARE_OF_MEMORY, free_memory
 from utils.guidance_choice import Guidable, Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.inference import guide_network, inference_network
+
+# What helps where the images of a batch do not fit into memory.
+SMALLER_BATCH = "a smaller --batch_size gives the same images"
+SMALLER_IMAGES = "smaller images need less"
 
 # A first time step further from T-1 than this share of T leaves a visible step of noise out.
 LARGEST_GAP = 0.05
@@ -299,6 +306,17 @@ class ImageGenerator:
         """Network calls that a batch of images takes."""
         return len(self.sampler.calls())
 
+    def images_at_once(self, most: int, processes: int = 1) -> int:
+        """How many images of a batch fit into the free memory, at most `most`; where it is the
+        host's, so many `processes` share it.
+        """
+        usable = SHARE_OF_MEMORY * free_memory(self.precision.device, processes)
+        network = unguided(self.network)  # a guide computes after it
+        size = self.codec.shape(self.image_size, self.channels)[1:]
+        of_row = memory_of_row(cast(dict, network.config), size, self.precision.dtype)
+        rows = 2 if needs_null(self.cfg_scale) else 1
+        return max(1, int(min(most, usable / (rows * of_row))))
+
     def start(
         self,
         seeds: Sequence[int],
@@ -408,6 +426,25 @@ def _kind_of(checkpoint: Checkpoint) -> tuple:
         checkpoint.condition,
         config.get("codec", PixelCodec().config),
     )
+
+
+def choose_batch(
+    generators: Sequence[ImageGenerator], asked: int | None, usual: int, processes: int = 1
+) -> tuple[int, str]:
+    """How many images go through the network together, and a remark or "": as many as are asked
+    for, otherwise the usual number or as many as fit into memory with each of the generators.
+    """
+    if asked is not None:
+        return asked, ""
+    fitting = min(generator.images_at_once(usual, processes) for generator in generators)
+    if fitting == usual:
+        return usual, ""
+    return fitting, f"{fitting} of the images at once: more do not fit into the free memory"
+
+
+def batch_advice(batch_size: int) -> contextlib.AbstractContextManager:
+    """Where memory runs out inside, say what needs less."""
+    return advice_on_memory(SMALLER_BATCH if batch_size > 1 else SMALLER_IMAGES)
 
 
 def unguided(network: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from utils.console import make_output_robust, say
-from utils.errors import NotSaved, Stopped, UserError
+from utils.errors import TOO_LITTLE_MEMORY, NotSaved, Stopped, UserError, is_out_of_memory
 from utils.ranks import SAVING, Ranks, is_lost_connection
 from utils.start import begin_at, start
 
@@ -96,11 +96,12 @@ def _join_torchrun(worker: Worker, processes: Processes) -> NoReturn:
         int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     )
     processes = replace(processes, world_size=world_size)
-    _check(processes, int(os.environ["LOCAL_WORLD_SIZE"]))
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    _check(processes, local_world_size)
     _end_with_launcher()
     timeout = timedelta(seconds=processes.timeout)
     store = next(dist.rendezvous("env://", timeout=timeout))[0]
-    ranks = Ranks(rank, world_size, local_rank, processes.main_rank, store)
+    ranks = Ranks(rank, world_size, local_rank, processes.main_rank, store, local_world_size)
     _run_rank(worker, processes, ranks)
 
 
@@ -143,7 +144,8 @@ def _spawned(rank: int, worker: Worker, processes: Processes, port: int, began: 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     timeout = timedelta(seconds=processes.timeout)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
-    ranks = Ranks(rank, processes.world_size, rank, processes.main_rank, store)
+    world_size = processes.world_size
+    ranks = Ranks(rank, world_size, rank, processes.main_rank, store, local_world_size=world_size)
     _run_rank(worker, processes, ranks)
 
 
@@ -260,9 +262,10 @@ def _explain(error: BaseException, processes: Processes, ranks: Ranks) -> int:
     """Say what ended this process, once where several say the same; its exit status."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED_STATUS
-    if isinstance(error, UserError | OSError | NotSaved):
-        if _is_first_to_say(str(error), ranks):
-            say(f"error: {error}", error=True)
+    if isinstance(error, UserError | OSError | NotSaved) or is_out_of_memory(error):
+        sentence = str(error) or TOO_LITTLE_MEMORY
+        if _is_first_to_say(sentence, ranks):
+            say(f"error: {sentence}", error=True)
         return USER_ERROR_STATUS if isinstance(error, UserError) else FAILURE_STATUS
     if not is_lost_connection(error):
         traceback.print_exception(error)

@@ -49,6 +49,7 @@ class Ranks:
     local_rank: int = 0  # on this machine: the number of its GPU
     main_rank: int = 0
     store: dist.Store | None = None  # that all processes reach
+    local_world_size: int = 1  # processes on this machine
     _asked: tuple[Tensor, Any] | None = None  # by the last call of `any`
     _meetings: int = 0
 

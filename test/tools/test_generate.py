@@ -13,8 +13,12 @@ from helpers import DEMO, ROOT, TINY
 from PIL import Image
 from upscaling_helpers import upscaler, write_upscaler
 
+from tools import generate
 from tools.generate import choose_labels
-from utils.errors import UserError
+from utils import generation
+from utils.call_memory import memory_of_row
+from utils.errors import TooLittleMemory, UserError
+from utils.free_memory import SHARE_OF_MEMORY
 from utils.runs.files import read_checkpoint
 
 
@@ -336,6 +340,64 @@ def test_images_are_written_as_they_are_done(weights, tmp_path):
     process.kill()
     process.wait()
     assert all(picture.shape == (8, 8) for picture in pictures(tmp_path / "generated")[:8])
+
+
+def generate_with(weights, folder, name, *options):
+    """Like a user, but in this process, so that tests can say how much memory is free."""
+    words = ["--weight_path", weights, "--result_path", folder, "--generate_name", name, *options]
+    words += ["--use_gpu", -1, "--num_images", 5, "--sample_steps", 2, "--sample", "ddim"]
+    with pytest.raises(SystemExit) as stop:
+        generate.main([str(word) for word in words])
+    return stop.value.code
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_as_many_images_at_once_as_fit_into_memory(weights, tmp_path, capsys, monkeypatch, scale):
+    """Guided ones take two rows each."""
+    network = read_checkpoint(weights)["config"]["network"]
+    free = 6.5 * memory_of_row(network, (8, 8)) / SHARE_OF_MEMORY
+    seen = set()
+
+    def counted(self, x, t, labels=None):
+        seen.add(len(x))
+        return call(self, x, t, labels)
+
+    call = generation.ImageGenerator.call
+    monkeypatch.setattr(generation.ImageGenerator, "call", counted)
+    guided = ["--cfg_scale", scale]
+    assert generate_with(weights, tmp_path, "usual", *guided) == 0
+    assert "at once" not in capsys.readouterr().out
+    monkeypatch.setattr(generation, "free_memory", lambda device, processes: free)
+    if scale == 1:
+        assert generate_with(weights, tmp_path, "split", *guided) == 0
+        assert "at once" not in capsys.readouterr().out and seen == {5}
+        return
+    assert seen == {10}
+    seen.clear()
+    assert generate_with(weights, tmp_path, "split", *guided) == 0
+    assert "3 of the images at once: more do not fit" in capsys.readouterr().out
+    assert seen == {6, 4}
+    usual, split = pictures(tmp_path / "usual"), pictures(tmp_path / "split")
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(usual, split, strict=True)) <= 1
+    seen.clear()
+    assert generate_with(weights, tmp_path, "asked", *guided, "--batch_size", 4) == 0
+    assert "at once" not in capsys.readouterr().out and seen == {8, 2}
+
+
+def test_one_image_at_once_where_not_even_that_fits(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generation, "free_memory", lambda device, processes: -1e9)
+    assert generate_with(weights, tmp_path, "alone") == 0
+    assert "1 of the images at once" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("batch", "advice"),
+    [(4, "a smaller --batch_size gives the same images"), (1, "smaller images need less")],
+)
+def test_where_memory_runs_out_advice_is_given(weights, tmp_path, monkeypatch, batch, advice):
+    monkeypatch.setattr(generation.ImageGenerator, "call", lambda *inputs: torch.empty(2**50))
+    with pytest.raises(TooLittleMemory, match=advice):
+        generate_with(weights, tmp_path, "none", "--batch_size", batch)
 
 
 def nearest_rows(folder):

@@ -91,7 +91,7 @@ def test_an_autoencoder_s_batch_that_does_not_fit_is_split(images, tmp_path, mon
 
     assert "memory " not in train("at_once")
     assert versions("at_once") == (16, 1)
-    monkeypatch.setattr(run_module, "free_memory", lambda device: 3e6)
+    monkeypatch.setattr(run_module, "free_memory", lambda device, processes: 3e6)
     assert "16 images per step in 4 passes of 4, as" in train("split")
     assert versions("split") == (4, 4)
     assert_equal_states(tmp_path / "at_once/ckpt_last.pt", tmp_path / "split/ckpt_last.pt", 1e-4)

@@ -43,6 +43,7 @@ def test_this_machine_has_some():
 def test_what_the_host_has(system):
     system(available=1000)
     assert free_memory(CPU) == 1000 * MEGABYTE
+    assert free_memory(CPU, processes=4) == 250 * MEGABYTE
 
 
 @pytest.mark.parametrize(

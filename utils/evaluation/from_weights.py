@@ -11,7 +11,7 @@ from utils.data.index import SYSTEM_FOLDERS
 from utils.errors import UserError
 from utils.evaluation.extract import Reader
 from utils.evaluation.image_folder import ImageFolder
-from utils.generation import ImageGenerator, Sampling, image_settings
+from utils.generation import ImageGenerator, Sampling, batch_advice, image_settings
 from utils.image_facts import mode_of, shown_mode
 from utils.pictures import save_image, to_picture
 from utils.runs.checkpoint import Checkpoint
@@ -90,7 +90,8 @@ class ImageMaker:
                 places = range(start, min(start + self.batch_size, self.count))
                 labels = None if self.labels is None else [self.labels[i] for i in places]
                 seeds = [self.first_seed + i for i in places]
-                images = self.generator.images(seeds, labels, progress.update)
+                with batch_advice(self.batch_size):
+                    images = self.generator.images(seeds, labels, progress.update)
                 for i, pixels in zip(places, images, strict=True):
                     about: dict = {"seed": self.first_seed + i}
                     target = folder

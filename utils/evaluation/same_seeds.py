@@ -13,7 +13,7 @@ from utils.evaluation.extract import Reader, feature_set
 from utils.evaluation.feature_cache import FeatureCache
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import ImageFolder
-from utils.generation import ImageGenerator
+from utils.generation import ImageGenerator, batch_advice
 from utils.image_facts import FEWEST_FOR_KID, mode_of, shown_mode
 from utils.pixel_planes import as_colour
 
@@ -57,13 +57,21 @@ def answer(
 ) -> Answer:
     """Makes all images, and compares them with real ones."""
     start = time.perf_counter()
-    images = torch.cat(
-        [generator.images(seeds, labels, after_call) for seeds, labels in questions.batches()]
-    )
+    images = images_of(generator, questions, after_call)
     seconds = time.perf_counter() - start
     found = torch.cat([features_of(part, features) for part in images.split(questions.batch_size)])
     kid, standard_error = kernel_distance(real, found)
     return Answer(seconds, kid, standard_error, images[: questions.shown])
+
+
+def images_of(
+    generator: ImageGenerator, questions: Questions, after_call: Callable[[], None] = lambda: None
+) -> Tensor:
+    """All images that are asked for, (N,C,H,W) uint8."""
+    with batch_advice(questions.batch_size):
+        return torch.cat(
+            [generator.images(seeds, labels, after_call) for seeds, labels in questions.batches()]
+        )
 
 
 def features_of(pixels: Tensor, features: FeatureNetwork) -> Tensor:

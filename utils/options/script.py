@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from utils.console import make_output_robust, say
-from utils.errors import UserError, is_out_of_memory
+from utils.errors import TOO_LITTLE_MEMORY, UserError, is_out_of_memory
 
 MainFunction = Callable[[list[str] | None], None]
 
@@ -28,7 +28,7 @@ def run_script(main: MainFunction) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        say(f"error: {error or 'too little memory'}", error=True)
+        say(f"error: {str(error) or TOO_LITTLE_MEMORY}", error=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -242,6 +242,8 @@ def free_device_memory() -> None:
     """After running out of it: give back what torch keeps for later."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def finished_places(bundle: Bundle) -> tuple[list[int], list[int]]:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.modules.attention import FEW_POSITIONS
 from model.networks import build_network, check_image_size
+from utils.call_memory import FusedAttention
 
 BACKWARD = 2  # times the operations of a forward pass
 
@@ -98,18 +96,3 @@ def _kept_for_backward(network: nn.Module, *inputs: Tensor) -> int:
         out = network(*inputs)
     del out
     return sum(kept.values())
-
-
-class FusedAttention(TorchFunctionMode):
-    """Attention over many positions keeps its inputs and its output, as the kernels of devices do:
-    on the meta device it would keep the weights of all pairs of positions.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if function is F.scaled_dot_product_attention:
-            query, key, value = args[:3]
-            if query.shape[-2] > FEW_POSITIONS:
-                return query * key * value  # which keeps as much
-        return function(*args, **(kwargs or {}))

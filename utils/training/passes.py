@@ -2,11 +2,9 @@
 
 from typing import Any
 
+from utils.free_memory import SHARE_OF_MEMORY
 from utils.training.run import TrainingRun
-
-# Share of the free memory that a run may take. The rest is for what is not reckoned: previews, the
-# workspace of kernels, gaps between blocks, and other programs.
-SHARE_OF_MEMORY = 0.8
+from utils.training.run_options import SMALLER_PASSES
 
 INDENT = " " * 12
 GIGABYTE = 1e9
@@ -67,5 +65,5 @@ def shortage_lines(needed: float, usable: float) -> list[str]:
     return [
         f"memory      about {in_gigabytes(needed)} are needed, and {in_gigabytes(usable)} may be "
         "taken; if it runs",
-        f"{INDENT}out, a smaller --batch_size with as much more --grad_accum gives the same result",
+        f"{INDENT}out, {SMALLER_PASSES}",
     ]

@@ -113,8 +113,7 @@ class RecipeChoice:
         if self.is_chosen:
             self._smallest = self._smallest_possible()
             self._seconds_left = self._time_for_steps()
-            presets = filter(self._is_possible, PRESETS)
-            preset = largest_affordable(presets, self._steps_of)
+            preset = largest_affordable(filter(self._is_possible, PRESETS), self._steps_of)
         elif preset == AUTO and width is not None:
             preset = nearest_preset(width, size)
         self.preset = preset

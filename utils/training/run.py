@@ -40,7 +40,7 @@ from utils.devices import (
     usual_amp,
     wrap_network,
 )
-from utils.errors import UserError
+from utils.errors import UserError, advice_on_memory
 from utils.free_memory import free_memory
 from utils.ranks import Ranks
 from utils.runs.checkpoint import Checkpoint
@@ -225,9 +225,8 @@ class TrainingRun:
     # --- What it takes ---
 
     def free_memory(self) -> float:
-        """Bytes that this process may take: of its GPU, or its share of the host's."""
-        free = free_memory(self.precision.device)
-        return free / self.ranks.world_size if self.precision.device.type == "cpu" else free
+        """Bytes that this process may take: of its GPU, or its share of this machine's."""
+        return free_memory(self.precision.device, self.ranks.local_world_size)
 
     def seconds_of_step(self, state: TrainState, task: Task, dataset: TrainingSet) -> float:
         """Seconds of a step, measured once on some images; the state stays as it is. All processes
@@ -235,14 +234,11 @@ class TrainingRun:
         """
         options = self.options
         if self._seconds is None or self._seconds[0] is not state:
-            seconds = seconds_of_step(
-                self.wrapped(state),
-                task.loss,
-                task.draw,
-                state,
-                sample_batch(dataset, options.batch_size),
-                self.update(state),
-            )
+            batch = sample_batch(dataset, options.batch_size)
+            with advice_on_memory(options.advice_on_memory):
+                seconds = seconds_of_step(
+                    self.wrapped(state), task.loss, task.draw, state, batch, self.update(state)
+                )
             self._seconds = (state, seconds)
         return self._seconds[1]
 
@@ -576,18 +572,19 @@ class TrainingRun:
             return [dataset.name(i) for i in order(step, step + 1)]
 
         try:
-            fit(
-                self.wrapped(state),
-                prepared,
-                work.task.loss,
-                state,
-                schedule,
-                recorder,
-                self.update(state),
-                names_of,
-                work.evaluate,
-                work.complete,
-            )
+            with advice_on_memory(options.advice_on_memory):
+                fit(
+                    self.wrapped(state),
+                    prepared,
+                    work.task.loss,
+                    state,
+                    schedule,
+                    recorder,
+                    self.update(state),
+                    names_of,
+                    work.evaluate,
+                    work.complete,
+                )
         finally:
             prepared.close()
             batches.close()  # otherwise an error would wait for the workers forever

@@ -6,6 +6,10 @@ from typing import Any
 
 AUTO = "auto"
 
+# What helps where the images of a forward pass do not fit into memory.
+SMALLER_PASSES = "a smaller --batch_size with as much more --grad_accum gives the same result"
+SMALLER_NETWORK = "smaller images or a smaller network need less"
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -71,6 +75,11 @@ class RunOptions:
             record={**self.record, **values},
             decisions={**self.decisions, **decided},
         )
+
+    @property
+    def advice_on_memory(self) -> str:
+        """What would need less memory."""
+        return SMALLER_PASSES if self.batch_size > 1 else SMALLER_NETWORK
 
     @property
     def folder(self) -> Path:

@@ -7,10 +7,10 @@ import torch
 
 from utils.devices import Precision
 from utils.errors import UserError
+from utils.free_memory import SHARE_OF_MEMORY
 from utils.ranks import Ranks
 from utils.training import recipe_choice
 from utils.training.length import RunLength
-from utils.training.passes import SHARE_OF_MEMORY
 from utils.training.recipe import OPEN_OPTIONS
 from utils.training.recipe_choice import RecipeChoice
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from utils.training.run import TrainingRun
     from utils.training.state import TrainState
 
+USUAL_BATCH = 16  # images per process and step
+
 # fmt: off
 OWN: opt.Table = {
     "autoencoder": [
@@ -45,8 +47,8 @@ OWN: opt.Table = {
         Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
         Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
         Option("--num_vis",           8,               opt.positive,        "images per preview"),
-        Option("--batch_size",        None,            opt.positive,        "images per process and forward pass; not set: 16"),
-        Option("--grad_accum",        None,            opt.positive,        "forward passes per optimizer step; not set: 1, or as few as bring 16 images into memory"),
+        Option("--batch_size",        None,            opt.positive,        f"images per process and forward pass; not set: {USUAL_BATCH}"),
+        Option("--grad_accum",        None,            opt.positive,        f"forward passes per optimizer step; not set: 1, or as few as bring {USUAL_BATCH} images into memory"),
     ],
 }
 # fmt: on
@@ -65,8 +67,6 @@ DEFAULTS = {
 }
 INSTEAD = ("mode", "num_vis", "batch_size", "grad_accum")  # it has its own, or none, of these
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
-
-USUAL_BATCH = 16  # images per process and step
 
 # Options that describe the network.
 OF_THE_NETWORK = (
@@ -170,31 +170,17 @@ def settle_batch(args: Namespace, run: TrainingRun, network: dict) -> list[str]:
     Raises UserError for a network that cannot be built, or does not take the images.
     """
     from utils.training.estimates import cost_of_autoencoder
-    from utils.training.passes import (
-        passes_of,
-        resumed_passes,
-        shortage_lines,
-        split_lines,
-        usable_memory,
-    )
+    from utils.training.passes import settled_batch
 
     try:
         cost = cost_of_autoencoder(network, args.image_size)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
-    dtype = run.precision.dtype
-    usable = usable_memory(run)
-    lines = []
-    if args.batch_size is None and args.grad_accum is None:
-        fitting = passes_of(USUAL_BATCH, cost.most_images(usable, dtype))
-        args.grad_accum = resumed_passes(run) or fitting
-        args.batch_size = max(1, USUAL_BATCH // args.grad_accum)
-        together = cost.memory(args.batch_size * args.grad_accum, dtype)
-        lines = split_lines(args.batch_size, args.grad_accum, together, usable)
-    args.batch_size = args.batch_size or USUAL_BATCH
-    args.grad_accum = args.grad_accum or 1
+    args.batch_size, args.grad_accum, lines = settled_batch(
+        run, cost, USUAL_BATCH, args.batch_size, args.grad_accum
+    )
     run.options = opt.run_options(args, OPTIONS)
-    return lines + shortage_lines(cost.memory(args.batch_size, dtype), usable)
+    return lines
 
 
 def build_task(args: Namespace, state: TrainState, precision: Precision) -> AutoencoderTask:

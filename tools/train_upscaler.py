@@ -28,6 +28,9 @@ from utils.options import Option
 if TYPE_CHECKING:
     from utils.data.pairs import PairSet
     from utils.ranks import Ranks
+    from utils.training.run import TrainingRun
+
+USUAL_BATCH = 16  # images per process and step
 
 # fmt: off
 OWN: opt.Table = {
@@ -43,7 +46,8 @@ OWN: opt.Table = {
         Option("--degrade",           False,           opt.switch,          "for photos from the web: small images that are blurred, noisy and compressed", decides=True),
         Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB", decides=True),
         Option("--num_vis",           4,               opt.positive,        "images per preview"),
-        Option("--grad_accum",        1,               opt.positive,        "forward passes per optimizer step"),
+        Option("--batch_size",        None,            opt.positive,        f"images per process and forward pass; not set: {USUAL_BATCH}"),
+        Option("--grad_accum",        None,            opt.positive,        f"forward passes per optimizer step; not set: 1, or as few as bring {USUAL_BATCH} images into memory"),
     ],
 }
 # fmt: on
@@ -52,7 +56,6 @@ DEFAULTS = {
     "run_name": "upscaler",
     "image_size": "64",
     "epochs": 100,
-    "batch_size": 16,
     "lr": 4e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
@@ -61,12 +64,8 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = (
-    "flip",
-    "mode",
-    "num_vis",
-    "grad_accum",
-)  # of these options of train.py it has its own, or none
+# Of these options of train.py it has its own, or none.
+INSTEAD = ("flip", "mode", "num_vis", "batch_size", "grad_accum")
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 
@@ -105,7 +104,9 @@ def train(args: Namespace, ranks: Ranks) -> None:
     # What is trained: task, network, EMA, optimizer
     task = UpscalingTask(scale, args.crop_size, args.degrade)
     data = held_out_data(pairs.large, trained.large, split) | {"image_size": list(size)}
-    config = {"network": network_config(args, pairs.small.channels), "data": data}
+    network = network_config(args, pairs.small.channels)
+    memory = settle_batch(args, run, network)
+    config = {"network": network, "data": data}
     state = run.build_state(config)
 
     # Resume or pretrain, before any long work
@@ -115,9 +116,9 @@ def train(args: Namespace, ranks: Ranks) -> None:
     passes = task.passes(size)
     previews = None
     if args.vis:
-        network = state.ema.network
+        average = state.ema.network
         previews = build_previews(
-            pairs, split, args.num_vis, scale, network, run.precision, passes, args.degrade
+            pairs, split, args.num_vis, scale, average, run.precision, passes, args.degrade
         )
     evaluations_of = partial(
         plan_restoration,
@@ -153,10 +154,28 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluations=evaluations,
             evaluate=evaluate,
             previews=previews,
-            plan_lines=lines,
+            plan_lines=[*lines, *memory],
             remarks=plan_remarks(args, pairs),
         )
     )
+
+
+def settle_batch(args: Namespace, run: TrainingRun, network: dict) -> list[str]:
+    """Fill in how many crops a step has, and in how many passes; lines of the plan about it. Raises
+    UserError for a network that cannot be built.
+    """
+    from utils.training.estimates import cost_of_upscaler
+    from utils.training.passes import settled_batch
+
+    try:
+        cost = cost_of_upscaler(network, (args.crop_size, args.crop_size))
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
+    args.batch_size, args.grad_accum, lines = settled_batch(
+        run, cost, USUAL_BATCH, args.batch_size, args.grad_accum
+    )
+    run.options = opt.run_options(args, OPTIONS)
+    return lines
 
 
 def network_config(args: Namespace, channels: int) -> dict:

@@ -11,13 +11,17 @@ import torch
 from helpers import ROOT, assert_equal_states, metrics
 from PIL import Image
 
+from tools import train_upscaler as train_upscaler_script
 from utils.data import read_image
 from utils.data.pairs import CropSet, covers, load_pairs, starts
 from utils.evaluation.restoration import Convention, restoration_scores
+from utils.free_memory import SHARE_OF_MEMORY
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.evaluations import read_evaluations
 from utils.runs.files import read_checkpoint
 from utils.runs.inference import inference_network
+from utils.training import run as run_module
+from utils.training.estimates import cost_of_upscaler
 from utils.training.upscaling_measures import enlarged_bicubic
 
 SMALL = ["--features", 8, "--blocks", 1, "--layers", 2, "--growth", 4, "--batch_size", 8]
@@ -141,6 +145,43 @@ def test_kill_9_and_resume_changes_nothing(photos, tmp_path):
 
 def evaluations(run):
     return (run / "evaluations.jsonl").read_text()
+
+
+def test_crops_that_do_not_fit_into_memory_together_go_through_in_passes(
+    photos, tmp_path, capsys, monkeypatch
+):
+    """The same result up to rounding, and a resumed run splits as before."""
+    place = SMALL.index("--batch_size")
+    options = [*SMALL[:place], *SMALL[place + 2 :], "--optim", "sgd", "--vis", "False"]
+    options += ["--dataset_path", photos, "--result_path", tmp_path, "--use_gpu", -1]
+    options += ["--crop_size", 8, "--image_size", 16, "--val_fraction", 0]
+
+    def train(name, *more):
+        argv = [str(word) for word in (*options, "--run_name", name, *more)]
+        with pytest.raises(SystemExit) as stop:
+            train_upscaler_script.main(argv)
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    def versions(name):
+        contents = read_checkpoint(tmp_path / name / "ckpt_last.pt")
+        return contents["versions"]["batch_size"], contents["versions"]["grad_accum"]
+
+    assert "memory " not in train("at_once", "--epochs", 2)
+    assert versions("at_once") == (16, 1)
+    network = read_checkpoint(tmp_path / "at_once/ckpt_last.pt")["config"]["network"]
+    cost = cost_of_upscaler(network, (8, 8))
+    free = cost.memory(5, torch.float32) / SHARE_OF_MEMORY
+    monkeypatch.setattr(run_module, "free_memory", lambda device, processes: free)
+    assert "16 images per step in 4 passes of 4, as" in train("split", "--epochs", 2)
+    assert versions("split") == (4, 4)
+    assert_equal_states(tmp_path / "at_once/ckpt_last.pt", tmp_path / "split/ckpt_last.pt", 1e-4)
+    given = train("given", "--batch_size", 16, "--epochs", 2, "--plan")
+    assert "GB are needed, and 0.0 GB may be taken" in given
+    monkeypatch.undo()
+    said = train("split", "--epochs", 3, "--resume")
+    assert "4 passes of 4, as before" in said and "up to rounding" not in said
+    assert versions("split") == (4, 4)
 
 
 @pytest.mark.fault

@@ -73,6 +73,16 @@ def cost_of_autoencoder(network: dict[str, Any], size: tuple[int, int]) -> Netwo
     return _cost_of_call(built, image, noise)
 
 
+def cost_of_upscaler(network: dict[str, Any], size: tuple[int, int]) -> NetworkCost:
+    """The same of an upscaler on small images of that size. Raises ValueError for a network that
+    cannot be built.
+    """
+    with torch.device("meta"):
+        built = build_network(network)
+        image = torch.empty(1, network["in_channels"], *size)
+    return _cost_of_call(built, image)
+
+
 def _cost_of_call(network: nn.Module, *inputs: Tensor) -> NetworkCost:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from utils.free_memory import SHARE_OF_MEMORY
+from utils.training.estimates import NetworkCost
 from utils.training.run import TrainingRun
 from utils.training.run_options import SMALLER_PASSES
 
@@ -38,6 +39,30 @@ def resumed_passes(run: TrainingRun) -> int | None:
         return None
     recorded = run.resumed.versions.get("grad_accum")
     return passes_before(run.before["global_batch"], run.ranks.world_size, recorded)
+
+
+def settled_batch(
+    run: TrainingRun,
+    cost: NetworkCost,
+    usual: int,  # images per process and step
+    batch_size: int | None,
+    grad_accum: int | None,
+) -> tuple[int, int, list[str]]:
+    """Images in a forward pass, how many of those a step has, and lines of the plan about it. What
+    is given is taken as it is; where nothing is, the usual batch is split as memory asks for, or as
+    before where the run is resumed.
+    """
+    dtype = run.precision.dtype
+    usable = usable_memory(run)
+    lines = []
+    if batch_size is None and grad_accum is None:
+        fitting = passes_of(usual, cost.most_images(usable, dtype))
+        grad_accum = resumed_passes(run) or fitting
+        batch_size = max(1, usual // grad_accum)
+        together = cost.memory(batch_size * grad_accum, dtype)
+        lines = split_lines(batch_size, grad_accum, together, usable)
+    images = batch_size or usual
+    return images, grad_accum or 1, lines + shortage_lines(cost.memory(images, dtype), usable)
 
 
 # --- For people ---

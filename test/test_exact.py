@@ -4,6 +4,7 @@ weights.
 
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from tools import train as train_script
 from utils import devices
 from utils.data import StepSampler
 from utils.runs.files import read_checkpoint, save_checkpoint
-from utils.training import length, run
+from utils.training import length, recipe, run
 
 EVERYTHING = [
     "--num_workers",
@@ -521,6 +522,84 @@ def test_two_lengths_of_the_average(images, tmp_path):
     training = read_checkpoint(tmp_path / "a" / "ema_last.pt")["config"]["training"]
     assert training["ema_decay"] == 0.99 and training["ema_length"] is None
     train(images, tmp_path, "a", "--ema_decay", 0.99, "--epochs", 2, "--resume")
+    train(images, tmp_path, "a", "--epochs", 3, "--resume")
+    training = read_checkpoint(tmp_path / "a" / "ema_last.pt")["config"]["training"]
+    assert training["ema_decay"] == 0.99 and training["ema_length"] is None
+    with pytest.raises(train_script.opt.UserError, match="ema_decay 0.99 before, None now"):
+        train(images, tmp_path, "a", "--ema_length", 0.2, "--epochs", 4, "--resume")
+
+
+def test_a_checkpoint_of_an_earlier_version_that_has_both_is_resumed(images, tmp_path):
+    train(images, tmp_path, "a", "--ema_decay", 0.99, "--epochs", 1)
+    file = tmp_path / "a" / "ckpt_last.pt"
+    for recorded in ({"ema_length": 0.1}, {}):
+        contents = read_checkpoint(file)
+        contents["config"]["training"].pop("ema_length")
+        contents["config"]["training"] |= recorded
+        save_checkpoint(contents, file)
+        epochs = contents["state"]["epoch"] + 1
+        train(images, tmp_path, "a", "--epochs", epochs, "--resume")
+
+
+def test_a_resumed_run_has_as_many_epochs_as_before(images, tmp_path):
+    train(images, tmp_path, "a", "--epochs", 3, "--save_model_interval")
+    out = train(images, tmp_path, "a", "--resume")
+    assert "12 = 3 epochs x 4, 12 done" in out and "previously" not in out
+    out = train(images, tmp_path, "a", "--resume", "--epochs", 4)
+    assert "16 = 4 epochs x 4, 12 done" in out
+    assert "120 = 30 epochs x 4, 0 done" in train(images, tmp_path, "b", "--plan")
+
+
+def test_a_resumed_run_keeps_its_further_averages(images, tmp_path):
+    train(images, tmp_path, "a", "--epochs", 2, "--ema_snapshots", 4)
+    train(images, tmp_path, "a", "--epochs", 4, "--ema_snapshots", 4, "--resume")
+    train(images, tmp_path, "b", "--epochs", 2, "--ema_snapshots", 4)
+    train(images, tmp_path, "b", "--epochs", 4, "--resume")
+    assert_equal_states(tmp_path / "a/ckpt_last.pt", tmp_path / "b/ckpt_last.pt")
+    assert read_checkpoint(tmp_path / "b/ckpt_last.pt")["averages"]
+    found = [sorted(path.name for path in (tmp_path / name).rglob("averages*")) for name in "ab"]
+    assert found[0] == found[1] and found[0]
+    train(images, tmp_path, "b", "--epochs", 5, "--ema_snapshots", 0, "--resume")
+    assert not read_checkpoint(tmp_path / "b/ckpt_last.pt").get("averages")
+
+
+OF_A_PRESET = ["--image_size", "8", "--num_vis", "1", "--sample_steps", "3", "--amp", "False"]
+
+
+def test_a_preset_that_is_named_again_decides_nothing_anew(images, tmp_path, monkeypatch):
+    def settings():
+        contents = read_checkpoint(tmp_path / "a/ckpt_last.pt")
+        return contents["config"]["network"], contents["config"]["training"]
+
+    named = ["--preset", "tiny"]
+    first = train(
+        images, tmp_path, "a", *named, "--epochs", 1, "--ema_decay", 0.9, tiny=OF_A_PRESET
+    )
+    assert "preset      tiny (" in first
+    before = settings()
+    assert before[1]["augment"] > 0  # there are few images
+    monkeypatch.setattr(recipe, "FEW_IMAGES", 5)  # as if more had been added
+    for epochs, options in ((2, [*named, "--ema_decay", 0.9]), (3, named), (4, [])):
+        out = train(
+            images, tmp_path, "a", *options, "--epochs", epochs, "--resume", tiny=OF_A_PRESET
+        )
+        assert "preset      tiny, as before" in out and settings() == before
+        assert json.loads((tmp_path / "a/config.json").read_text())["args"]["preset"] == "tiny"
+    with pytest.raises(train_script.opt.UserError, match="--preset small is another network"):
+        train(images, tmp_path, "a", "--preset", "small", "--resume", tiny=OF_A_PRESET)
+
+
+def test_what_is_timed_for_the_choice_keeps_as_little_as_the_run(images, tmp_path, monkeypatch):
+    seen = []
+
+    def seconds_of_step(self, state, task, dataset):
+        seen.append(len(state.network.checkpointed))
+        return 0.01
+
+    monkeypatch.setattr(run.TrainingRun, "seconds_of_step", seconds_of_step)
+    levels = ["--checkpoint_activations", "0", "--minutes", 1, "--plan"]
+    train(images, tmp_path, "a", *levels, tiny=OF_A_PRESET)
+    assert len(seen) > 1 and min(seen) > 0
 
 
 def test_what_is_left_open_is_as_before_in_a_resumed_run(images, tmp_path):

@@ -46,6 +46,8 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.training.run import RunLength, TrainingRun
     from utils.training.state import TrainState
 
+USUAL_EPOCHS = 30
+
 # fmt: off
 OPTIONS: opt.Table = {
     "run and data": [
@@ -99,7 +101,7 @@ OPTIONS: opt.Table = {
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [
-        Option("--epochs",            30,              opt.positive,        "passes over the images"),
+        Option("--epochs",            None,            opt.positive,        f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
         Option("--minutes",           None,            opt.minutes,         "instead of --epochs: as many steps as fit into so many minutes, all in all"),
         Option("--batch_size",        None,            opt.positive,        "images per process and forward pass"),
         Option("--grad_accum",        None,            opt.positive,        "forward passes per optimizer step; not set: 1, or as few as bring a preset's batch into memory"),
@@ -111,7 +113,7 @@ OPTIONS: opt.Table = {
         Option("--grad_clip",         1.0,             opt.not_negative,    "maximum gradient norm; 0: no clipping", decides=True),
         Option("--ema_length",        None,            opt.ema_length,      "width of the EMA, as a share of the steps so far", decides=True),
         Option("--ema_decay",         None,            opt.below_one,       "instead, a fixed width: the EMA averages about the last 1/(1-decay) steps", decides=True),
-        Option("--ema_snapshots",     0,               opt.natural,         "keep two further averages and so many snapshots of them, from which choose_ema.py makes the EMA of the best length"),
+        Option("--ema_snapshots",     None,            opt.natural,         "keep two further averages and so many snapshots of them, from which choose_ema.py makes the EMA of the best length; not set: 0, or as before where a run is resumed"),
         Option("--guide_share",       None,            opt.below_one,       "share of the run after which the averaged weights are kept too, to guide sampling by (autoguidance); 0: none; not set: 0.2 from 1,000 images on", decides=True),
         Option("--amp --fp16",        "auto",          opt.switch_or_auto,  "mixed precision (bf16 or fp16) where the hardware benefits; auto: where it has bf16", decides=True),
     ],
@@ -230,7 +232,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     from utils.training.run import TrainingRun, Work, held_out_data
 
     # Device, and the folder that this run alone may write
-    run = TrainingRun(opt.run_options(args, OPTIONS), "diffusion", ranks)
+    run = TrainingRun(opt.run_options(args, OPTIONS), "diffusion", ranks, USUAL_EPOCHS)
 
     # Data
     autoencoder = find_autoencoder(args, run)
@@ -286,7 +288,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     # How long it takes
     previews = build_previews(args, state, task, dataset, run.precision, shown)
     evaluations_of = partial(plan_evaluations, args, task, dataset, split)
-    length = run.length(state, task, inputs, previews, evaluations_of)
+    length = run.length(state, task, inputs, len(dataset), previews, evaluations_of)
 
     # What is measured now and then
     evaluations = evaluations_of(length)
@@ -315,7 +317,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
                 *condition_lines(args, condition, masks),
                 loss_line(args),
                 *augmentation_lines(args, dataset),
-                *preset_lines(run, choice, state, task, inputs, length),
+                *preset_lines(args, run, choice, state, task, inputs, length),
                 *latent_lines,
             ],
             remarks=plan_remarks(args, previews, autoencoder),
@@ -385,21 +387,16 @@ def settle(
     """
     from utils.data.flatness import flat_share
     from utils.training import recipe
-    from utils.training.passes import resumed_passes
     from utils.training.recipe_choice import RecipeChoice
 
-    args.amp = run.options.amp
     given = {name: getattr(args, name) for name in recipe.OPEN_OPTIONS}
-    choice = None
     if args.batch_size is not None and args.grad_accum is None:
         given["grad_accum"] = 1
-    passes = resumed_passes(run)
-    if run.resumed is not None and args.preset == opt.AUTO:
-        before = {**run.resumed.config, "network": earlier}
-        processes, grad_accum = run.ranks.world_size, given["grad_accum"] or passes
-        values = recipe.settled(given, recipe.options_before(before, processes, grad_accum))
+    channels, size = diffused_shape(args, dataset, autoencoder, masks)
+    choice = None
+    if run.resumed is not None:
+        values = options_before(args, run, given, earlier, size)
     else:
-        channels, size = diffused_shape(args, dataset, autoencoder, masks)
 
         def network_of(values: dict) -> dict:
             chosen = Namespace(**{**vars(args), **values})
@@ -422,16 +419,42 @@ def settle(
             network_of,
             condition,
             known,
-            passes,
             args.checkpoint_activations,
         )
         args.preset, values = choice.preset, choice.values
-        if args.ema_decay is not None and run.resumed is None:
-            values["ema_length"] = None
+    if args.ema_decay is not None:
+        values["ema_length"] = None
     vars(args).update(values)
     check_time_steps(args)
-    run.options = opt.run_options(args, OPTIONS)
+    run.take(opt.run_options(args, OPTIONS))
     return choice
+
+
+def options_before(
+    args: Namespace, run: TrainingRun, given: dict, earlier: dict, size: tuple[int, int]
+) -> dict:
+    """The open options of the run that is resumed, but for those that are given; its preset and its
+    average are filled in. Raises UserError for another preset.
+    """
+    from utils.training import recipe
+    from utils.training.passes import resumed_passes
+
+    resumed = run.resumed
+    assert resumed is not None
+    before = {**resumed.config, "network": earlier}
+    grad_accum = given["grad_accum"] or resumed_passes(run)
+    values = recipe.settled(given, recipe.options_before(before, run.ranks.world_size, grad_accum))
+    recorded = resumed.args.get("preset", opt.AUTO)
+    if args.preset == opt.AUTO:
+        args.preset = recorded
+    elif args.preset != recorded and not recipe.has_network_of(args.preset, size, values):
+        raise opt.UserError(
+            f"--preset {args.preset} is another network than that of the run, which {resumed.source} "
+            "has saved: leave --preset out"
+        )
+    if args.ema_decay is None and args.ema_length is None:
+        args.ema_decay = run.before.get("ema_decay")
+    return values
 
 
 def earlier_network(args: Namespace, run: TrainingRun) -> dict:
@@ -892,6 +915,7 @@ def augmentation_lines(args: Namespace, dataset: ImageSet) -> list[str]:
 
 
 def preset_lines(
+    args: Namespace,
     run: TrainingRun,
     choice: RecipeChoice | None,
     state: TrainState,
@@ -901,7 +925,7 @@ def preset_lines(
 ) -> list[str]:
     """Lines of the plan on the preset and those beside it."""
     if choice is None:
-        return []
+        return [] if args.preset == opt.AUTO else [f"preset      {args.preset}, as before"]
     return choice.lines(run.seconds_of_step(state, task, inputs), length)
 
 

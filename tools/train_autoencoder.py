@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from utils.training.run import TrainingRun
     from utils.training.state import TrainState
 
+USUAL_EPOCHS = 100
 USUAL_BATCH = 16  # images per process and step
 
 # fmt: off
@@ -47,6 +48,7 @@ OWN: opt.Table = {
         Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
         Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
         Option("--num_vis",           8,               opt.positive,        "images per preview"),
+        Option("--epochs",            None,            opt.positive,        f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
         Option("--batch_size",        None,            opt.positive,        f"images per process and forward pass; not set: {USUAL_BATCH}"),
         Option("--grad_accum",        None,            opt.positive,        f"forward passes per optimizer step; not set: 1, or as few as bring {USUAL_BATCH} images into memory"),
     ],
@@ -56,7 +58,6 @@ OWN: opt.Table = {
 DEFAULTS = {
     "run_name": "autoencoder",
     "image_size": "64",
-    "epochs": 100,
     "lr": 5e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
@@ -65,7 +66,7 @@ DEFAULTS = {
     "vis_interval_epochs": 10,
     "amp": False,
 }
-INSTEAD = ("mode", "num_vis", "batch_size", "grad_accum")  # it has its own, or none, of these
+INSTEAD = ("mode", "num_vis", "epochs", "batch_size", "grad_accum")  # it has its own of these
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 # Options that describe the network.
@@ -105,7 +106,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     from utils.training.run import TrainingRun, Work, held_out_data
 
     # Device, and the folder that this run alone may write
-    run = TrainingRun(opt.run_options(args, OPTIONS), "autoencoder", ranks)
+    run = TrainingRun(opt.run_options(args, OPTIONS), "autoencoder", ranks, USUAL_EPOCHS)
 
     # Data
     images = load_image_set(
@@ -137,7 +138,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     evaluations_of = partial(
         plan_restoration, split=split, passes=1, interval_epochs=args.eval_interval_epochs
     )
-    length = run.length(state, task, dataset, previews, evaluations_of)
+    length = run.length(state, task, dataset, len(dataset), previews, evaluations_of)
 
     # What is measured now and then, and at the end
     convention = Convention(mode=images.mode)
@@ -179,7 +180,7 @@ def settle_batch(args: Namespace, run: TrainingRun, network: dict) -> list[str]:
     args.batch_size, args.grad_accum, lines = settled_batch(
         run, cost, USUAL_BATCH, args.batch_size, args.grad_accum
     )
-    run.options = opt.run_options(args, OPTIONS)
+    run.take(opt.run_options(args, OPTIONS))
     return lines
 
 

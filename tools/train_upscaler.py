@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from utils.ranks import Ranks
     from utils.training.run import TrainingRun
 
+USUAL_EPOCHS = 100
 USUAL_BATCH = 16  # images per process and step
 
 # fmt: off
@@ -46,6 +47,7 @@ OWN: opt.Table = {
         Option("--degrade",           False,           opt.switch,          "for photos from the web: small images that are blurred, noisy and compressed", decides=True),
         Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB", decides=True),
         Option("--num_vis",           4,               opt.positive,        "images per preview"),
+        Option("--epochs",            None,            opt.positive,        f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
         Option("--batch_size",        None,            opt.positive,        f"images per process and forward pass; not set: {USUAL_BATCH}"),
         Option("--grad_accum",        None,            opt.positive,        f"forward passes per optimizer step; not set: 1, or as few as bring {USUAL_BATCH} images into memory"),
     ],
@@ -55,7 +57,6 @@ OWN: opt.Table = {
 DEFAULTS = {
     "run_name": "upscaler",
     "image_size": "64",
-    "epochs": 100,
     "lr": 4e-4,
     "weight_decay": 0.0,
     "ema_decay": 0.999,
@@ -65,7 +66,7 @@ DEFAULTS = {
     "amp": False,
 }
 # Of these options of train.py it has its own, or none.
-INSTEAD = ("flip", "mode", "num_vis", "batch_size", "grad_accum")
+INSTEAD = ("flip", "mode", "num_vis", "epochs", "batch_size", "grad_accum")
 OPTIONS = opt.derived_table(TRAINING_OPTIONS, OWN, DEFAULTS, without=(*OF_DIFFUSION, *INSTEAD))
 
 
@@ -92,7 +93,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     from utils.training.upscaling_task import UpscalingTask
 
     # Device, and the folder that this run alone may write
-    run = TrainingRun(opt.run_options(args, OPTIONS), "upscaler", ranks)
+    run = TrainingRun(opt.run_options(args, OPTIONS), "upscaler", ranks, USUAL_EPOCHS)
 
     # Data
     size, scale = args.image_size, args.scale
@@ -126,7 +127,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
         passes=passes,
         interval_epochs=args.eval_interval_epochs,
     )
-    length = run.length(state, task, dataset, previews, evaluations_of)
+    length = run.length(state, task, dataset, len(dataset), previews, evaluations_of)
 
     # What is measured now and then
     mode = pairs.large.mode
@@ -174,7 +175,7 @@ def settle_batch(args: Namespace, run: TrainingRun, network: dict) -> list[str]:
     args.batch_size, args.grad_accum, lines = settled_batch(
         run, cost, USUAL_BATCH, args.batch_size, args.grad_accum
     )
-    run.options = opt.run_options(args, OPTIONS)
+    run.take(opt.run_options(args, OPTIONS))
     return lines
 
 

@@ -202,6 +202,16 @@ def test_options_without_effect_are_named(script, images):
     assert "--gradient_compression bf16 has no effect without --distributed" in out
     out = script("train", *plan).stdout
     assert "have no effect" not in out and "has no effect" not in out
+    for options, remark in (
+        (["--warmup_steps", 5, "--lr_func", "cosine"], "--warmup_steps 5 has no effect with"),
+        (["--save_model_interval_epochs", 1], "1 has no effect without --save_model_interval"),
+        (["--vis_interval_epochs", 1, "--vis", False], "1 has no effect without --vis"),
+        (["--condition_drop", 0.3], "--condition_drop 0.3 has no effect without --condition_path"),
+        (["--label_drop", 0.4, "--conditional", False], "0.4 has no effect without --conditional"),
+        (["--allow_changes"], "--allow_changes True has no effect without --resume"),
+        (["--epochs", 3, "--minutes", 1], "--epochs 3 has no effect: --minutes sets the length"),
+    ):
+        assert remark in script("train", *plan, *options).stdout, options
 
 
 def test_what_is_left_out_is_named_by_kind(script, images):

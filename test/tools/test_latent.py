@@ -100,6 +100,11 @@ def test_an_autoencoder_s_batch_that_does_not_fit_is_split(images, tmp_path, mon
     said = train("split", "--epochs", 2, "--resume")
     assert "4 passes of 4, as before" in said and "up to rounding" not in said
     assert versions("split") == (4, 4)
+    train("eight", "--batch_size", 8)
+    train("eight", "--epochs", 2, "--resume")
+    assert versions("eight") == (8, 1)
+    said = train("eight", "--epochs", 3, "--resume", "--grad_accum", 2)
+    assert versions("eight") == (4, 2)
 
 
 @pytest.mark.parametrize("name", ["train_autoencoder", "train_upscaler"])
@@ -411,7 +416,7 @@ def run_with_kills(script, options, results, name, kills):
         assert process.returncode == (-signal.SIGKILL if kill_at else 0)
 
 
-def test_a_plan_encodes_a_batch_only(images, autoencoder, tmp_path, script, monkeypatch):
+def test_a_plan_encodes_a_batch_only(images, autoencoder, tmp_path, script, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     contents = read_checkpoint(autoencoder)
     del contents["config"]["latents_mean"]  # measured on some of the images
@@ -425,12 +430,21 @@ def test_a_plan_encodes_a_batch_only(images, autoencoder, tmp_path, script, monk
 
     original = LatentCodec.posterior
     monkeypatch.setattr(LatentCodec, "posterior", posterior)
-    argv = [*options, "--result_path", tmp_path / "results", "--use_gpu", -1]
+    argv = [*options, "--result_path", tmp_path / "results", "--use_gpu", -1, "--epochs", 2]
     with pytest.raises(SystemExit) as stop:
         train_script.main(list(map(str, argv)))
     assert stop.value.code == 0
     assert sum(asked) == 3 * 4  # statistics, an image and its mirror, of a batch of 4
     assert not list((tmp_path / "cache").rglob("*.latents"))
+
+    # The run itself is as long as the plan says
+    planned = steps_line(capsys.readouterr().out)
+    said = script("train", *options[:-1], "--run_name", "a", "--epochs", 2).stdout
+    assert planned == steps_line(said) and "= 2 epochs x " in planned
+
+
+def steps_line(said):
+    return next(line for line in said.splitlines() if line.startswith("steps "))
 
 
 def test_what_pretrain_says_of_other_inputs(images, autoencoder, tmp_path, script):

@@ -7,9 +7,11 @@ from dataclasses import fields, replace
 from typing import Any, NoReturn
 
 from utils.errors import UserError
-from utils.options.table import Option, Table, options_of, plain_values
+from utils.options.table import Option, Table, checked_default, options_of, plain_values
 from utils.options.types import PathType
 from utils.training.run_options import RunOptions
+
+WITH_WARMUP = "warmup_cosine"  # the learning-rate schedule that has a warm-up
 
 # Options that do nothing without another: (option, value when it is not set, the other).
 NEEDS = [
@@ -17,6 +19,17 @@ NEEDS = [
     ("pretrain_path", None, "pretrain"),
     ("keep", 0, "save_model_interval"),
     ("start_model_interval", -1, "save_model_interval"),
+]
+
+# Options that have no effect without another, which then is worth a remark: (option, the other).
+IDLE_WITHOUT = [
+    ("allow_changes", "resume"),
+    ("save_model_interval_epochs", "save_model_interval"),
+    ("vis_interval_epochs", "vis"),
+    ("num_vis", "vis"),
+    ("condition_kind", "condition_path"),
+    ("condition_drop", "condition_path"),
+    ("label_drop", "conditional"),
 ]
 
 # Besides paths, the options that may differ between the machines of a run.
@@ -100,9 +113,16 @@ def choose_average(args: Namespace, table: Table) -> None:
 
 def idle_remarks(args: Namespace, table: Table) -> list[str]:
     """Remarks on options that do nothing beside others."""
-    usual = {option.name: option.default for option in options_of(table)}
+    usual = {option.name: checked_default(option) for option in options_of(table)}
     remarks = []
-    if args.minutes is not None and args.epochs != usual["epochs"]:
+    for name, other in IDLE_WITHOUT:
+        if name in usual and getattr(args, name) != usual[name] and not getattr(args, other):
+            remarks.append(f"--{name} {getattr(args, name)} has no effect without --{other}")
+    if args.warmup_steps != usual["warmup_steps"] and args.lr_func != WITH_WARMUP:
+        remarks.append(
+            f"--warmup_steps {args.warmup_steps} has no effect with --lr_func {args.lr_func}"
+        )
+    if args.minutes is not None and args.epochs is not None:
         remarks.append(f"--epochs {args.epochs} has no effect: --minutes sets the length")
     if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:
         return remarks

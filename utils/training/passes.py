@@ -49,20 +49,24 @@ def settled_batch(
     grad_accum: int | None,
 ) -> tuple[int, int, list[str]]:
     """Images in a forward pass, how many of those a step has, and lines of the plan about it. What
-    is given is taken as it is; where nothing is, the usual batch is split as memory asks for, or as
-    before where the run is resumed.
+    is given is taken as it is; where nothing is, the usual batch is split as memory asks for. A run
+    that is resumed has as many images per step as before, and splits them as before.
     """
     dtype = run.precision.dtype
     usable = usable_memory(run)
     lines = []
+    share = None  # of a step's images, where the run is resumed
+    if run.resumed is not None:
+        share = max(1, run.before["global_batch"] // run.ranks.world_size)
     if batch_size is None and grad_accum is None:
         fitting = passes_of(usual, cost.most_images(usable, dtype))
         grad_accum = resumed_passes(run) or fitting
-        batch_size = max(1, usual // grad_accum)
+        batch_size = max(1, (share or usual) // grad_accum)
         together = cost.memory(batch_size * grad_accum, dtype)
         lines = split_lines(batch_size, grad_accum, together, usable)
-    images = batch_size or usual
-    return images, grad_accum or 1, lines + shortage_lines(cost.memory(images, dtype), usable)
+    passes = grad_accum or 1
+    images = batch_size or (usual if share is None else max(1, share // passes))
+    return images, passes, lines + shortage_lines(cost.memory(images, dtype), usable)
 
 
 # --- For people ---

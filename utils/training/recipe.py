@@ -317,12 +317,28 @@ def options_of(
     return settled(given, usual)
 
 
+def has_network_of(name: str, size: tuple[int, int], values: Mapping[str, Any]) -> bool:
+    """Whether options describe a network like that preset's, for images of that height and width.
+    Where attention is, is not looked at, as the same levels have several names.
+    """
+    usual = network_options(PRESETS[name], size)
+    names = [each for each in NETWORK_OPTIONS if each != "attention_levels"]
+    return all(_plain(values[each]) == _plain(usual[each]) for each in names)
+
+
+def _plain(value: Any) -> Any:
+    """As checkpoints have it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def options_before(config: dict, processes: int, grad_accum: int) -> dict[str, Any]:
     """The same of the run that a checkpoint is of; its global batch is split among so many
     processes, and there into so many forward passes.
     """
     training, network = config["training"], config["network"]
     known = {**EARLIER, **network, **training}
+    if known.get("ema_decay") is not None:  # it counts, where earlier versions kept both
+        known["ema_length"] = None
     known["grad_accum"] = grad_accum
     known["batch_size"] = max(1, training["global_batch"] // (processes * grad_accum))
     return {name: known[name] for name in OPEN_OPTIONS}

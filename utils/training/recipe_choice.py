@@ -90,7 +90,6 @@ class RecipeChoice:
         network_of: Callable[[dict[str, Any]], dict[str, Any]],  # a network's config
         condition: Condition | None = None,
         known: Mapping[str, Any] | None = None,  # options of the weights that the run begins with
-        passes: int | None = None,  # that a step had before, where the run is resumed
         checkpointed: Sequence[int] = (),  # levels that keep no activations
     ):
         self.run = run
@@ -101,7 +100,6 @@ class RecipeChoice:
         self.network_of = network_of
         self.condition = condition
         self.known = known or {}
-        self.passes = passes
         self.checkpointed = checkpointed
         self.splits = given["batch_size"] is None and given["grad_accum"] is None
         self._memory = usable_memory(run)
@@ -127,9 +125,7 @@ class RecipeChoice:
         if not self.splits or not self._is_possible(preset):
             return values
         batch = values["batch_size"]
-        passes = self.passes
-        if passes is None or batch % passes != 0:
-            passes = passes_of(batch, self._most_images(preset))
+        passes = passes_of(batch, self._most_images(preset))
         return {**values, "batch_size": batch // passes, "grad_accum": passes}
 
     def cost_of(self, preset: str) -> NetworkCost:
@@ -243,6 +239,7 @@ class RecipeChoice:
         )
         try:
             state = run.build_state({"network": network})
+            state.network.checkpoint_activations(self.checkpointed)  # type: ignore[operator]
             condition = None
             planes = network["in_channels"]
             if self.condition is not None:
@@ -290,7 +287,9 @@ class RecipeChoice:
 
         `seconds` is what a step of this run takes; what the others take is reckoned from it.
         """
-        if self.is_given:  # the others would be as wide
+        if self.known:
+            lines = [f"preset      {self.preset}, with the network of the weights to start from"]
+        elif self.is_given:  # the others would be as wide
             lines = [f"preset      {self.preset}, but for what is given"]
         else:
             why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about

@@ -120,6 +120,8 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **(whole_process(config["diffusion"]) if "diffusion" in config else {}),
         **config["data"],
     }
+    if facts.get("ema_decay") is not None:  # it counts, where earlier versions kept both
+        facts["ema_length"] = None
     facts["the images"] = facts.pop("fingerprint", None)
     facts["the autoencoder"] = config.get("codec", {}).get("hash", "none")
     held_out = facts.pop("held_out", None)

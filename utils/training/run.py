@@ -2,11 +2,11 @@
 
 A script of tools/ says what is trained, in the order of execution:
 
-    run = TrainingRun(options, kind, ranks)      device, the folder that this run alone may write
+    run = TrainingRun(options, kind, ranks, usual_epochs)    device, the folder that it alone writes
     split = run.split(images)                    which images are held out
     state = run.build_state(config)              network, EMA, optimizer
     run.restore(state, len(dataset))             resume or pretrain: refused before any long work
-    length = run.length(state, task, dataset, previews, evaluations_of)    steps
+    length = run.length(state, task, dataset, images, previews, evaluations_of)    steps
     run.train(Work(...))                         plan, fit
 """
 
@@ -115,10 +115,11 @@ class Work:
 class TrainingRun:
     """One process of a run: its device, and on the main process the folder that it alone may write.
 
-    Raises UserError where the folder holds another run, or there is none to resume.
+    What is not given is as in the run that is resumed; otherwise a run has `usual_epochs`. Raises
+    UserError where the folder holds another run, or there is none to resume.
     """
 
-    def __init__(self, options: RunOptions, kind: str, ranks: Ranks):
+    def __init__(self, options: RunOptions, kind: str, ranks: Ranks, usual_epochs: int):
         self.kind = kind  # of checkpoint
         self.ranks = ranks
         self.folder = None
@@ -135,12 +136,37 @@ class TrainingRun:
             self.resumed = open_resumed(kind, options.folder, options.start_epoch)
             self._length_before = self.resumed.config.get("length", {})
         device = choose_device(options.use_gpu, ranks)
+        self._settled = self._settle(options, device, usual_epochs)
+        self.take(options)
+        self.precision, self.precision_remark = choose_precision(self._settled["amp"], device)
+        prepare_for_training(device)
+
+    def _settle(
+        self, options: RunOptions, device: torch.device, usual_epochs: int
+    ) -> dict[str, Any]:
+        """Options that were left open, as in the run that is resumed or as usual."""
         amp = bool(options.amp)
         if options.amp == AUTO:
             amp = usual_amp(device) if self.resumed is None else bool(self.before["amp"])
-        self.options = options.with_settled(amp=amp)
-        self.precision, self.precision_remark = choose_precision(amp, device)
-        prepare_for_training(device)
+        settled: dict[str, Any] = {"amp": amp}
+        before = self._length_before or {}
+        is_in_epochs = options.minutes is None and before.get("minutes") is None
+        if options.epochs is None and is_in_epochs:
+            settled["epochs"] = before.get("epochs") or usual_epochs
+        if options.ema_snapshots is None:
+            settled["ema_snapshots"] = self._snapshots_before()
+        return settled
+
+    def _snapshots_before(self) -> int:
+        """Snapshots that the run which is resumed keeps of its further averages; 0: it has none."""
+        if self.resumed is None or self.resumed.averages is None:
+            return 0
+        recorded = self.resumed.args.get("ema_snapshots")
+        return recorded if isinstance(recorded, int) and recorded > 0 else 1
+
+    def take(self, options: RunOptions) -> None:
+        """Go on with these options, in which more is settled than at the start."""
+        self.options = options.with_settled(**self._settled)
 
     @property
     def before(self) -> dict[str, Any]:
@@ -251,16 +277,17 @@ class TrainingRun:
         state: TrainState,
         task: Task,
         dataset: TrainingSet,
+        images: int,
         previews: Previews | None,
         evaluations_of: EvaluationsOf,
     ) -> RunLength:
-        """How long the run on these images is; it goes into the state's config.
+        """How long the run on so many images is; it goes into the state's config.
 
-        With --minutes, as many steps as fit, measured by the main process; a resumed run keeps its
-        length.
+        With --minutes, as many steps as fit, measured on images of `dataset` by the main process; a
+        resumed run keeps its length.
         """
-        length = self._known_length(len(dataset)) or self._fitted_length(
-            state, task, dataset, previews, evaluations_of
+        length = self._known_length(images) or self._fitted_length(
+            state, task, dataset, images, previews, evaluations_of
         )
         state.config["length"] = length.record()
         return length
@@ -284,13 +311,14 @@ class TrainingRun:
         state: TrainState,
         task: Task,
         dataset: TrainingSet,
+        images: int,
         previews: Previews | None,
         evaluations_of: EvaluationsOf,
     ) -> RunLength:
         options = self.options
         assert options.minutes is not None
         minutes, global_batch = options.minutes, self.global_batch
-        per_epoch = steps_per_epoch(len(dataset), global_batch)
+        per_epoch = steps_per_epoch(images, global_batch)
         pace = Pace(
             self.seconds_of_step(state, task, dataset),
             options.images_per_process,
@@ -459,8 +487,8 @@ class TrainingRun:
                 f"{resumed.source} has done {state.step} steps; {asked} is only "
                 f"{length.total_steps}"
             )
-        epochs_before = resumed.args.get("epochs", options.epochs)
-        if length.minutes is not None and options.epochs != epochs_before:
+        others = (None, resumed.args.get("epochs"))
+        if length.minutes is not None and options.epochs not in others:
             remarks.append(
                 f"--epochs {options.epochs} has no effect: the run is {length.minutes:g} minutes "
                 "long, and --minutes changes that"

@@ -28,7 +28,7 @@ class RunOptions:
     seed: int
     plan: bool
     # Optimisation
-    epochs: int
+    epochs: int  # None: the run settles them, or minutes do
     minutes: float | None  # instead of epochs
     batch_size: int
     grad_accum: int
@@ -59,7 +59,7 @@ class RunOptions:
     cuda_graph: bool | str  # or AUTO
     gradient_compression: str
     # Only where a script has them
-    ema_snapshots: int = 0
+    ema_snapshots: int = 0  # None: the run settles them
     guide_share: float = 0.0
     # All of the script's options
     record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint

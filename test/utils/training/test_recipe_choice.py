@@ -34,7 +34,6 @@ def choose(
     trained_on=IMAGES,
     memory=100e9,
     size=(28, 28),
-    passes=None,
     **given,
 ):
     measured = []
@@ -57,7 +56,7 @@ def choose(
         return {"name": "unet", "in_channels": 1, **{name: values[name] for name in chosen}}
 
     options = {**dict.fromkeys(OPEN_OPTIONS), **given}
-    choice = RecipeChoice(run, preset, options, size, images, trained_on, network_of, passes=passes)
+    choice = RecipeChoice(run, preset, options, size, images, trained_on, network_of)
     return choice, measured
 
 
@@ -219,11 +218,6 @@ def test_a_batch_that_is_given_is_not_split(monkeypatch, given, shape):
     assert "GB are needed" in said and "0.4 GB may be taken" in said and "--batch_size" in said
 
 
-def test_a_resumed_run_keeps_its_passes(monkeypatch):
-    choice, _ = choose(monkeypatch, "tiny", size=(64, 64), passes=4)
-    assert (choice.values["batch_size"], choice.values["grad_accum"]) == (8, 4)
-
-
 def test_a_network_that_does_not_fit_is_passed_over(monkeypatch):
     """Of medium, not one image; of small, the batch in several passes."""
     fast = dict.fromkeys(("tiny", "small", "medium", "base", "large", "adm"), 0.001)
@@ -264,7 +258,8 @@ def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
     )
 
     def built(config):
-        return SimpleNamespace(channels=config["network"]["channels"])
+        network = SimpleNamespace(checkpoint_activations=lambda levels: None)
+        return SimpleNamespace(channels=config["network"]["channels"], network=network)
 
     def seconds_of_step(state, task, dataset):
         timed.append(state)

@@ -21,6 +21,7 @@ from utils import options as opt
 from utils.options import Option, shared
 
 LARGEST_INPUT = 1024  # pixels
+LARGE_INPUT = 299  # pixels a side; of larger ones fewer go through a feature network together
 
 USUAL_BATCH = 64  # images per network call
 
@@ -200,6 +201,13 @@ class Warnings:
                 self.lines.append(line)
 
 
+def feature_batch(args, network) -> int:
+    """How many images the feature network sees together: fewer where it sees large ones."""
+    height, width = (1, 1) if network is None else network.input_size
+    fitting = USUAL_BATCH * LARGE_INPUT**2 // (height * width)
+    return args.batch_size or max(1, min(USUAL_BATCH, fitting))
+
+
 def choose_network(args, device, warnings: Warnings):
     """The feature network; None with --features none, or where its package is missing and pairs or
     copies are asked for, which need none: then a warning says so.
@@ -227,7 +235,7 @@ def compare_features(args, real, generated, network, reader, warnings: Warnings)
     from utils.evaluation.report import FeatureReport
 
     cache = FeatureCache()
-    batch_size = args.batch_size or USUAL_BATCH
+    batch_size = feature_batch(args, network)
     try:
         plan = distribution.plan_comparison(real, generated, args.num_compared)
         real_set = feature_set(real, plan.real, network, reader, batch_size, cache)
@@ -254,7 +262,7 @@ def copies_of(args, network, train, generated, reader, warnings: Warnings):
     """Which of GENERATED are copies of training images."""
     from utils.evaluation.copy_folders import copies_of_folder
 
-    batch_size = args.batch_size or USUAL_BATCH
+    batch_size = feature_batch(args, network)
     report, remarks = copies_of_folder(train, generated, reader.image_size, network, batch_size)
     warnings.add(*remarks)
     return report

@@ -28,6 +28,8 @@ from utils.options import Option, shared
 from utils.text import composed
 
 if TYPE_CHECKING:  # what runs imports it where it needs it, so that --help answers at once
+    from torch import Tensor
+
     from utils.steering import Steering
 
 USUAL_BATCH = 32  # images per network call
@@ -95,6 +97,8 @@ OPTIONS: opt.Table = {
 
 TIMEOUT = 3600.0  # seconds that a process waits for the others' images
 MOST_IN_GRID = 256  # images that are shown together
+MOST_IN_FILM = 256  # images of an interpolation that are shown one after the other
+LARGEST_GRID = 8192  # pixels a side; a WebP ends at 16,383
 MOST_FRAMES = 60  # of an animation
 FILMED = 16  # images in an animation
 ONE_OF_EACH = "-1"  # as --class_name
@@ -207,9 +211,8 @@ def generate(args, ranks) -> None:
     settings = settings_of(args, sampling, generator, checkpoint, upscaler)
     files = file_names(args, count, steering)
     settle_batch(args, generator, count, ranks)
-    frames: list = []
-    shown = []  # (place, pixels) of those that go into the grid
-    made = images_of(args, ranks, generator, labels, count, frames, edit, steering)
+    overviews = Overviews(count, steering, is_film=args.interpolate is not None)
+    made = images_of(args, ranks, generator, labels, count, overviews.frames, edit, steering)
     for place, pixels, mask in made:
         about = about_image(args, place, names, steering)
         file = folder / files[place]
@@ -218,20 +221,25 @@ def generate(args, ranks) -> None:
         if upscaler is not None:
             pixels = upscaler.pixels(pixels[None])[0]
         write_image(pixels, file, {**about, **settings})
+        height, width = pixels.shape[-2:]
         if mask is not None:
             pixels = write_mask(generator, mask, pixels, folder, place, about)
-        if place < MOST_IN_GRID:
-            shown.append((place, pixels))
+        overviews.add(place, pixels)
 
     # What shows them together
-    everyones = [pair for part in ranks.gather(shown) for pair in part]
+    overviews.gather(ranks)
     nearest = [] if copies is None else copies.everyones()
     if not ranks.is_main:
         return
-    pixels = [pixels for _, pixels in sorted(everyones, key=lambda pair: pair[0])]
-    write_overviews(args, pixels, labels, names, frames, folder, settings, count, steering)
-    if copies is not None:
-        opt.say(copies.write(nearest, folder))
+    opt.say(f"{images_in_words(count)} of {height}x{width} in {folder}")
+    verdict = "" if copies is None else copies.write(nearest, folder)
+    write_overviews(args, overviews, labels, names, folder, settings, steering)
+    if verdict:
+        opt.say(verdict)
+
+
+def images_in_words(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def settle_batch(args, generator, count: int, ranks) -> None:
@@ -270,30 +278,59 @@ def about_image(args, place: int, names: list[str], steering: Steering | None) -
     return about
 
 
+class Overviews:
+    """What shows images together: the first ones in a grid, those of an interpolation in a film."""
+
+    def __init__(self, count: int, steering: Steering | None, is_film: bool):
+        self.count = count
+        self.in_grid = range(min(count, MOST_IN_GRID))  # places
+        self.in_film = evenly(count, MOST_IN_FILM) if is_film else []
+        self.frames: list = []  # of an animation of the denoising
+        self._columns = columns_of(len(self.in_grid)) * (1 if steering is None else 2)
+        self._pixels: dict[int, Tensor] = {}
+
+    def add(self, place: int, pixels: Tensor) -> None:
+        """(C,H,W) uint8. Kept is a copy, and no view of a batch, which would stay; smaller by a
+        whole factor where the grid would be larger than files and memory like.
+        """
+        if place not in self.in_grid and place not in self.in_film:
+            return
+        import torch.nn.functional as F
+
+        factor = -(-self._columns * max(pixels.shape[-2:]) // LARGEST_GRID)
+        small = pixels.clone()
+        if factor > 1:
+            size = [max(1, side // factor) for side in pixels.shape[-2:]]
+            small = F.interpolate(pixels[None].float(), size, mode="area")[0].round().byte()
+        self._pixels[place] = small
+
+    def gather(self, ranks) -> None:
+        """Those of all processes."""
+        for part in ranks.gather(self._pixels):
+            self._pixels |= part
+
+    def grid(self) -> list[Tensor]:
+        return [self._pixels[place] for place in self.in_grid]
+
+    def film(self) -> list[Tensor]:
+        return [self._pixels[place] for place in self.in_film]
+
+
 def write_overviews(
     args,
-    pixels: list,
+    overviews: Overviews,
     labels: list | None,
     names: list[str],
-    frames: list,
     folder: Path,
     settings: dict,
-    count: int,
     steering: Steering | None,
 ) -> None:
     """The grid and the films, and a line on each."""
-    from utils.data.overviews import MASKS
-
-    height, width = pixels[0].shape[-2:]
-    if (folder / MASKS).exists():  # each image is shown behind its mask
-        width //= 2
-    plural = "" if count == 1 else "s"
-    opt.say(f"{count} image{plural} of {height}x{width} in {folder}")
-    write_grid(pixels, labels, names, args, folder, settings, steering)
-    if args.interpolate is not None:
-        write_film(pixels, folder / "interpolation.webp")
-    if frames:
-        write_animation(frames, folder / f"denoising.{args.animate}")
+    write_grid(overviews.grid(), labels, names, args, folder, settings, steering)
+    if overviews.in_film:
+        write_film(overviews.film(), folder / "interpolation.webp")
+    if overviews.frames:
+        write_animation(overviews.frames, folder / f"denoising.{args.animate}")
 
 
 # --- What the checkpoint and the options say ---
@@ -406,7 +443,7 @@ def choose_conditions(args, generator, count: int) -> Steering | None:
         raise opt.UserError(f"{args.weight_path} was trained without conditions: no --condition")
     from utils.steering import Steering
 
-    return Steering.read(args.condition, generator.condition, generator.image_size, count)
+    return Steering(args.condition, generator.condition, generator.image_size, count)
 
 
 def file_names(args, count: int, steering: Steering | None) -> list[str]:
@@ -605,6 +642,18 @@ def write_animation(frames: list, file: Path) -> None:
     opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many of the places of `count` images, the first and the last one among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def columns_of(count: int) -> int:
+    """Of a grid of so many images."""
+    return 16 if count >= 64 else min(8, max(1, round(count**0.5 * 1.2)))
+
+
 def write_film(pixels: list, file: Path) -> None:
     """Images (C,H,W) uint8 one after the other, there and back."""
     from utils.pictures import save_film
@@ -628,9 +677,7 @@ def write_grid(
     from utils.pictures import image_grid, save_image
 
     count = len(pixels)
-    columns = 16
-    if count < 64:
-        columns = min(8, max(1, round(count**0.5 * 1.2)))
+    columns = columns_of(count)
     fallbacks = []
     if names:
         fallbacks = [

@@ -168,8 +168,9 @@ def settle_batch(args: Namespace, run: TrainingRun, network: dict) -> list[str]:
     from utils.training.estimates import cost_of_upscaler
     from utils.training.passes import settled_batch
 
+    side = min(args.crop_size, *args.image_size)
     try:
-        cost = cost_of_upscaler(network, (args.crop_size, args.crop_size))
+        cost = cost_of_upscaler(network, (side, side))
     except ValueError as error:
         raise opt.UserError(str(error)) from None
     args.batch_size, args.grad_accum, lines = settled_batch(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from utils.host_memory import give_back_freed_memory
+
 # Of Linux: the whole host's, and the bounds of the groups that a container's processes are in.
 MEMORY_INFO = Path("/proc/meminfo")
 OWN_GROUP = Path("/proc/self/cgroup")
@@ -32,6 +34,15 @@ def free_memory(device: torch.device, processes: int = 1) -> float:
         taken = torch.mps.driver_allocated_memory()
         return float(torch.mps.recommended_max_memory() - taken)
     return min(_free_on_host(), _left_in_groups()) / processes
+
+
+def give_back_memory() -> None:
+    """What this process keeps for later, though it does not use it, becomes free for all."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    give_back_freed_memory()
 
 
 def _free_on_host() -> float:

@@ -2,45 +2,60 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from model.condition import Condition
-from utils.condition_pictures import behind_conditions, in_turn
+from utils.condition_pictures import behind_conditions
+from utils.console import Progress
 from utils.data.conditions import condition_files, read_condition
 from utils.data.flat import readable
 from utils.data.overviews import MASKS, OVERVIEWS
 
 # What generate.py writes beside images.
 RESERVED = {*OVERVIEWS, MASKS, "nearest"}
+MOST_KEPT = 2**28  # bytes of conditions
 LONGEST_PART = 200  # bytes of a name; a temporary file's is longer
 
 
-@dataclass
 class Steering:
-    """Conditions in their order: image i has condition i, and after the last one the first."""
+    """Conditions in their order: image i has condition i, and after the last one the first.
 
-    condition: Condition
-    pixels: Tensor  # (n,P,H,W) uint8, of those that are needed
-    stems: list[str]  # their files, below the folder and without endings
-    is_whole: bool  # whether they are all those of a folder, one for each image
+    Each is read at once, so that what cannot be used is found before any work; where they are many,
+    they are read again when they are needed.
+    """
 
-    @classmethod
-    def read(
-        cls, path: Path, condition: Condition, size: tuple[int, int], count: int
-    ) -> "Steering":
+    def __init__(self, path: Path, condition: Condition, size: tuple[int, int], count: int):
         """For so many images, from a file or those of a folder. Raises UserError for what cannot be
         used.
         """
         every = condition_files(path)
         root = path if path.is_dir() else path.parent
-        files = every[:count]
-        pixels = torch.stack([read_condition(file, str(file), condition, size) for file in files])
-        stems = [str(file.relative_to(root).with_suffix("")) for file in files]
-        return cls(condition, pixels, stems, is_whole=path.is_dir() and len(every) == count)
+        self.condition = condition
+        self.stems = []  # the files, below the folder and without endings
+        self.is_whole = path.is_dir() and len(every) == count  # a folder's, one for each image
+        self._files = every[:count]
+        self._size = size
+        self._kept: dict[int, Tensor] = {}  # by place
+        self._kept_bytes = 0
+        with Progress(len(self._files), title="conditions", unit="image", leave=False) as progress:
+            for place, file in enumerate(self._files):
+                self.stems.append(str(file.relative_to(root).with_suffix("")))
+                self._pixels(place)
+                progress.update()
+
+    def _pixels(self, place: int) -> Tensor:
+        """A condition, (P,H,W) uint8."""
+        if place in self._kept:
+            return self._kept[place]
+        file = self._files[place]
+        pixels = read_condition(file, str(file), self.condition, self._size)
+        if self._kept_bytes + pixels.nbytes <= MOST_KEPT:
+            self._kept[place] = pixels
+            self._kept_bytes += pixels.nbytes
+        return pixels
 
     def gives_names(self, image_format: str) -> bool:
         """Whether the images are called like their conditions: each has one of its own, and all of
@@ -54,7 +69,7 @@ class Steering:
 
     def pixels_of(self, places: Sequence[int]) -> Tensor:
         """The conditions of the images at these places, (B,P,H,W) uint8."""
-        return in_turn(self.pixels, places)
+        return torch.stack([self._pixels(place % len(self._files)) for place in places])
 
     def before(self, images: Tensor) -> Tensor:
         """A condition, its image, the next condition: (2B,3,H,W) uint8."""

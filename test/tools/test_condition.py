@@ -9,9 +9,11 @@ import torch
 from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics, write_masks
 from PIL import Image
 
+from model.condition import build_condition
+from utils import steering
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
-from utils.steering import can_stand_together
+from utils.steering import Steering, can_stand_together
 
 FEW = [*TINY, "--epochs", 2, "--preset", "tiny"]
 
@@ -143,6 +145,19 @@ def test_an_image_fills_its_mask(steered, script, tmp_path):
     assert len(shares) == 13 and np.mean(shares) > 40
     paired = script("evaluate", steered / "images", made, "--paired", "--image_size", 8).stdout
     assert "13" in paired and "PSNR" in paired
+
+
+def test_many_conditions_are_read_when_they_are_needed(steered, monkeypatch):
+    checkpoint = Checkpoint.read(steered / "demo/ema_last.pt")
+    condition = build_condition(checkpoint.condition)
+    kept = Steering(steered / "masks", condition, (8, 8), 13)
+    monkeypatch.setattr(steering, "MOST_KEPT", 3 * 8 * 8)
+    few = Steering(steered / "masks", condition, (8, 8), 13)
+    assert len(kept._kept) == 13 and len(few._kept) == 3
+    places = [0, 12, 13, 5, 26]  # after the last one the first again
+    assert torch.equal(few.pixels_of(places), kept.pixels_of(places))
+    assert torch.equal(kept.pixels_of([13]), kept.pixels_of([0]))
+    assert few.stems == kept.stems and few.is_whole
 
 
 def test_nearest_images_are_in_the_order_of_the_masks(steered, script, tmp_path):

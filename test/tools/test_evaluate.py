@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,3 +214,12 @@ def test_pairs_of_grey_and_colour_are_said(script, pairs, tmp_path):
     Image.open(first).convert("L").save(first)
     out = script("evaluate", real, made, *PAIRED).stdout
     assert f"1 pairs of a grey and a coloured image: a/{first.name}" in out
+
+
+def test_of_large_inputs_fewer_go_through_the_network_together():
+    def together(side, asked=None):
+        network = SimpleNamespace(input_size=(side, side))
+        return evaluate_script.feature_batch(SimpleNamespace(batch_size=asked), network)
+
+    assert [together(side) for side in (112, 299, 518, 1024)] == [64, 64, 21, 5]
+    assert together(1024, asked=40) == 40

@@ -400,6 +400,27 @@ def test_where_memory_runs_out_advice_is_given(weights, tmp_path, monkeypatch, b
         generate_with(weights, tmp_path, "none", "--batch_size", batch)
 
 
+def test_overviews_hold_copies_of_bounded_size():
+    """Neither the batches that images come from, nor grids that no file takes."""
+    batch = torch.arange(32 * 3 * 8 * 8).reshape(32, 3, 8, 8).to(torch.uint8)
+    overviews = generate.Overviews(1000, None, is_film=True)
+    for place in range(1000):
+        overviews.add(place, batch[place % 32])
+    assert [image.untyped_storage().nbytes() for image in overviews.grid()] == [3 * 8 * 8] * 256
+    assert torch.equal(overviews.grid()[33], batch[1])
+    places = overviews.in_film
+    assert len(overviews.film()) == len(set(places)) == 256
+    assert (places[0], places[-1]) == (0, 999) and places == sorted(places)
+    assert torch.equal(overviews.film()[-1], batch[999 % 32])
+
+    large = generate.Overviews(256, None, is_film=False)
+    stripes = torch.zeros(1, 1024, 512, dtype=torch.uint8)
+    stripes[:, ::2] = 200
+    large.add(0, stripes)
+    assert large.in_film == []
+    assert torch.equal(large._pixels[0], torch.full((1, 512, 256), 100, dtype=torch.uint8))
+
+
 def nearest_rows(folder):
     with open(folder / "nearest.csv", newline="") as file:
         return list(csv.DictReader(file))

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from utils.data import read_image
 from utils.data.pairs import CropSet, covers, load_pairs, starts
 from utils.evaluation.restoration import Convention, restoration_scores
 from utils.free_memory import SHARE_OF_MEMORY
+from utils.ranks import Ranks
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.evaluations import read_evaluations
-from utils.runs.files import read_checkpoint
+from utils.runs.files import read_checkpoint, save_checkpoint
 from utils.runs.inference import inference_network
+from utils.training import restoration
 from utils.training import run as run_module
 from utils.training.estimates import cost_of_upscaler
 from utils.training.upscaling_measures import enlarged_bicubic
@@ -182,6 +185,43 @@ def test_crops_that_do_not_fit_into_memory_together_go_through_in_passes(
     said = train("split", "--epochs", 3, "--resume")
     assert "4 passes of 4, as before" in said and "up to rounding" not in said
     assert versions("split") == (4, 4)
+
+
+def test_the_baseline_is_measured_image_by_image(monkeypatch):
+    """All at once would take twenty times their bytes, in float64."""
+    asked = []
+
+    def scores(restored, targets, convention):
+        asked.append(len(restored))
+        return restoration_scores(restored, targets, convention)
+
+    monkeypatch.setattr(restoration, "restoration_scores", scores)
+    torch.manual_seed(0)
+    large = torch.randint(256, (5, 3, 24, 24), dtype=torch.uint8)
+    small = large[:, :, ::2, ::2]
+    originals = restoration.Originals(small, large, list(range(5)))
+    convention = Convention(2, False, "RGB")
+    baseline = partial(enlarged_bicubic, 2)
+    found = restoration.RestorationScore(
+        None, originals, originals, convention, Ranks(), baseline
+    ).baseline
+    psnr, ssim = restoration_scores(baseline(small), large, convention)
+    assert asked == [1] * 5
+    assert found["bicubic_psnr"] == pytest.approx(float(psnr.mean()), abs=1e-9)
+    assert found["bicubic_ssim"] == pytest.approx(float(ssim.mean()), abs=1e-9)
+
+
+def test_what_auto_has_decided_is_kept(photos, tmp_path, script):
+    """Also where an earlier version forgot it."""
+    options = ["--dataset_path", photos, *SMALL, "--run_name", "a", "--amp", "auto", "--vis", False]
+    script("train_upscaler", *options, "--epochs", 1)
+    file = tmp_path / "results/a/ckpt_last.pt"
+    contents = read_checkpoint(file)
+    assert contents["config"]["training"]["amp"] in (True, False)
+    contents["config"]["training"]["amp"] = "auto"
+    save_checkpoint(contents, file)
+    script("train_upscaler", *options, "--epochs", 2, "--resume")
+    assert read_checkpoint(file)["config"]["training"]["amp"] in (True, False)
 
 
 @pytest.mark.fault

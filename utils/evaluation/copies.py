@@ -5,7 +5,7 @@ generate.py needs it; `find_copies` looks through a whole set and makes a report
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from utils.errors import ReadError, UserError
 from utils.evaluation.copy_report import CopyReport, FeatureColumn
 from utils.image_facts import mode_of
 
-BATCH = 256  # images that are read together
+BATCH = 256  # images that are read together, at most
+LARGEST_BATCH = 2**26  # bytes of them
 CLOSEST_PAIRS = 24  # of the panel
 COLOURS = {"L": "grey", "RGB": "in colour"}
 
@@ -183,6 +184,8 @@ def _compare(
                 indices.append(index)
                 distances.append(distance)
             closest = sorted(closest, key=lambda pair: (pair.distance, pair.place))[:CLOSEST_PAIRS]
+            # Not views of their batches, which would stay
+            closest = [replace(pair, pixels=pair.pixels.clone()) for pair in closest]
             progress.update(len(batch))
             batch = next(others, None)
     return torch.tensor(indices), torch.tensor(distances, dtype=torch.float64), closest
@@ -226,9 +229,15 @@ def _feature_column(
 
 def batches_of(image_set: ImageSet) -> Iterator[Tensor]:
     """The images in order, (B,C,H,W) uint8. Raises ReadError for one that cannot be read."""
-    for start in range(0, len(image_set), BATCH):
-        places = range(start, min(start + BATCH, len(image_set)))
+    at_once = read_at_once(image_set.channels, image_set.image_size)
+    for start in range(0, len(image_set), at_once):
+        places = range(start, min(start + at_once, len(image_set)))
         yield torch.stack([_pixels(image_set, place) for place in places])
+
+
+def read_at_once(channels: int, size: tuple[int, int]) -> int:
+    """How many images of that size are read together."""
+    return max(1, min(BATCH, LARGEST_BATCH // (channels * size[0] * size[1])))
 
 
 def _pixels(image_set: ImageSet, place: int) -> Tensor:

@@ -16,11 +16,11 @@ from utils.console import Progress
 from utils.data import ImageSet, load_image_set
 from utils.data.decode import Decoded
 from utils.data.flat import readable
-from utils.data.reading import ahead, is_grey
+from utils.data.reading import AHEAD_PER_THREAD, ahead, is_grey
 from utils.errors import UserError, name_list
-from utils.evaluation.copies import BATCH, Features, find_copies
+from utils.evaluation.copies import Features, find_copies, read_at_once
 from utils.evaluation.copy_report import CopyReport
-from utils.evaluation.extract import Reader, feature_set, why_unreadable
+from utils.evaluation.extract import Reader, feature_set, threads_for, why_unreadable
 from utils.evaluation.feature_cache import FeatureCache
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import ImageFolder
@@ -81,7 +81,7 @@ def copies_of_folder(
         features, remark = _features(train, training, generated, seen, network, reader, batch_size)
         remarks += [remark] if remark else []
     names = [generated.shown(place) for place in seen.places]
-    batches = _batches(generated, seen, reader)
+    batches = _batches(generated, seen, reader, size)
     return find_copies(training, batches, names, features), remarks
 
 
@@ -90,7 +90,8 @@ def _look_at(folder: ImageFolder) -> _Seen:
     seen = _Seen()
     reader = Reader()
     with Progress(len(folder), title="looking at images", unit="image", leave=False) as progress:
-        images = ahead(lambda place: reader.read(folder.path(place)), range(len(folder)))
+        threads = threads_for(folder, np.arange(len(folder)), reader, AHEAD_PER_THREAD)
+        images = ahead(lambda place: reader.read(folder.path(place)), range(len(folder)), threads)
         for place, image in enumerate(images):
             progress.update()
             if not isinstance(image, Decoded):
@@ -112,9 +113,12 @@ def _only_size(folder: ImageFolder, seen: _Seen) -> tuple[int, int]:
     )
 
 
-def _batches(folder: ImageFolder, seen: _Seen, reader: Reader) -> Iterator[Tensor]:
+def _batches(
+    folder: ImageFolder, seen: _Seen, reader: Reader, size: tuple[int, int]
+) -> Iterator[Tensor]:
     """The readable images in order, (B,C,H,W) uint8. UserError for one that is gone meanwhile."""
     channels = CHANNELS[reader.mode]
+    at_once = read_at_once(channels, size)
     waiting: list[np.ndarray] = []
     for place, image in zip(
         seen.places, ahead(lambda place: reader.read(folder.path(place)), seen.places), strict=True
@@ -122,7 +126,7 @@ def _batches(folder: ImageFolder, seen: _Seen, reader: Reader) -> Iterator[Tenso
         if not isinstance(image, Decoded):
             raise UserError(f"{folder.path(place)} can no longer be read: {image}")
         waiting.append(image.pixels[..., :channels].transpose(2, 0, 1))
-        if len(waiting) == BATCH:
+        if len(waiting) == at_once:
             yield torch.from_numpy(np.stack(waiting))
             waiting = []
     if waiting:

@@ -1,7 +1,7 @@
 """The same images by several generators, and their distance to real ones."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,22 +56,28 @@ def answer(
     after_call: Callable[[], None] = lambda: None,
 ) -> Answer:
     """Makes all images, and compares them with real ones."""
+    seconds = 0.0
+    shown: list[Tensor] = []
+    found: list[Tensor] = []
     start = time.perf_counter()
-    images = images_of(generator, questions, after_call)
-    seconds = time.perf_counter() - start
-    found = torch.cat([features_of(part, features) for part in images.split(questions.batch_size)])
-    kid, standard_error = kernel_distance(real, found)
-    return Answer(seconds, kid, standard_error, images[: questions.shown])
+    for pixels in batches_of(generator, questions, after_call):
+        seconds += time.perf_counter() - start
+        missing = questions.shown - sum(map(len, shown))
+        shown.append(pixels[:missing].clone())
+        found.append(features_of(pixels, features))
+        start = time.perf_counter()
+    kid, standard_error = kernel_distance(real, torch.cat(found))
+    return Answer(seconds, kid, standard_error, torch.cat(shown))
 
 
-def images_of(
+def batches_of(
     generator: ImageGenerator, questions: Questions, after_call: Callable[[], None] = lambda: None
-) -> Tensor:
-    """All images that are asked for, (N,C,H,W) uint8."""
-    with batch_advice(questions.batch_size):
-        return torch.cat(
-            [generator.images(seeds, labels, after_call) for seeds, labels in questions.batches()]
-        )
+) -> Iterator[Tensor]:
+    """The images that are asked for, batch by batch, (B,C,H,W) uint8."""
+    for seeds, labels in questions.batches():
+        with batch_advice(questions.batch_size):
+            pixels = generator.images(seeds, labels, after_call)
+        yield pixels
 
 
 def features_of(pixels: Tensor, features: FeatureNetwork) -> Tensor:

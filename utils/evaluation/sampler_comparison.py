@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from utils.evaluation.features import FeatureNetwork
-from utils.evaluation.same_seeds import Answer, Questions, answer, images_of
+from utils.evaluation.same_seeds import Answer, Questions, answer, batches_of
 from utils.generation import ImageGenerator, Sampling
 from utils.guidance_choice import Guidance
 from utils.runs.checkpoint import Checkpoint
@@ -80,7 +81,7 @@ def exact_images(generator: ImageGenerator, like: Sampling, questions: Questions
 def first_images(generator: ImageGenerator, questions: Questions) -> Tensor:
     """The first images as pixels in [-1, 1], (N,C,H,W)."""
     few = replace(questions, count=questions.shown)
-    return images_of(generator, few).float() / 127.5 - 1
+    return torch.cat(list(batches_of(generator, few))).float() / 127.5 - 1
 
 
 def with_sampling(generator: ImageGenerator, sampling: Sampling) -> ImageGenerator:

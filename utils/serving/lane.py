@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from PIL import Image
@@ -11,9 +12,11 @@ from torch import Tensor
 from model.codecs import Codec, JointCodec
 from model.guidance import NO_LABEL, Autoguided
 from model.samplers import BaseDiffusion
+from utils.call_memory import memory_of_row
 from utils.condition_pictures import in_turn, mask_picture
 from utils.devices import Precision
-from utils.errors import is_out_of_memory
+from utils.errors import TooLittleMemory, is_out_of_memory
+from utils.free_memory import SHARE_OF_MEMORY, free_memory, give_back_memory
 from utils.generation import Beginning, Sampling
 from utils.serving.batch import Bundle, ImageTask, JobShare
 from utils.serving.jobs import Job
@@ -70,6 +73,7 @@ class Lane:
         self._samplers: dict[Sampling, BaseDiffusion] = {}
         self._shape = loaded.codec.shape(image_size, loaded.channels)
         self._budget: int | None = None
+        self._fitting: float | None = None
 
     # --- Jobs ---
 
@@ -79,6 +83,8 @@ class Lane:
         edit, conditions = request.edit, request.conditions
         is_steered = conditions is not None
         tasks = [ImageTask(job, place, is_steered) for place in range(request.count)]
+        if tasks[0].rows > self._rows_that_fit():
+            raise TooLittleMemory("an image of this size")
         served = min((share.served for share in self.shares.values()), default=0.0)
         sampler = self._sampler(request.sampling)
         if edit is not None:
@@ -190,6 +196,16 @@ class Lane:
             self._budget = measured_budget(self._timed_call)
         return self._budget
 
+    def _rows_that_fit(self) -> float:
+        """How many rows of a call fit into the memory that was free when the lane began."""
+        if self._fitting is None:
+            give_back_memory()
+            usable = SHARE_OF_MEMORY * free_memory(self._precision.device)
+            config = cast(dict, self.loaded.network.config)
+            of_row = memory_of_row(config, self._shape[1:], self._precision.dtype)
+            self._fitting = usable / of_row
+        return self._fitting
+
     def halve_budget(self, rows: int) -> bool:
         """After a call of so many rows ran out of memory. False: no smaller call is possible."""
         if rows <= 1:
@@ -198,7 +214,11 @@ class Lane:
         return True
 
     def _timed_call(self, rows: int) -> float:
-        """Seconds that a call of so many rows takes."""
+        """Seconds that a call of so many rows takes. Raises TooLittleMemory where it does not fit:
+        a system that lends more memory than it has would end the process.
+        """
+        if rows > self._rows_that_fit():
+            raise TooLittleMemory(f"{rows} rows")
         device = self._precision.device
         channels, *size = self._shape
         if self.loaded.condition is not None:
@@ -223,11 +243,11 @@ def measured_budget(timed_call: Callable[[int], float]) -> int:
     best = 0.0  # rows a second
     while True:
         try:
-            seconds = min(timed_call(rows) for _ in range(CALLS_TIMED))
+            seconds = _shortest_call(timed_call, rows)
         except Exception as error:
             if not is_out_of_memory(error) or rows == 1:
                 raise
-            free_device_memory()
+            give_back_memory()
             return rows // 2
         best = max(best, rows / seconds)
         is_slower = rows / seconds < LEAST_THROUGHPUT * best
@@ -238,12 +258,12 @@ def measured_budget(timed_call: Callable[[int], float]) -> int:
         rows *= 2
 
 
-def free_device_memory() -> None:
-    """After running out of it: give back what torch keeps for later."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+def _shortest_call(timed_call: Callable[[int], float], rows: int) -> float:
+    """Seconds of the shortest of some calls; of long ones there are two."""
+    seconds = [timed_call(rows), timed_call(rows)]
+    while len(seconds) < CALLS_TIMED and min(seconds) < LONGEST_CALL:
+        seconds.append(timed_call(rows))
+    return min(seconds)
 
 
 def finished_places(bundle: Bundle) -> tuple[list[int], list[int]]:

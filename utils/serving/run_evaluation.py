@@ -1,6 +1,7 @@
 """tools/evaluate.py on a run's weights, as a process of its own, and what it found."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -76,7 +77,10 @@ def start_evaluation(
     options: Mapping[str, str],
     children: ChildProcesses,
 ) -> None:
-    """Start the script. `options`: others of it, by name. OSError where that fails."""
+    """Start the script. `options`: others of it, by name. The images of an earlier evaluation are
+    removed. OSError where that fails.
+    """
+    shutil.rmtree(folder / RESULTS, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         (folder / RESULT).unlink()
     arguments = [

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from utils.errors import is_out_of_memory
+from utils.free_memory import give_back_memory
 from utils.generation import image_settings
 from utils.serving.batch import (
     Advanced,
@@ -21,7 +22,7 @@ from utils.serving.batch import (
 )
 from utils.serving.finishing import Finished, Finisher
 from utils.serving.jobs import Job, JobTable
-from utils.serving.lane import Lane, finished_places, free_device_memory
+from utils.serving.lane import Lane, finished_places
 from utils.serving.states import StateKeeper
 from utils.serving.statistics import Statistics
 
@@ -69,7 +70,7 @@ class Stepper:
     def _can_shrink(self, lane: Lane, tasks: Sequence[ImageTask], rows: int) -> bool:
         """After running out of memory: whether the step can be tried again with fewer images."""
         self._statistics.out_of_memory += 1
-        free_device_memory()
+        give_back_memory()
         return len(tasks) > 1 and lane.halve_budget(rows)
 
     def _started_alone(self, lane: Lane, tasks: Sequence[ImageTask]) -> bool:

@@ -105,8 +105,9 @@ class RestorationScore:
         self.ranks = ranks
         self.baseline: dict[str, float] = {}
         if baseline is not None:
-            images = [baseline(held_out.inputs[i : i + 1]) for i in range(len(held_out))]
-            scores = self._scores(torch.cat(images), held_out.targets)
+            places = range(len(held_out))
+            pairs = [(held_out.inputs[i : i + 1], held_out.targets[i : i + 1]) for i in places]
+            scores = torch.cat([self._scores(baseline(small), large) for small, large in pairs])
             self.baseline = {
                 f"bicubic_{name}": float(values.mean())
                 for name, values in zip(("psnr", "ssim"), scores.T, strict=True)

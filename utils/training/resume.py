@@ -14,7 +14,7 @@ from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
-from utils.training.recipe import EARLIER
+from utils.training.recipe import AUTO, EARLIER
 from utils.training.state import TrainState
 
 ENLARGING = "up."  # the layer of an upscaler whose shape depends on its scale
@@ -120,6 +120,8 @@ def deciding_facts(config: dict, seed: int) -> dict:
         **(whole_process(config["diffusion"]) if "diffusion" in config else {}),
         **config["data"],
     }
+    if facts.get("amp") == AUTO:  # an earlier version forgot what that had decided
+        del facts["amp"]
     if facts.get("ema_decay") is not None:  # it counts, where earlier versions kept both
         facts["ema_length"] = None
     facts["the images"] = facts.pop("fingerprint", None)

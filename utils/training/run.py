@@ -147,7 +147,8 @@ class TrainingRun:
         """Options that were left open, as in the run that is resumed or as usual."""
         amp = bool(options.amp)
         if options.amp == AUTO:
-            amp = usual_amp(device) if self.resumed is None else bool(self.before["amp"])
+            before = self.before.get("amp", AUTO)
+            amp = usual_amp(device) if before == AUTO else bool(before)
         settled: dict[str, Any] = {"amp": amp}
         before = self._length_before or {}
         is_in_epochs = options.minutes is None and before.get("minutes") is None

@@ -12,6 +12,7 @@ from PIL import Image
 from model.metrics.copy_threshold import wilson_interval
 from utils.data import load_image_set
 from utils.errors import ReadError, UserError
+from utils.evaluation import copies
 from utils.evaluation.copies import Features, TrainingImages, find_copies
 from utils.evaluation.copy_report import share_line, write_table
 
@@ -47,6 +48,21 @@ def image_set(folder, size=SIZE, mode="auto"):
 def report(folders):
     training, generated = (image_set(folders / name) for name in ("training", "generated"))
     return find_copies(training, generated, quiet=True)
+
+
+def test_as_many_images_are_read_together_as_memory_should_hold():
+    assert copies.read_at_once(1, (28, 28)) == 256
+    assert copies.read_at_once(3, (1024, 1024)) == 21
+    assert copies.read_at_once(4, (8192, 8192)) == 1
+
+
+def test_the_closest_pairs_do_not_hold_their_batches(folders, monkeypatch):
+    training, generated = (image_set(folders / name) for name in ("training", "generated"))
+    images = TrainingImages(training, quiet=True)
+    batches = copies.batches_of(generated)
+    _, _, closest = copies._compare(images, next(batches), batches, None, quiet=True)
+    assert len(closest) == COPIES + NEW
+    assert {pair.pixels.untyped_storage().nbytes() for pair in closest} == {28 * 28}
 
 
 def test_copies_are_flagged_by_name(report):

@@ -19,6 +19,19 @@ def test_no_call_is_long() -> None:
     assert measured_budget(lambda rows: 20.0 * rows) == 1
 
 
+def test_long_calls_are_not_repeated_often() -> None:
+    """The first one may be long for other reasons."""
+    asked = []
+
+    def call(rows: int) -> float:
+        asked.append(rows)
+        return 20.0
+
+    assert measured_budget(call) == 1 and asked == [1, 1]
+    seconds = iter([20.0, 0.6, 0.6])
+    assert measured_budget(lambda rows: next(seconds)) == 1
+
+
 def test_as_many_as_fit_into_memory() -> None:
     def call(rows: int) -> float:
         if rows > 5:

@@ -11,9 +11,12 @@ from PIL import Image
 from serving_helpers import ANYONE, CLASSES, Bench, Weights, wait_until, weight_of
 from torch import Tensor
 
+from utils.call_memory import memory_of_row
 from utils.errors import UserError
+from utils.free_memory import SHARE_OF_MEMORY
 from utils.serving import lane as lanes
 from utils.serving.jobs import Client, Job
+from utils.serving.lane import measured_budget
 from utils.serving.limits import Limits
 from utils.serving.refusal import Refusal
 from utils.serving.requests import Asked, resolve
@@ -180,6 +183,33 @@ def test_an_image_too_large_for_the_memory_fails_alone(bench: Bench) -> None:
     bench.finish()
     assert large.status == "failed" and "memory" in large.error.message
     assert small.status == "completed"
+
+
+def test_an_image_that_does_not_fit_into_memory_is_not_tried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that lends more memory than it has would end the server."""
+    of_row = memory_of_row(bench.network.config, (8, 8))
+    free = 1.5 * of_row / SHARE_OF_MEMORY
+    monkeypatch.setattr(lanes, "free_memory", lambda device: free)
+    plain = bench.submit(num_images=2, sample_steps=5, cfg_scale=1)
+    guided = bench.submit(num_images=2, sample_steps=5, cfg_scale=3)  # two rows each
+    large = bench.submit(num_images=2, sample_steps=5, cfg_scale=1, image_size=(16, 16))
+    bench.finish()
+    assert plain.status == "completed"
+    for job in (guided, large):
+        assert job.status == "failed" and "more than the memory" in job.error.message
+
+
+def test_calls_are_as_large_as_memory_allows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "measured_budget", measured_budget)
+    monkeypatch.setattr(lanes, "LONGEST_CALL", 1e9)
+    monkeypatch.setattr(lanes, "LEAST_THROUGHPUT", 0.0)
+    free = 4.5 * memory_of_row(bench.network.config, (8, 8)) / SHARE_OF_MEMORY
+    monkeypatch.setattr(lanes, "free_memory", lambda device: free)
+    bench.submit(num_images=16, sample_steps=3, cfg_scale=1)
+    bench.finish()
+    assert max(bench.network.rows) == 4
 
 
 def test_an_image_that_cannot_begin_fails_alone(

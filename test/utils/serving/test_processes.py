@@ -190,7 +190,10 @@ def test_a_run_is_evaluated(trainings):
         {"kid": 0},
     )
     assert (found.num_images, found.sample_steps, found.file) == (100, 5, "ema_last.pt")
+    images = trainings.results / "a/evaluate/evaluation/images"
+    images.mkdir(parents=True)
     trainings.evaluate("a", 666, 5)
+    assert not images.exists()  # of the evaluation before
     wait_for(lambda: trainings.evaluation_of(run).state != "running")
     found = trainings.evaluation_of(run)
     assert (found.state, found.error, found.figures) == (

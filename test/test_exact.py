@@ -550,6 +550,13 @@ def test_a_resumed_run_has_as_many_epochs_as_before(images, tmp_path):
     assert "120 = 30 epochs x 4, 0 done" in train(images, tmp_path, "b", "--plan")
 
 
+def test_a_resumed_run_warms_up_as_before(images, tmp_path):
+    train(images, tmp_path, "a", "--epochs", 4, "--warmup_steps", 1)
+    train(images, tmp_path, "a", "--resume")
+    training = read_checkpoint(tmp_path / "a/ckpt_last.pt")["config"]["training"]
+    assert training["warmup_steps"] == 1
+
+
 def test_a_resumed_run_keeps_its_further_averages(images, tmp_path):
     train(images, tmp_path, "a", "--epochs", 2, "--ema_snapshots", 4)
     train(images, tmp_path, "a", "--epochs", 4, "--ema_snapshots", 4, "--resume")

@@ -279,7 +279,7 @@ def stub_diffusion(weight, use_ema, precision):
     from utils.serving.weights import LoadedDiffusion
 
     class Nothing(torch.nn.Module):
-        config: dict = {}
+        config: dict = {"name": "unet", "in_channels": 1, "channels": 8, "channel_mult": [1]}
 
         def forward(self, x, t, labels=None):
             return torch.zeros_like(x)

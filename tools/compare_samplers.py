@@ -152,7 +152,7 @@ def compare(args) -> None:
     candidates = comparison.candidates_of(args.samplers, args.spacings, args.steps, by_guidance)
     generators = [each_generator(by_guidance[each.guidance], usual[0], each) for each in candidates]
     most = min(USUAL_BATCH, args.num_images)
-    args.batch_size, batch_remark = choose_batch(generators, args.batch_size, most)
+    args.batch_size, batch_remark = choose_batch(list(by_guidance.values()), args.batch_size, most)
     folder = new_folder(args.result_path, args.compare_name)
     if remark:
         opt.say(f"warning: {remark}")

@@ -203,7 +203,7 @@ def generate(args, ranks) -> None:
     count = args.num_images if labels is None else len(labels)
     opt.check_seeds(args.seed, count)
     edit = choose_edit(args, generator, sampling, labels, count)
-    steering = choose_conditions(args, generator, count)
+    steering = choose_conditions(args, generator, count, ranks)
     copies = choose_copies(args, generator, ranks)
     folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
     folder = ranks.gather(folder)[0]
@@ -249,7 +249,7 @@ def settle_batch(args, generator, count: int, ranks) -> None:
     most = min(USUAL_BATCH, -(-count // ranks.world_size))
     asked = args.batch_size
     args.batch_size, remark = choose_batch([generator], asked, most, ranks.local_world_size)
-    if remark:
+    if remark and ranks.is_main:
         opt.say(remark)
 
 
@@ -287,33 +287,37 @@ class Overviews:
         self.in_film = evenly(count, MOST_IN_FILM) if is_film else []
         self.frames: list = []  # of an animation of the denoising
         self._columns = columns_of(len(self.in_grid)) * (1 if steering is None else 2)
-        self._pixels: dict[int, Tensor] = {}
+        self._grid: dict[int, Tensor] = {}  # by place, and so the next one
+        self._film: dict[int, Tensor] = {}
 
     def add(self, place: int, pixels: Tensor) -> None:
-        """(C,H,W) uint8. Kept is a copy, and no view of a batch, which would stay; smaller by a
-        whole factor where the grid would be larger than files and memory like.
+        """(C,H,W) uint8. Kept are copies, and no views of a batch, which would stay; in the grid
+        smaller by a whole factor where it would be larger than files and memory like.
         """
-        if place not in self.in_grid and place not in self.in_film:
-            return
         import torch.nn.functional as F
 
+        if place in self.in_film:
+            self._film[place] = pixels.clone()
+        if place not in self.in_grid:
+            return
         factor = -(-self._columns * max(pixels.shape[-2:]) // LARGEST_GRID)
         small = pixels.clone()
         if factor > 1:
             size = [max(1, side // factor) for side in pixels.shape[-2:]]
             small = F.interpolate(pixels[None].float(), size, mode="area")[0].round().byte()
-        self._pixels[place] = small
+        self._grid[place] = small
 
     def gather(self, ranks) -> None:
         """Those of all processes."""
-        for part in ranks.gather(self._pixels):
-            self._pixels |= part
+        for grid, film in ranks.gather((self._grid, self._film)):
+            self._grid |= grid
+            self._film |= film
 
     def grid(self) -> list[Tensor]:
-        return [self._pixels[place] for place in self.in_grid]
+        return [self._grid[place] for place in self.in_grid]
 
     def film(self) -> list[Tensor]:
-        return [self._pixels[place] for place in self.in_film]
+        return [self._film[place] for place in self.in_film]
 
 
 def write_overviews(
@@ -434,7 +438,7 @@ def choose_edit(args, generator, sampling, labels, count: int):
     return edit if args.invert is None else noise_of(args, generator, edit, labels)
 
 
-def choose_conditions(args, generator, count: int) -> Steering | None:
+def choose_conditions(args, generator, count: int, ranks) -> Steering | None:
     """What steers the images, or None. Raises UserError where the network takes none, or needs some."""
     if args.condition is None:
         generator.check_conditions(None)
@@ -443,7 +447,8 @@ def choose_conditions(args, generator, count: int) -> Steering | None:
         raise opt.UserError(f"{args.weight_path} was trained without conditions: no --condition")
     from utils.steering import Steering
 
-    return Steering(args.condition, generator.condition, generator.image_size, count)
+    size, quiet = generator.image_size, not ranks.is_main
+    return Steering(args.condition, generator.condition, size, count, quiet)
 
 
 def file_names(args, count: int, steering: Steering | None) -> list[str]:

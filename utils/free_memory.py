@@ -69,17 +69,17 @@ class GroupFiles:
     root: str  # the folder of all groups
     bound: str  # file of bytes; anything else than a number: none
     used: str  # file of bytes
-    kept: str  # in memory.stat: of files that are only kept in case they are read again
+    kept: str  # pattern, in memory.stat: of files that are only kept in case they are read again
 
 
 VERSIONS = (
-    GroupFiles(r"^0::/(.*)$", ".", "memory.max", "memory.current", "inactive_file"),
+    GroupFiles(r"^0::/(.*)$", ".", "memory.max", "memory.current", r"(?:in)?active_file"),
     GroupFiles(
         r"^\d+:[^:]*\bmemory\b[^:]*:/(.*)$",
         "memory",
         "memory.limit_in_bytes",
         "memory.usage_in_bytes",
-        "total_inactive_file",
+        r"total_(?:in)?active_file",
     ),
 )
 
@@ -106,7 +106,7 @@ def _left_in_group(group: Path, files: GroupFiles) -> float:
     try:
         bound = int((group / files.bound).read_text())
         used = int((group / files.used).read_text())
-        kept = re.search(rf"^{files.kept} (\d+)$", (group / "memory.stat").read_text(), re.M)
+        kept = re.findall(rf"^{files.kept} (\d+)$", (group / "memory.stat").read_text(), re.M)
     except (OSError, ValueError):  # no such group here, or no bound: "max"
         return math.inf
-    return float(bound - used + (int(kept[1]) if kept else 0))
+    return float(bound - used + sum(map(int, kept)))

@@ -27,7 +27,14 @@ class Steering:
     they are read again when they are needed.
     """
 
-    def __init__(self, path: Path, condition: Condition, size: tuple[int, int], count: int):
+    def __init__(
+        self,
+        path: Path,
+        condition: Condition,
+        size: tuple[int, int],
+        count: int,
+        quiet: bool = False,
+    ):
         """For so many images, from a file or those of a folder. Raises UserError for what cannot be
         used.
         """
@@ -40,7 +47,10 @@ class Steering:
         self._size = size
         self._kept: dict[int, Tensor] = {}  # by place
         self._kept_bytes = 0
-        with Progress(len(self._files), title="conditions", unit="image", leave=False) as progress:
+        progress = Progress(
+            len(self._files), title="conditions", unit="image", leave=False, shown=not quiet
+        )
+        with progress:
             for place, file in enumerate(self._files):
                 self.stems.append(str(file.relative_to(root).with_suffix("")))
                 self._pixels(place)

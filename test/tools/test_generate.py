@@ -418,7 +418,7 @@ def test_overviews_hold_copies_of_bounded_size():
     stripes[:, ::2] = 200
     large.add(0, stripes)
     assert large.in_film == []
-    assert torch.equal(large._pixels[0], torch.full((1, 512, 256), 100, dtype=torch.uint8))
+    assert torch.equal(large._grid[0], torch.full((1, 512, 256), 100, dtype=torch.uint8))
 
 
 def nearest_rows(folder):

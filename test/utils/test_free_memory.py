@@ -30,7 +30,8 @@ def system(tmp_path, monkeypatch):
             (folder / "memory.max").write_text(f"{bound}\n")
             (folder / "memory.current").write_text(f"{used * MEGABYTE}\n")
             (folder / "memory.stat").write_text(
-                f"anon 12345\ninactive_file {kept * MEGABYTE}\nactive_file 5\n"
+                f"anon 12345\ninactive_file {(kept - kept // 2) * MEGABYTE}\n"
+                f"active_file {kept // 2 * MEGABYTE}\ninactive_anon 5\n"
             )
 
     return write
@@ -72,7 +73,8 @@ def test_groups_of_version_1(system, tmp_path, line):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "memory.limit_in_bytes").write_text(f"{bound}\n")
         (folder / "memory.usage_in_bytes").write_text(f"{200 * MEGABYTE}\n")
-        kept = f"inactive_file 1\ntotal_inactive_file {30 * MEGABYTE}\n"
+        kept = f"inactive_file 1\ntotal_inactive_file {20 * MEGABYTE}\n"
+        kept += f"active_file 1\ntotal_active_file {10 * MEGABYTE}\n"
         (folder / "memory.stat").write_text(kept)
     assert free_memory(CPU) == 330 * MEGABYTE
 

@@ -52,7 +52,7 @@ class Checkpoint:
     total_steps); of a diffusion also diffusion, codec and sampling (sampler, guidance). `state` is
     where training stands:
     epoch, step and seed. The slim file for generation has no network, optimizer or scaler. `args`
-    is a record of the command line; nothing is decided by it.
+    is a record of the command line; no result is decided by it.
     """
 
     config: dict

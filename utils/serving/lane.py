@@ -73,6 +73,8 @@ class Lane:
         self._samplers: dict[Sampling, BaseDiffusion] = {}
         self._shape = loaded.codec.shape(image_size, loaded.channels)
         self._budget: int | None = None
+        self._is_cut_short = False  # the budget, by memory
+        self._memory_of_row: float | None = None
         self._fitting: float | None = None
 
     # --- Jobs ---
@@ -83,8 +85,9 @@ class Lane:
         edit, conditions = request.edit, request.conditions
         is_steered = conditions is not None
         tasks = [ImageTask(job, place, is_steered) for place in range(request.count)]
-        if tasks[0].rows > self._rows_that_fit():
-            raise TooLittleMemory("an image of this size")
+        if self._is_cut_short and not self.shares:
+            self._forget_memory()
+        self._check_memory(tasks[0].rows)
         served = min((share.served for share in self.shares.values()), default=0.0)
         sampler = self._sampler(request.sampling)
         if edit is not None:
@@ -196,15 +199,30 @@ class Lane:
             self._budget = measured_budget(self._timed_call)
         return self._budget
 
+    def _check_memory(self, rows: int) -> None:
+        """Raise TooLittleMemory where an image of so many rows is more than all the memory that is
+        free now: a system that lends more than it has would end the process.
+        """
+        if rows > self._rows_that_fit() / SHARE_OF_MEMORY:
+            self._forget_memory()  # perhaps another program has ended
+        if rows > self._rows_that_fit() / SHARE_OF_MEMORY:
+            raise TooLittleMemory("an image of this size")
+
     def _rows_that_fit(self) -> float:
-        """How many rows of a call fit into the memory that was free when the lane began."""
+        """How many rows of a call fit into memory, as it was when somebody looked last."""
+        if self._memory_of_row is None:
+            config = cast(dict, self.loaded.network.config)
+            self._memory_of_row = memory_of_row(config, self._shape[1:], self._precision.dtype)
         if self._fitting is None:
             give_back_memory()
             usable = SHARE_OF_MEMORY * free_memory(self._precision.device)
-            config = cast(dict, self.loaded.network.config)
-            of_row = memory_of_row(config, self._shape[1:], self._precision.dtype)
-            self._fitting = usable / of_row
+            self._fitting = usable / self._memory_of_row
         return self._fitting
+
+    def _forget_memory(self) -> None:
+        """Look again at what is free, and with it at how large calls can be."""
+        self._fitting = self._budget = None
+        self._is_cut_short = False
 
     def halve_budget(self, rows: int) -> bool:
         """After a call of so many rows ran out of memory. False: no smaller call is possible."""
@@ -214,10 +232,11 @@ class Lane:
         return True
 
     def _timed_call(self, rows: int) -> float:
-        """Seconds that a call of so many rows takes. Raises TooLittleMemory where it does not fit:
-        a system that lends more memory than it has would end the process.
+        """Seconds that a call of so many rows takes. Raises TooLittleMemory for more than one that
+        do not fit.
         """
-        if rows > self._rows_that_fit():
+        if rows > max(1, self._rows_that_fit()):
+            self._is_cut_short = True
             raise TooLittleMemory(f"{rows} rows")
         device = self._precision.device
         channels, *size = self._shape

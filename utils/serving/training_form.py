@@ -120,6 +120,8 @@ class TrainingForm:
                 continue
         if "ema_decay" in texts:  # earlier versions recorded a length beside it
             texts.pop("ema_length", None)
+        if "minutes" in texts:  # and their usual epochs
+            texts.pop("epochs", None)
         return texts
 
     def arguments(

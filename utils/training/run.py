@@ -154,6 +154,8 @@ class TrainingRun:
         is_in_epochs = options.minutes is None and before.get("minutes") is None
         if options.epochs is None and is_in_epochs:
             settled["epochs"] = before.get("epochs") or usual_epochs
+        if options.warmup_steps is None:
+            settled["warmup_steps"] = self.before.get("warmup_steps")
         if options.ema_snapshots is None:
             settled["ema_snapshots"] = self._snapshots_before()
         return settled

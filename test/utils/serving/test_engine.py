@@ -201,6 +201,21 @@ def test_an_image_that_does_not_fit_into_memory_is_not_tried(
         assert job.status == "failed" and "more than the memory" in job.error.message
 
 
+def test_memory_is_looked_at_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_row = memory_of_row(bench.network.config, (8, 8))
+    monkeypatch.setattr(lanes, "measured_budget", measured_budget)
+    monkeypatch.setattr(lanes, "LONGEST_CALL", 1e9)
+    monkeypatch.setattr(lanes, "LEAST_THROUGHPUT", 0.0)
+    found = []
+    for rows in (0.5, 4.5, 8.5):  # another program ends, and then one more
+        monkeypatch.setattr(lanes, "free_memory", lambda device, rows=rows: rows * of_row / 0.8)
+        bench.network.rows.clear()
+        job = bench.submit(num_images=16, sample_steps=3, cfg_scale=1)
+        bench.finish()
+        found.append((job.status, max(bench.network.rows, default=0)))
+    assert found == [("failed", 0), ("completed", 4), ("completed", 8)]
+
+
 def test_calls_are_as_large_as_memory_allows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "measured_budget", measured_budget)
     monkeypatch.setattr(lanes, "LONGEST_CALL", 1e9)

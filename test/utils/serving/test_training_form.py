@@ -141,6 +141,11 @@ def test_a_run_is_resumed_with_the_options_of_its_record(tmp_path):
     assert texts == {"image_size": "8,8", "channel_mult": "1,2", "lr": "0.0001", "epochs": "3"}
 
 
+def test_a_run_of_minutes_is_resumed_without_epochs():
+    texts = real_form().recorded_texts({"minutes": 8.0, "epochs": 30})
+    assert texts == {"minutes": "8.0"}
+
+
 def test_a_run_with_a_decay_is_resumed_without_a_length_of_its_average(tmp_path):
     form = real_form()
     texts = form.recorded_texts({"ema_decay": 0.99, "ema_length": 0.1})

@@ -320,7 +320,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
                 *preset_lines(args, run, choice, state, task, inputs, length),
                 *latent_lines,
             ],
-            remarks=plan_remarks(args, previews, autoencoder),
+            remarks=plan_remarks(args, images, previews, autoencoder),
         )
     )
 
@@ -930,12 +930,17 @@ def preset_lines(
 
 
 def plan_remarks(
-    args: Namespace, previews: PreviewGrid | None, autoencoder: StoredAutoencoder | None
+    args: Namespace,
+    images: ImageSet,
+    previews: PreviewGrid | None,
+    autoencoder: StoredAutoencoder | None,
 ) -> list[str]:
-    """Legal options that cannot give a good result."""
+    """Legal options, and images, that cannot give a good result."""
+    from utils.data.pairs import enlarged_originals_remark
     from utils.generation import sampling_remarks
 
     remarks = opt.idle_remarks(args, OPTIONS)
+    remarks += filter(None, [enlarged_originals_remark(images)])
     if args.balance and not args.conditional:
         remarks.append("--balance has no effect: no classes are learned")
     if args.conditional and args.label_drop == 1:

@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
     from utils.data import load_image_set
+    from utils.data.pairs import enlarged_originals_remark
     from utils.evaluation.restoration import Convention
     from utils.training.autoencoder_measures import build_previews, build_score
     from utils.training.latent_statistics import LatentStatistics
@@ -148,6 +149,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
         evaluate = build_score(images, split, evaluations, convention, run.precision, ranks)
 
     # Plan, fit
+    small_images = filter(None, [enlarged_originals_remark(images)])
     run.train(
         Work(
             images=images,
@@ -161,7 +163,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
             complete=LatentStatistics(dataset, run.precision.device, ranks),
             previews=previews,
             plan_lines=[latent_line(args, state), *memory],
-            remarks=opt.idle_remarks(args, OPTIONS),
+            remarks=[*opt.idle_remarks(args, OPTIONS), *small_images],
         )
     )
 

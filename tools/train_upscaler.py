@@ -199,7 +199,7 @@ def plan_remarks(args: Namespace, pairs: PairSet) -> list[str]:
     remarks = opt.idle_remarks(args, OPTIONS)
     if args.luma and pairs.large.mode == "L":
         remarks.append("--luma has no effect on grey images")
-    remark = enlarged_originals_remark(pairs)
+    remark = enlarged_originals_remark(pairs.large)
     if remark:
         remarks.append(remark)
     return remarks

@@ -96,8 +96,11 @@ def upscale_file(args, job) -> None:
         raise opt.UserError(f"IN {job.source} cannot be enlarged: {why}")
     upscaler = open_upscaler(args)
     output = plan_output(source, upscaler.scale, job.wanted, job.png)
-    if output.path != args.out and output.path.exists() and not args.recompute:
-        raise opt.UserError(f"{output.path} is there already: --recompute replaces it")
+    if output.path.exists() and not args.recompute:
+        raise opt.UserError(
+            f"OUT {output.path} is there already: --recompute replaces it; for several images name "
+            "their folder"
+        )
     height, width = output.canvas.size
     with opt.Progress(height, title="upscaling", unit="row", leave=False) as progress:
         write_upscaled(source, upscaler, output, progress.update)
@@ -142,7 +145,9 @@ def upscale_folder(args, jobs) -> None:
         opt.say(f"warning: {line}")
     parts = [f"{counts[MADE]:,} images in {args.out}, {upscaler.scale} times as large"]
     if counts[SKIPPED]:
-        parts.append(f"{counts[SKIPPED]:,} were there already (--recompute makes them anew)")
+        parts.append(
+            f"{counts[SKIPPED]:,} were there already, made by whatever weights (--recompute makes them anew)"
+        )
     opt.say("; ".join(parts))
     if counts[FAILED]:
         total = f"{counts[FAILED]:,} of {len(jobs):,}"

@@ -32,6 +32,7 @@ from utils.image_facts import mode_of
 # between two steps counts.
 CHANGEABLE = ("ddpm", "ddim", "dpmpp2m")
 HALF_WHITE = 127
+LUMA = np.array([299, 587, 114])  # of ITU-R 601, in thousandths
 USUAL_STRENGTH = 0.6  # of an image that is changed as a whole
 
 Borders = tuple[int, int, int, int]  # pixels at the top, right, bottom and left
@@ -178,8 +179,9 @@ class Wishes:
 
     def _mask(self, size: tuple[int, int]) -> Tensor:
         """Where it is white, an image is painted anew: (1,1,H,W) bool."""
-        pixels = self._read("mask", size, "L")
-        paint = torch.from_numpy(pixels[..., 0] > HALF_WHITE)[None, None]
+        colours = self._read("mask", size, "RGBA")[..., :3]  # on black where it is transparent
+        luma = colours.astype(np.int64) @ LUMA
+        paint = torch.from_numpy(luma > HALF_WHITE * LUMA.sum())[None, None]
         if not paint.any():
             raise WrongWish(
                 "mask", f"{self._called('mask')} is white nowhere: nothing would be painted"

@@ -73,6 +73,14 @@ def test_filling_in(script, weights, photo, tmp_path, sampler):
     for image in found:
         assert np.array_equal(image[mask == 0], original[mask == 0])
     assert np.abs(found[0] - found[1])[mask > 0].max() > 1
+
+    # White strokes on a transparent layer are the same mask
+    white = np.full((8, 8), 255, np.uint8)
+    Image.fromarray(np.stack([white, white, white, mask], axis=2)).save(tmp_path / "mask.png")
+    strokes, _ = made(
+        script, tmp_path, weights, *options, "--sample_steps", 6, "--repeats", 2, name="strokes"
+    )
+    assert np.array_equal(strokes, found)
     with Image.open(tmp_path / "results/made/00000.png") as image:
         text = image.text
     assert (text["init_image"], text["mask"]) == (photo.name, "mask.png")

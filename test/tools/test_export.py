@@ -126,6 +126,11 @@ def test_mistakes(script, tmp_path):
     save_checkpoint(contents, tmp_path / "flow.pt")
     flow = script("export", tmp_path / "flow.pt", out, "--class_name", "boot", status=2).stderr
     assert "no rectified flow" in flow
+    images = copy_some(tmp_path / "images")
+    options = ["--dataset_path", images, "--mode", "RGBA", "--conditional", "False", *TINY]
+    script("train", *options, "--epochs", 1, "--vis", "False")
+    opacity = script("export", tmp_path / "results/demo/ema_last.pt", out, status=2).stderr
+    assert "images of mode RGBA; diffusers' pipelines, grey or RGB" in opacity
 
 
 # --- In ---

@@ -243,6 +243,13 @@ def test_files_of_others_are_not_replaced(run, tmp_path):
     named = run(tmp_path / "b.png", tmp_path / "alone" / "picture.jpg", status=2)
     assert "picture.png is there already: --recompute replaces it" in named.stderr
 
+    # As where *.png names two pictures
+    mine = tmp_path / "in" / "a.png"
+    before = mine.read_bytes()
+    refused = run(tmp_path / "b.png", mine, status=2)
+    assert "for several images name their folder" in refused.stderr
+    assert mine.read_bytes() == before
+
 
 def test_a_result_with_another_ending_has_a_name_of_its_own(run, tmp_path):
     """An image that comes later, of the name that it might have had, is not taken as done."""

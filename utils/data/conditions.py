@@ -17,6 +17,7 @@ from utils.data.decode import NotALabelMap
 from utils.data.flat import readable
 from utils.data.image_set import ImageSet, load_image_set
 from utils.data.index import scan_folder
+from utils.data.opening import upright_size
 from utils.data.reading import in_mode, try_decode, why_unreadable
 from utils.errors import ReadError, UserError, name_list
 from utils.image_facts import LABEL_MAP, mode_of
@@ -25,6 +26,7 @@ from utils.text import composed
 KINDS = ("auto", "labels", "picture")
 PROBED = 32  # files that are looked at to tell label maps from pictures
 SHOWN = 5  # names in a message
+MOST_LOOKED_AT = 200  # pairs of files whose own sizes are read
 WITHOUT_CONDITION = "no condition of its name"
 
 
@@ -101,6 +103,7 @@ def pair(
     conditions = found.subset(matched)
     images.remarks.extend(_remarks(found, set(by_name) - set(names)))
     everything = images.subset(np.array(kept, np.int64))
+    images.remarks.extend(_remark_on_shapes(everything, conditions))
     chosen = everything.with_used_classes()
     unused = [name for name in everything.class_names if name not in chosen.class_names]
     if unused:
@@ -108,6 +111,38 @@ def pair(
             f"no image of {name_list(unused)} has a condition: these classes are not learned"
         )
     return ConditionedSet(chosen, conditions, _condition_of(conditions, kind))
+
+
+def _remark_on_shapes(images: ImageSet, conditions: ImageSet) -> list[str]:
+    """What to say where conditions have another shape than their images, so that each is cropped to
+    other parts. Looks at some of the files.
+    """
+    others = []
+    looked_at = range(0, len(images), max(1, len(images) // MOST_LOOKED_AT))
+    for i in looked_at:
+        paths = (images.root / images.name(i), conditions.root / conditions.name(i))
+        try:
+            sizes = [upright_size(path) for path in paths]
+        except Exception:  # Pillow's plugins raise what they like
+            continue
+        if not _have_one_shape(*sizes):
+            (height, width), (own_height, own_width) = sizes
+            others.append(
+                f"{conditions.name(i)} with {own_height},{own_width} pixels beside {height},{width}"
+            )
+    if not others:
+        return []
+    return [
+        f"{len(others):,} of {len(looked_at):,} conditions have another shape than their images, "
+        f"such as {others[0]}: each is cropped to its middle, and they do not lie on each other"
+    ]
+
+
+def _have_one_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other, scaled and rounded to whole pixels."""
+    (height, width), (own_height, own_width) = size, other
+    rounding = (height + width + own_height + own_width) / 2
+    return abs(height * own_width - width * own_height) <= rounding
 
 
 def _check_folder(folder: Path) -> None:

@@ -169,9 +169,17 @@ def _scan_either_way(root: Path) -> FolderIndex:
     names = [readable(raw) for raw in folders]
     if len(names) >= FEWEST_CLASSES and not look_like_parts(names):
         index = scan_folder(root, conditional=True)
-        if len(np.unique(index.labels)) >= FEWEST_CLASSES:
+        beside = index.account.reasons.get(BESIDE_CLASSES)
+        count = 0 if beside is None else beside.count
+        if len(np.unique(index.labels)) >= FEWEST_CLASSES and count <= len(index):
             return index
         one_set = scan_folder(root, conditional=False)
+        if count > len(index):
+            one_set.remarks.append(
+                f"more images lie beside the folders {name_list(names)} than in them: all are one "
+                "set, without classes; --conditional True learns the folders"
+            )
+            return one_set
         one_set.remarks.append(
             f"of the folders {name_list(names)} fewer than two hold images: all are one set, "
             "without classes"

@@ -50,21 +50,28 @@ class LabelTable:
 
 def read_labels(file: Path) -> LabelTable:
     """The table in a file. Raises UserError, naming the line, for what cannot be meant."""
+    before = 0  # lines that have been read
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             csv.field_size_limit(LONGEST_CELL)
-            lines = csv.reader(stream)
+            lines = csv.reader(stream, strict=True)
             header = _header(file, next(lines, []))
             rows: dict[str, LabelRow] = {}
+            before = lines.line_num
             for cells in lines:
                 if any(cell.strip() for cell in cells):
+                    _check_quotes(file, before + 1, cells)
                     _add(file, lines.line_num, header, cells, rows)
+                before = lines.line_num
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8: save it as CSV (UTF-8)") from None
     except csv.Error as error:
-        raise UserError(f"{file} is no table of comma-separated values: {error}") from None
+        raise UserError(
+            f"{file} is no table of comma-separated values: {error}, in the row that begins in "
+            f"line {before + 1}"
+        ) from None
     numbers = [name for name in header if name not in (FILE_COLUMN, LABELS_COLUMN)]
     return LabelTable(rows, numbers)
 
@@ -85,6 +92,15 @@ def _header(file: Path, cells: list[str]) -> list[str]:
     if len(names) > MOST_NUMBERS:
         raise UserError(f"{file} has {len(names)} columns; {MOST_NUMBERS} are the most")
     return names
+
+
+def _check_quotes(file: Path, line: int, cells: list[str]) -> None:
+    """Raise UserError where a cell has a line break: a quote before it was never closed."""
+    for cell in cells:
+        if "\n" in cell or "\r" in cell:
+            raise UserError(
+                f"{file}, line {line}: {cell!r:.60} goes on in the next line: a quote is missing"
+            )
 
 
 def _add(

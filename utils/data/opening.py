@@ -16,6 +16,7 @@ from utils.data.silence import quiet_pillow
 
 TIFF_BITS, TIFF_SAMPLE_FORMAT = 258, 339
 UNSIGNED = 1
+TURNED = (5, 6, 7, 8)  # EXIF orientations in which a picture lies on its side
 # Little and big endian, and this machine's own order.
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
@@ -196,6 +197,21 @@ def _check_range(image: Image.Image) -> None:
 
 def upright_size(path: Path) -> tuple[int, int]:
     """(H, W) of the picture in a file, from its head alone. Raises what Pillow raises."""
+    try:
+        return _size_by_pillow(path)
+    except Exception:  # also of a PNG for a chunk beside its picture
+        with open(path, "rb") as file:
+            if not png.is_png(file.read(len(png.SIGNATURE))):
+                raise
+            file.seek(0)
+            facts = png.read_png(file)
+        with quiet_pillow(), Image.open(facts.file) as image:
+            width, height = image.size
+        orientation = 1 if facts.exif is None else _orientation_in(facts.exif)
+        return (width, height) if orientation in TURNED else (height, width)
+
+
+def _size_by_pillow(path: Path) -> tuple[int, int]:
     with quiet_pillow(), Image.open(path, formats=readable_formats()) as image:
         width, height = image.size
         if image.format == "TIFF":  # Pillow turns these itself
@@ -204,4 +220,4 @@ def upright_size(path: Path) -> tuple[int, int]:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         except Exception:  # a damaged EXIF block raises what it likes
             orientation = 1
-    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return (width, height) if orientation in TURNED else (height, width)

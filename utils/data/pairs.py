@@ -131,14 +131,14 @@ def load_pairs(
     return PairSet(small, large)
 
 
-def enlarged_originals_remark(pairs: PairSet) -> str:
-    """What to say where files are smaller than the large images, which then are no originals but
+def enlarged_originals_remark(images: ImageSet) -> str:
+    """What to say where files are smaller than the images of a set, which then are no originals but
     enlarged themselves; "" where none is. Looks at some of the files.
     """
-    height, width = pairs.large.image_size
-    step = max(1, len(pairs) // MOST_LOOKED_AT)
-    looked_at = [pairs.large.name(i) for i in range(0, len(pairs), step)]
-    too_small = [name for name in looked_at if not covers(pairs.large.root / name, height, width)]
+    height, width = images.image_size
+    step = max(1, len(images) // MOST_LOOKED_AT)
+    looked_at = [images.name(i) for i in range(0, len(images), step)]
+    too_small = [name for name in looked_at if not covers(images.root / name, height, width)]
     if not too_small:
         return ""
     return (

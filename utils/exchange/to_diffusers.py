@@ -11,6 +11,7 @@ from model.noise_schedule import FLOW, REFERENCE_STEPS
 from model.samplers import build_sampler
 from utils.errors import UserError
 from utils.exchange.diffusers_names import diffusers_state
+from utils.image_facts import USUAL_MODES
 from utils.runs import safetensors
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.inference import inference_network
@@ -101,6 +102,9 @@ def _exportable(checkpoint: Checkpoint, label: int | None, use_ema: bool) -> nn.
         raise UserError(f"{source} holds a {network['name']}; diffusers has the unet alone")
     if checkpoint.config.get("codec", {}).get("name", "pixels") != "pixels":
         raise UserError(f"{source} diffuses {checkpoint.config['codec']['name']}, not plain pixels")
+    mode = checkpoint.config["data"]["mode"]
+    if mode not in USUAL_MODES:
+        raise UserError(f"{source} makes images of mode {mode}; diffusers' pipelines, grey or RGB")
     if checkpoint.numbers:
         raise UserError(f"{source} learned numbers, which diffusers' pipelines cannot be told")
     if checkpoint.class_names and label is None:

@@ -29,12 +29,18 @@ class Job:
         A file is written under another name until all of it is there, so it is whole.
         """
         try:
-            if os.stat(path).st_mtime_ns < os.stat(self.source).st_mtime_ns:
+            if _last_change(path) < _last_change(self.source):
                 return False
             height, width = upright_size(self.source)
             return written_size(path) == (height * scale, width * scale)
         except Exception:  # not there, or no image: Pillow's plugins raise what they like
             return False
+
+
+def _last_change(path: Path) -> int:
+    """When a file was written or, with the time that it had, put in another one's place."""
+    facts = os.stat(path)
+    return max(facts.st_mtime_ns, facts.st_ctime_ns)
 
 
 class FolderJobs:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import secrets
 import struct
 import time
 from collections.abc import Iterator
@@ -122,10 +123,10 @@ def new_picture(path: Path, canvas: Canvas) -> Iterator["PngWriter | WholeWriter
     Until then it has another name, hidden, and after an error there is none. UserError where the
     disk refuses it.
     """
-    half = path.with_name(HALF_FILES.replace("*", str(os.getpid())))
+    half = path.with_name(HALF_FILES.replace("*", secrets.token_hex(8)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(half, "wb") as file:
+        with open(half, "xb") as file:
             writer = _writer(file, path.suffix.lower(), canvas)
             yield writer
             writer.finish()

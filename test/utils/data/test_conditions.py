@@ -252,3 +252,29 @@ def test_a_condition_that_goes_while_a_run_trains(folders):
     found.conditions.retry_pauses = ()
     shutil.rmtree(masks / "a")
     assert "can no longer be read" in str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "own", "is_other"),
+    [
+        ((64, 192), (64, 64), True),
+        ((48, 64), (64, 48), True),  # one of the two was turned
+        ((480, 641), (120, 160), False),
+        ((8, 8), (64, 64), False),
+        ((333, 500), (166, 250), False),
+        ((333, 500), (176, 250), True),
+    ],
+)
+def test_conditions_of_another_shape_are_named(tmp_path, shape, own, is_other):
+    """Both would be cropped to their own middle, and the network learn what lies elsewhere."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+    Image.fromarray(np.zeros((*shape, 3), np.uint8)).save(images / "a.png")
+    save_map(numbers_of(0, own), masks / "a.png")
+    found = pair(load_image_set(images, SIZE, False, quiet=True), masks, "labels", "none", True)
+    said = "\n".join(describe(found.images))
+    sizes = f"a.png with {own[0]},{own[1]} pixels beside {shape[0]},{shape[1]}"
+    assert (f"1 of 1 conditions have another shape than their images, such as {sizes}" in said) == (
+        is_other
+    )

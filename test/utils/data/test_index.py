@@ -314,3 +314,20 @@ def test_classes_are_learned_where_there_are_at_least_two(tmp_path, files, class
     beside = sum("/" not in name for name in files) if classes else 0
     assert len(index) == pictures - beside
     assert index.account.seen == files_below(tmp_path / "set")
+
+
+def test_a_folder_with_a_few_sub_folders_is_one_set(tmp_path):
+    """They are no classes where most images lie beside them."""
+    for i in range(12):
+        picture(tmp_path / f"{i}.png", i)
+    for i, year in enumerate(("2023", "2024")):
+        picture(tmp_path / year / "a.png", 20 + i)
+    found = load_image_set(tmp_path, SIZE, None, quiet=True)
+    assert len(found) == 14 and not found.class_names
+    assert "more images lie beside the folders 2023, 2024 than in them" in "\n".join(
+        describe(found)
+    )
+    assert load_image_set(tmp_path, SIZE, True, quiet=True).class_names == ["2023", "2024"]
+    for i in range(12):
+        picture(tmp_path / "2023" / f"b{i}.png", 40 + i)
+    assert load_image_set(tmp_path, SIZE, None, quiet=True).class_names == ["2023", "2024"]

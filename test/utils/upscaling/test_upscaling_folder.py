@@ -1,14 +1,17 @@
 """Which file becomes which: names, what is done already, folders that do not go together."""
 
 import os
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import UserError
 from utils.upscaling.folder import FolderJobs, single_job
 from utils.upscaling.names import OutputNames
+from utils.upscaling.output import Canvas, new_picture
 
 
 def picture(path, size=(6, 5), **options):
@@ -163,3 +166,38 @@ def test_names_that_are_not_utf8(tmp_path):
     os.rename(tmp_path / "x.png", raw)
     (job,) = FolderJobs(tmp_path / "in", tmp_path / "out", None)
     assert job.shown == "\\xff.png" and job.source.exists()
+
+
+def test_another_image_in_the_place_of_the_first_is_seen(tmp_path):
+    """One that is moved or copied there keeps its own, earlier time."""
+    source = picture(tmp_path / "in/a.png")
+    other = picture(tmp_path / "other.png")
+    os.utime(other, (1e9, 1e9))
+    job = jobs_of(tmp_path / "in", tmp_path / "out")["a.png"]
+    picture(job.wanted, (12, 10))
+    assert job.has_result(job.wanted, 2)
+    time.sleep(0.02)
+    os.replace(other, source)
+    assert not job.has_result(job.wanted, 2)
+
+
+def test_a_result_is_found_again_beside_a_png_with_long_texts(tmp_path):
+    """Pillow refuses it for them; its picture is read all the same."""
+    text = PngInfo()
+    text.add_text("history", "x" * 2_000_000, zip=True)
+    picture(tmp_path / "in/a.png", pnginfo=text)
+    job = jobs_of(tmp_path / "in", tmp_path / "out")["a.png"]
+    picture(job.wanted, (12, 10))
+    assert job.has_result(job.wanted, 2)
+
+
+def test_two_writers_of_one_picture_have_files_of_their_own(tmp_path):
+    canvas = Canvas((2, 3), 1, 8, None, None)
+    with new_picture(tmp_path / "a.png", canvas) as first:
+        with new_picture(tmp_path / "a.png", canvas) as second:
+            assert len(list(tmp_path.iterdir())) == 2
+            second.write(np.zeros((2, 3, 1), np.uint8))
+        first.write(np.full((2, 3, 1), 9, np.uint8))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image).tolist() == [[9] * 3] * 2
+    assert len(list(tmp_path.iterdir())) == 1

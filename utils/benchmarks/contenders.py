@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 IMPORTS_OF_TRAINING = (
     "utils.data",
     "utils.data.flatness",
+    "utils.data.pairs",
     "utils.training.run",
     "utils.training.diffusion_task",
     "utils.training.evaluation",

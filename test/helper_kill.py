@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.ema import EMA  # noqa: E402
 from utils.runs import folder  # noqa: E402
-from utils.training import run  # noqa: E402
+from utils.training import stepping  # noqa: E402
 
 is_timing = False
 
@@ -55,7 +55,7 @@ def save_slowly(*args, **options):
     save(*args, **options)
 
 
-time_steps, run.seconds_of_step = run.seconds_of_step, seconds_of_step
+time_steps, stepping.seconds_of_step = stepping.seconds_of_step, seconds_of_step
 update, EMA.update = EMA.update, update_with_accidents
 save, folder.save_checkpoint = folder.save_checkpoint, save_slowly
 train = importlib.import_module(f"tools.{os.environ.get('SCRIPT', 'train')}")

@@ -22,7 +22,8 @@ from tools import train as train_script
 from utils import devices
 from utils.data import StepSampler
 from utils.runs.files import read_checkpoint, save_checkpoint
-from utils.training import length, recipe, run
+from utils.training import length, recipe, run, run_length
+from utils.training.stepping import Stepping
 
 EVERYTHING = [
     "--num_workers",
@@ -454,7 +455,7 @@ def test_a_run_of_some_minutes_is_resumed_with_the_steps_that_it_began_with(
     """They were measured once; a resumed run measures nothing, and equals an uninterrupted one."""
     options = ["--num_workers", 0, "--minutes", 8, "--save_model_interval"]
     options += ["--save_model_interval_epochs", 1, "--dropout", 0.2]
-    monkeypatch.setattr(run, "steps_within", lambda *_: 7)  # epochs have 4
+    monkeypatch.setattr(run_length, "steps_within", lambda *_: 7)  # epochs have 4
     out = train(images, tmp_path, "a", *options)
     assert "7 = 1.75 epochs of 4" in out
     assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["config"]["length"]["minutes"] == 8
@@ -464,7 +465,7 @@ def test_a_run_of_some_minutes_is_resumed_with_the_steps_that_it_began_with(
     def measure(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(run, "steps_within", measure)
+    monkeypatch.setattr(run_length, "steps_within", measure)
     for name, more in (("b", ["--minutes", 8]), ("c", [])):
         if name == "c":
             shutil.copytree(tmp_path / "b", tmp_path / "c")
@@ -486,7 +487,7 @@ def test_a_run_of_some_minutes_is_resumed_with_the_steps_that_it_began_with(
 
 
 def test_more_minutes_lengthen_a_run_and_epochs_stay_epochs(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "steps_within", lambda *_: 6)
+    monkeypatch.setattr(run_length, "steps_within", lambda *_: 6)
     train(images, tmp_path, "a", "--num_workers", 0, "--minutes", 2)
     out = train(images, tmp_path, "a", "--num_workers", 0, "--minutes", 3, "--resume")
     assert "9 = 2.25 epochs of 4, 6 done" in out and "previously 6" in out
@@ -599,11 +600,11 @@ def test_a_preset_that_is_named_again_decides_nothing_anew(images, tmp_path, mon
 def test_what_is_timed_for_the_choice_keeps_as_little_as_the_run(images, tmp_path, monkeypatch):
     seen = []
 
-    def seconds_of_step(self, state, task, dataset):
+    def seconds(self, state, task, dataset):
         seen.append(len(state.network.checkpointed))
         return 0.01
 
-    monkeypatch.setattr(run.TrainingRun, "seconds_of_step", seconds_of_step)
+    monkeypatch.setattr(Stepping, "seconds", seconds)
     levels = ["--checkpoint_activations", "0", "--minutes", 1, "--plan"]
     train(images, tmp_path, "a", *levels, tiny=OF_A_PRESET)
     assert len(seen) > 1 and min(seen) > 0

@@ -41,9 +41,10 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.training.diffusion_task import DiffusionTask
     from utils.training.evaluation import EvaluationPlan, RunEvaluation
     from utils.training.label_guidance import LabelGuidance
+    from utils.training.length import RunLength
     from utils.training.previews import PreviewGrid
     from utils.training.recipe_choice import RecipeChoice
-    from utils.training.run import RunLength, TrainingRun
+    from utils.training.run import TrainingRun
     from utils.training.state import TrainState
 
 USUAL_EPOCHS = 30
@@ -229,7 +230,8 @@ def main(argv: list[str] | None = None) -> None:
 def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
     from utils.data import load_image_set
-    from utils.training.run import TrainingRun, Work, held_out_data
+    from utils.training.run import TrainingRun, held_out_data
+    from utils.training.work import Work
 
     # Device, and the folder that this run alone may write
     run = TrainingRun(opt.run_options(args, OPTIONS), "diffusion", ranks, USUAL_EPOCHS)
@@ -926,7 +928,7 @@ def preset_lines(
     """Lines of the plan on the preset and those beside it."""
     if choice is None:
         return [] if args.preset == opt.AUTO else [f"preset      {args.preset}, as before"]
-    return choice.lines(run.seconds_of_step(state, task, inputs), length)
+    return choice.lines(run.stepping.seconds(state, task, inputs), length)
 
 
 def plan_remarks(

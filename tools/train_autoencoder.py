@@ -104,7 +104,8 @@ def train(args: Namespace, ranks: Ranks) -> None:
     from utils.training.autoencoder_measures import build_previews, build_score
     from utils.training.latent_statistics import LatentStatistics
     from utils.training.restoration import plan_restoration
-    from utils.training.run import TrainingRun, Work, held_out_data
+    from utils.training.run import TrainingRun, held_out_data
+    from utils.training.work import Work
 
     # Device, and the folder that this run alone may write
     run = TrainingRun(opt.run_options(args, OPTIONS), "autoencoder", ranks, USUAL_EPOCHS)

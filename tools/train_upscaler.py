@@ -88,9 +88,10 @@ def train(args: Namespace, ranks: Ranks) -> None:
     from utils.data.pairs import CropSet, load_pairs
     from utils.evaluation.restoration import Convention, baseline_in_words
     from utils.training.restoration import plan_restoration
-    from utils.training.run import TrainingRun, Work, held_out_data
+    from utils.training.run import TrainingRun, held_out_data
     from utils.training.upscaling_measures import build_previews, build_score
     from utils.training.upscaling_task import UpscalingTask
+    from utils.training.work import Work
 
     # Device, and the folder that this run alone may write
     run = TrainingRun(opt.run_options(args, OPTIONS), "upscaler", ranks, USUAL_EPOCHS)

@@ -8,18 +8,14 @@ from typing import Protocol
 
 from PIL import Image
 from torch import nn
-from torch.utils.data import default_collate
 
-from utils.data import TrainingSet
 from utils.data.split import Split
 from utils.devices import Precision
-from utils.errors import ReadError
 from utils.evaluation.verdict import FEWEST_EVALUATIONS
 from utils.ranks import Ranks
 from utils.training.evaluation import EvaluationPlan
 from utils.training.length import FORWARD_SHARE, RunLength
 from utils.training.optimizer import STATE_NAMES
-from utils.training.prefetch import Batch
 from utils.training.state import TrainState
 
 FEW_STEPS = 300
@@ -193,12 +189,3 @@ def length_remarks(total_steps: int, warmup_asked: int, warmup_used: int) -> lis
             f"{warmup_used}"
         )
     return remarks
-
-
-def sample_batch(dataset: TrainingSet, size: int) -> Batch:
-    """A batch of `size` images, to measure with. Raises ReadError where one cannot be read."""
-    items = [dataset[i % len(dataset)] for i in range(size)]
-    for item in items:
-        if isinstance(item, ReadError):
-            raise item
-    return tuple(default_collate(items))

@@ -2,19 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from datetime import timedelta
 from typing import Any
 
-import torch
-
-from model.codecs import PixelCodec
-from model.condition import Condition, LabelCondition
-from model.diffusion import GaussianDiffusion
+from model.condition import Condition
 from utils.data import steps_per_epoch
 from utils.errors import UserError, is_out_of_memory
 from utils.start import seconds_since_start
-from utils.training.diffusion_task import DiffusionTask
 from utils.training.estimates import NetworkCost, cost_of
 from utils.training.length import SECONDS_PER_MINUTE, RunLength
 from utils.training.passes import (
@@ -33,8 +27,8 @@ from utils.training.recipe import (
     neighbours,
     options_of,
 )
+from utils.training.recipe_timing import seconds_of_recipe
 from utils.training.run import TrainingRun
-from utils.training.run_options import RunOptions
 
 # Where --epochs sets the length, no network is chosen that would take longer.
 LONGEST_RUN = 2 * 3600.0  # seconds
@@ -46,27 +40,6 @@ MOST_SPEED_UP_OF_GPU = 40.0
 
 # A preset beside the chosen one is timed for the plan where a step of it is likely to be shorter.
 SHORT_STEP = 1.0  # seconds
-
-OF_A_RUN = {field.name for field in fields(RunOptions)}
-
-
-class BlankImages:
-    """A training set to time steps with."""
-
-    is_decoded = True
-
-    def __init__(self, shape: tuple[int, ...], conditional: bool):
-        self.image = torch.zeros(shape, dtype=torch.uint8)
-        self.label = 0
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int]:
-        return self.image, self.label, i
-
-    def name(self, i: int) -> str:
-        return "a blank image"
 
 
 class RecipeChoice:
@@ -230,39 +203,17 @@ class RecipeChoice:
         return self._seconds[preset]
 
     def _measure(self, preset: str) -> float:
-        run, options = self.run, self.run.options
-        values = self.values_of(preset)
-        network = self.network_of(values)
-        conditional = network["num_classes"] is not None
-        run.options = options.with_settled(
-            **{name: value for name, value in values.items() if name in OF_A_RUN}
-        )
+        run, values = self.run, self.values_of(preset)
         try:
-            state = run.build_state({"network": network})
-            state.network.checkpoint_activations(self.checkpointed)  # type: ignore[operator]
-            condition = None
-            planes = network["in_channels"]
-            if self.condition is not None:
-                # As many channels as those of the run, of a label map that is cheap to encode
-                condition = LabelCondition(range(self.condition.channels - 1))
-                planes += condition.planes - condition.channels
-            task = DiffusionTask(
-                GaussianDiffusion(prediction="v"),
-                PixelCodec(),
-                conditional,
-                condition=condition,
+            mine = seconds_of_recipe(
+                run, values, self.network_of(values), self.size, self.condition, self.checkpointed
             )
-            blank = BlankImages((planes, *self.size), conditional)
-            mine = run.seconds_of_step(state, task, blank)
         except (RuntimeError, MemoryError) as error:
             # Other processes would wait for this one, and of no smaller network anything is known
             alone = run.ranks.world_size == 1 and preset != self._smallest
             if not (alone and is_out_of_memory(error)):
                 raise
             return math.inf
-        finally:
-            run.options = options
-            run.forget_timed()
         return run.ranks.gather(mine)[run.ranks.main_rank]
 
     def _time_neighbours(self) -> None:

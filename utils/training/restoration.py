@@ -20,7 +20,7 @@ from utils.pictures import image_grid
 from utils.ranks import Ranks
 from utils.runs.evaluations import Evaluation
 from utils.training.evaluation import EvaluationPlan, plan_evaluations
-from utils.training.run import RunLength
+from utils.training.length import RunLength
 
 FIGURES = "loss, PSNR and SSIM"
 

@@ -90,3 +90,7 @@ class RunOptions:
     def images_per_process(self) -> int:
         """That an optimizer step sees in each process."""
         return self.batch_size * self.grad_accum
+
+    def global_batch(self, processes: int) -> int:
+        """Images that an optimizer step sees, on all of so many processes."""
+        return self.images_per_process * processes

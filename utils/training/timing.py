@@ -5,7 +5,10 @@ import statistics
 import time
 
 from torch import nn
+from torch.utils.data import default_collate
 
+from utils.data import TrainingSet
+from utils.errors import ReadError
 from utils.training.fit import LossFunction, TrainingLoop, Update
 from utils.training.prefetch import Batch, DrawFunction, PreparedBatches
 from utils.training.recorder import SilentRecorder
@@ -76,3 +79,12 @@ def _are_enough(seconds: list[float], several: bool) -> bool:
     if total > LONGEST_TIME or counted >= MOST_STEPS:
         return True
     return counted >= FEWEST_STEPS and total > ENOUGH_TIME
+
+
+def sample_batch(dataset: TrainingSet, size: int) -> Batch:
+    """A batch of `size` images, to measure with. Raises ReadError where one cannot be read."""
+    items = [dataset[i % len(dataset)] for i in range(size)]
+    for item in items:
+        if isinstance(item, ReadError):
+            raise item
+    return tuple(default_collate(items))

@@ -11,7 +11,7 @@ from utils.free_memory import SHARE_OF_MEMORY
 from utils.ranks import Ranks
 from utils.training import recipe_choice
 from utils.training.length import RunLength
-from utils.training.recipe import OPEN_OPTIONS
+from utils.training.recipe import OPEN_OPTIONS, PRESETS
 from utils.training.recipe_choice import RecipeChoice
 
 IMAGES = 60_000
@@ -246,45 +246,35 @@ def test_all_processes_split_as_the_one_with_the_least_memory(monkeypatch):
     assert choice.values["grad_accum"] > 1
 
 
-def out_of_memory(*_args):
-    raise MemoryError("on purpose")
-
-
 def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
-    """What is reckoned may be wrong. The run's own options come back, and no network is kept."""
-    timed = []
-    options = SimpleNamespace(
-        minutes=600, epochs=1, with_settled=lambda **_: SimpleNamespace(minutes=600)
-    )
+    """What is reckoned may be wrong."""
 
-    def built(config):
-        network = SimpleNamespace(checkpoint_activations=lambda levels: None)
-        return SimpleNamespace(channels=config["network"]["channels"], network=network)
-
-    def seconds_of_step(state, task, dataset):
-        timed.append(state)
-        return 0.01 if state.channels == 32 else out_of_memory()
-
-    run = SimpleNamespace(
-        options=options,
-        ranks=Ranks(),
-        free_memory=lambda: 100e9,
-        precision=Precision(torch.float32, torch.device("cpu")),
-        build_state=built,
-        seconds_of_step=seconds_of_step,
-        forget_timed=lambda: timed.clear(),
-    )
+    def seconds_of_recipe(_run, values, *_args):
+        if values["channels"] in fitting:
+            return 0.01
+        raise MemoryError("on purpose")
 
     def network_of(values):
         keep = ("channels", "channel_mult", "blocks_per_level", "attention_levels")
         network = {name: values[name] for name in keep}
         return {"name": "unet", "in_channels": 1, "num_classes": None, **network}
 
-    given = dict.fromkeys(OPEN_OPTIONS)
-    choice = RecipeChoice(run, "auto", given, (28, 28), IMAGES, IMAGES, network_of)
-    assert choice.preset == "tiny" and run.options is options and timed == []
+    def chosen():
+        run = SimpleNamespace(
+            options=SimpleNamespace(minutes=600, epochs=1),
+            ranks=Ranks(),
+            free_memory=lambda: 100e9,
+            precision=Precision(torch.float32, torch.device("cpu")),
+        )
+        given = dict.fromkeys(OPEN_OPTIONS)
+        return RecipeChoice(run, "auto", given, (28, 28), IMAGES, IMAGES, network_of)
+
+    monkeypatch.setattr(recipe_choice, "seconds_of_recipe", seconds_of_recipe)
+    fitting = {PRESETS["tiny"].channels}
+    choice = chosen()
+    assert choice.preset == "tiny"
     assert choice.lines(0.01, LENGTH)[2].endswith("which there is not")
 
-    run.seconds_of_step = out_of_memory
+    fitting = set()
     with pytest.raises(MemoryError):  # of the smallest there is nothing else to say
-        RecipeChoice(run, "auto", given, (28, 28), IMAGES, IMAGES, network_of)
+        chosen()

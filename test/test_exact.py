@@ -516,6 +516,27 @@ def test_time_steps_by_equal_weights_are_refused_in_a_resumed_run_too(images, tm
         train(images, tmp_path, "a", "--num_workers", 0, *options)
 
 
+def test_a_bare_resume_keeps_the_sampler_and_what_saves_memory(images, tmp_path):
+    """Other options on what is saved and drawn are those of each command, which is said."""
+    given = ["--num_workers", 0, "--channels", 8, "--epochs", 1]
+    given += ["--sample", "ddim", "--checkpoint_activations", 0, "--num_vis", 2]
+    train(images, tmp_path, "a", *given)
+
+    def settings():
+        contents = read_checkpoint(tmp_path / "a" / "ema_last.pt")
+        args = json.loads((tmp_path / "a/config.json").read_text())["args"]
+        return contents["config"]["sampling"]["sampler"], args["checkpoint_activations"]
+
+    assert settings() == ("ddim", [0])
+    said = train(images, tmp_path, "a", "--num_workers", 0, "--epochs", 2, "--resume")
+    assert settings() == ("ddim", [0])
+    assert "changed are --num_vis 1 (2 before)" in said and "--sample" not in said
+    said = train(images, tmp_path, "a", *given, "--epochs", 3, "--resume")
+    assert "changed are --num_vis 2 (1 before)" in said
+    said = train(images, tmp_path, "a", *given, "--epochs", 4, "--resume", "--sample", "plms")
+    assert "changed are --sample plms (ddim before)" in said and settings()[0] == "plms"
+
+
 def test_two_lengths_of_the_average(images, tmp_path):
     with pytest.raises(train_script.opt.UserError, match="leave one of them out"):
         train(images, tmp_path, "a", "--ema_length", 0.1, "--ema_decay", 0.99)

@@ -28,7 +28,7 @@ from utils.options import Option
 if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help answers at once
     from torch import Tensor
 
-    from model.codecs import Codec, PixelCodec
+    from model.codecs import Codec
     from model.condition import Condition, LabelCondition
     from model.diffusion import GaussianDiffusion
     from utils.data import ImageSet, TrainingSet
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.generation import ImageGenerator, Sampling
     from utils.ranks import Ranks
     from utils.runs.autoencoders import StoredAutoencoder
+    from utils.training.diffused_images import DiffusedImages
     from utils.training.diffusion_task import DiffusionTask
     from utils.training.evaluation import EvaluationPlan, RunEvaluation
     from utils.training.label_guidance import LabelGuidance
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # what runs imports them where it needs them, so that --help 
     from utils.training.state import TrainState
 
 USUAL_EPOCHS = 30
+USUAL_SAMPLER = "dpmpp2m"
 
 # fmt: off
 OPTIONS: opt.Table = {
@@ -110,7 +112,7 @@ OPTIONS: opt.Table = {
         Option("--lr",                None,            opt.rate,            "peak learning rate", decides=True),
         Option("--lr_func",           "warmup_cosine", opt.LR_SCHEDULES,    "learning rate schedule", decides=True),
         Option("--warmup_steps",      None,            opt.natural,         "steps of warm-up, at most a tenth of the run; not set: a twentieth of it, at most 5000", decides=True),
-        Option("--weight_decay",      0.01,            opt.probability,     "weight decay of adamw and sgd", decides=True),
+        Option("--weight_decay",      0.01,            opt.probability,     "weight decay of adamw, muon and sgd", decides=True),
         Option("--grad_clip",         1.0,             opt.not_negative,    "maximum gradient norm; 0: no clipping", decides=True),
         Option("--ema_length",        None,            opt.ema_length,      "width of the EMA, as a share of the steps so far", decides=True),
         Option("--ema_decay",         None,            opt.below_one,       "instead, a fixed width: the EMA averages about the last 1/(1-decay) steps", decides=True),
@@ -128,7 +130,7 @@ OPTIONS: opt.Table = {
         Option("--vis_interval_epochs", None,          opt.positive,        "epochs between previews; one is also drawn at the end; not set: at most 10 in a run, in at most 5% of its time"),
         Option("--num_vis",           8,               opt.positive,        "images per preview; with classes, per class"),
         Option("--image_format",      "png",           opt.IMAGE_FORMATS,   "file format of previews"),
-        Option("--sample",            "dpmpp2m",       opt.SAMPLERS,        "sampler of previews, and by default of generate.py"),
+        Option("--sample",            None,            opt.SAMPLERS,        f"sampler of previews, and by default of generate.py; not set: {USUAL_SAMPLER}, or as before where a run is resumed"),
         Option("--sample_steps",      15,              opt.positive,        "sampling steps of previews"),
         Option("--timestep_spacing",  None,            opt.TIMESTEP_SPACINGS, "which time steps the sampler of previews visits; not set: as is usual with it"),
         Option("--cfg_scale",         1.5,             opt.not_negative,    "guidance scale of previews; 1: none"),
@@ -140,7 +142,7 @@ OPTIONS: opt.Table = {
         Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or no GPU: the CPU"),
         Option("--num_workers",       -1,              opt.minus_one_up,    "data-loading workers (-1: automatic)"),
         Option("--cache",             "auto",          opt.CACHES,          "where decoded images (and latents) are cached; none: decode (and encode) at every use"),
-        Option("--checkpoint_activations", "",         opt.whole_numbers,   "levels whose activations are computed twice instead of kept: less memory, more time; 0: full resolution"),
+        Option("--checkpoint_activations", None,       opt.whole_numbers,   "levels whose activations are computed twice instead of kept: less memory, more time; 0: full resolution; not set: none, or as before where a run is resumed"),
         Option("--compile",           False,           opt.switch,          "torch.compile: a slow start, then faster steps"),
         Option("--cuda_graph",        "auto",          opt.switch_or_auto,  "on a GPU, record the kernels of a step once and launch them together; auto: where that can be done"),
         Option("--distributed",       False,           opt.switch,          "one process per GPU, or several on the CPU"),
@@ -193,7 +195,8 @@ def check_time_steps(args: Namespace) -> None:
     """Raise UserError where they are to be drawn by weights that are all equal."""
     if args.time_steps == "weighted" and args.loss_weight == "uniform":
         raise opt.UserError(
-            "--time_steps weighted draws by --loss_weight, which is uniform: leave one of them out"
+            "--time_steps weighted draws by --loss_weight, which is uniform: --time_steps uniform "
+            "goes with that"
         )
 
 
@@ -229,7 +232,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
-    from utils.data import load_image_set
     from utils.training.run import TrainingRun, held_out_data
     from utils.training.work import Work
 
@@ -237,73 +239,48 @@ def train(args: Namespace, ranks: Ranks) -> None:
     run = TrainingRun(opt.run_options(args, OPTIONS), "diffusion", ranks, USUAL_EPOCHS)
 
     # Data
-    autoencoder = find_autoencoder(args, run)
-    images = load_image_set(
-        args.dataset_path,
-        args.image_size,
-        asked_conditional(args, run),
-        mode=image_mode(args, autoencoder),
-        cache=args.cache,
-        quiet=not ranks.is_main,
-    )
-    paired = find_conditions(args, images, ranks, autoencoder)
-    if paired is not None:
-        images = paired.images
-    split = run.split(images)
-    dataset = images.subset(split.training(len(images)))
-    condition, masks = choose_role(args, paired, autoencoder)
+    source = load_images(args, run)
+    split = run.split(source.images)
+    trained = source.subset(split.training(len(source.images)))
 
     # What is not given follows the images, the device and the time
-    args.conditional = images.is_labelled
-    if args.conditional:
-        check_guidance(args)
     earlier = earlier_network(args, run)
-    choice = settle(args, run, images, dataset, autoencoder, condition, masks, earlier)
+    run.seconds_ahead = seconds_to_encode(args, run, trained)
+    choice = settle(args, run, source, trained, earlier)
 
     # What is trained: network, EMA, optimizer
-    diffusion = build_diffusion(args, diffused_shape(args, dataset, autoencoder, masks)[1])
-    data = held_out_data(images, dataset, split)
-    if paired is not None:
-        data["conditions"] = paired.conditions.fingerprint()
-    config = build_config(args, dataset, data, diffusion, autoencoder, condition, masks, earlier)
-    state = run.build_state(config)
-    check_size(state, images, autoencoder)
+    diffusion = build_diffusion(args, trained.size)
+    data = held_out_data(source.images, trained.images, split) | source.data_config()
+    state = run.build_state(build_config(args, trained, data, diffusion, earlier))
+    check_size(state, source)
     checkpoint_activations(args, state)
-    if autoencoder is not None:
-        state.codec = autoencoder.weights
-        state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
+    keep_autoencoder(args, state, source)
 
     # Resume or pretrain, before any long work
-    run.restore(state, len(dataset))
+    run.restore(state, len(trained.images))
 
     # What the diffusion sees of the images
-    codec = build_codec(args, run, autoencoder, dataset, masks)
+    codec = build_codec(args, run, trained)
     state.config["codec"] = codec.config
-    steered = None if paired is None else paired.subset(split.training(len(images)))
-    inputs, latent_lines = build_inputs(args, run, dataset, codec, steered)
-    task = build_task(args, diffusion, codec, condition)
-    shown = None
-    if paired is not None and condition is not None:
-        condition.use(codec)
-        shown = preview_conditions(args, paired, split)
+    inputs, latent_lines = build_inputs(args, run, trained, codec)
+    task = build_task(args, diffusion, codec, source.condition)
 
     # How long it takes
-    previews = build_previews(args, state, task, dataset, run.precision, shown)
-    evaluations_of = partial(plan_evaluations, args, task, dataset, split)
-    length = run.length(state, task, inputs, len(dataset), previews, evaluations_of)
+    previews = build_previews(args, run, state, task, source, split)
+    evaluations_of = partial(plan_evaluations, args, task, trained.images, split)
+    length = run.length(state, task, inputs, len(trained.images), previews, evaluations_of)
 
     # What is measured now and then
     evaluations = evaluations_of(length)
     evaluate = complete = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
-        measured = (images, dataset) if paired is None else (paired, steered)
-        evaluate = build_evaluation(args, run, measured, dataset, split, evaluations, state, task)
-        complete = build_completion(args, images, condition, evaluate, run.log)
+        evaluate = build_evaluation(args, run, source, trained, split, evaluations, state, task)
+        complete = build_completion(args, source, evaluate, run.log)
 
     # Plan, fit
     run.train(
         Work(
-            images=images,
+            images=source.images,
             split=split,
             dataset=inputs,
             task=task,
@@ -313,22 +290,96 @@ def train(args: Namespace, ranks: Ranks) -> None:
             evaluate=evaluate,
             complete=complete,
             previews=previews,
-            balance=dataset.labels.array if args.balance else None,
+            balance=trained.images.labels.array if args.balance else None,
             plan_lines=[
-                *class_lines(args),
-                *condition_lines(args, condition, masks),
-                loss_line(args),
-                *augmentation_lines(args, dataset),
-                *preset_lines(args, run, choice, state, task, inputs, length),
+                *lines_of_options(args, trained),
+                *preset_lines(args, run, choice, state, task, trained, inputs, length),
                 *latent_lines,
             ],
-            remarks=plan_remarks(args, images, previews, autoencoder),
+            remarks=plan_remarks(args, source, previews, choice, length),
         )
     )
 
 
+# --- Data ---
+
+
+def load_images(args: Namespace, run: TrainingRun) -> DiffusedImages:
+    """All images, as what the diffusion sees them, and with what steers them. Says in `args` whether
+    anything is learned beside them.
+    """
+    from utils.data import load_image_set
+    from utils.training.diffused_images import DiffusedImages
+
+    autoencoder = find_autoencoder(args, run)
+    quiet = not run.ranks.is_main
+    images = load_image_set(
+        args.dataset_path,
+        args.image_size,
+        asked_conditional(args, run),
+        mode=image_mode(args, autoencoder),
+        cache=args.cache,
+        quiet=quiet,
+    )
+    paired = find_conditions(args, images, quiet, autoencoder)
+    if paired is not None:
+        images = paired.images
+    condition, masks = choose_role(args, paired, autoencoder)
+    args.conditional = images.is_labelled
+    if args.conditional:
+        check_guidance(args)
+    return DiffusedImages(images, autoencoder, paired, condition, masks)
+
+
+def asked_conditional(args: Namespace, run: TrainingRun) -> bool | None:
+    """Whether the classes are to be learned; None: where there are some."""
+    if args.conditional != opt.AUTO:
+        return args.conditional
+    return run.before.get("conditional")
+
+
+def find_autoencoder(args: Namespace, run: TrainingRun) -> StoredAutoencoder | None:
+    """The autoencoder whose latents are diffused; None: pixels are.
+
+    A resumed run normalises as before, and where --autoencoder_path is not given or has gone, the
+    autoencoder is the checkpoint's own. Raises UserError where --latent says something else.
+    """
+    from utils.runs.autoencoders import autoencoder_within, read_autoencoder
+
+    before = None if run.resumed is None else autoencoder_within(run.resumed)
+    path = args.autoencoder_path
+    if path is None or (before is not None and not path.exists()):
+        found = before
+    else:
+        found = read_autoencoder(path)
+        if before is not None and before.hash == found.hash:
+            found = before
+    if found is not None and args.augment:
+        raise opt.UserError("--augment changes pixels: it does nothing to latents; leave it out")
+    if args.latent and found is None:
+        raise opt.UserError(
+            "--latent needs --autoencoder_path: train one with tools/train_autoencoder.py first"
+        )
+    if args.latent is False and found is not None:
+        raise opt.UserError(f"--latent False, but the autoencoder {found.source} makes latents")
+    return found
+
+
+def image_mode(args: Namespace, autoencoder: StoredAutoencoder | None) -> str:
+    """Where --mode is auto, and the autoencoder takes colour, grey images become RGB. Raises
+    UserError for a mode that no autoencoder takes.
+    """
+    from utils.image_facts import USUAL_MODES
+
+    if autoencoder is not None and args.mode not in ("auto", *USUAL_MODES):
+        raise opt.UserError(f"--mode {args.mode} is for pixels: an autoencoder takes grey or RGB")
+    if args.mode == "auto" and autoencoder is not None and autoencoder.in_channels > 1:
+        return "RGB"
+    return args.mode
+
+
 def find_conditions(
-    args: Namespace, images: ImageSet, ranks: Ranks, autoencoder: StoredAutoencoder | None
+    args: Namespace, images: ImageSet, quiet: bool, autoencoder: StoredAutoencoder | None
 ) -> ConditionedSet | None:
     """The images that have a condition, with it; None where none steer."""
     from utils.data.conditions import pair
@@ -336,8 +387,7 @@ def find_conditions(
     if args.condition_path is None:
         return None
     mode = "auto" if autoencoder is None else images.mode  # which the autoencoder takes
-    path, kind, quiet = args.condition_path, args.condition_kind, not ranks.is_main
-    return pair(images, path, kind, args.cache, quiet, mode)
+    return pair(images, args.condition_path, args.condition_kind, args.cache, quiet, mode)
 
 
 def choose_role(
@@ -367,62 +417,27 @@ def choose_role(
 # --- The recipe ---
 
 
-def asked_conditional(args: Namespace, run: TrainingRun) -> bool | None:
-    """Whether the classes are to be learned; None: where there are some."""
-    if args.conditional != opt.AUTO:
-        return args.conditional
-    return run.before.get("conditional")
-
-
 def settle(
     args: Namespace,
     run: TrainingRun,
-    images: ImageSet,
-    dataset: ImageSet,
-    autoencoder: StoredAutoencoder | None,
-    condition: Condition | None,
-    masks: LabelCondition | None,
+    source: DiffusedImages,
+    trained: DiffusedImages,
     earlier: dict,
 ) -> RecipeChoice | None:
     """Fill in the options that were left open: as before where the run is resumed (None), else as
     in the `earlier` network that it starts from, or in a preset.
     """
-    from utils.data.flatness import flat_share
     from utils.training import recipe
-    from utils.training.recipe_choice import RecipeChoice
 
+    take_from_before(args, run)
     given = {name: getattr(args, name) for name in recipe.OPEN_OPTIONS}
     if args.batch_size is not None and args.grad_accum is None:
         given["grad_accum"] = 1
-    channels, size = diffused_shape(args, dataset, autoencoder, masks)
     choice = None
     if run.resumed is not None:
-        values = options_before(args, run, given, earlier, size)
+        values = options_before(args, run, given, earlier, trained.size)
     else:
-
-        def network_of(values: dict) -> dict:
-            chosen = Namespace(**{**vars(args), **values})
-            return network_config(chosen, channels, dataset, condition, earlier)
-
-        if autoencoder is not None and given["augment"] is None:
-            given["augment"] = 0.0
-        if autoencoder is None and given["loss_weight"] is None:
-            given["loss_weight"] = recipe.usual_loss_weight(flat_share(dataset))
-        known = {}
-        if args.pretrain:
-            known = {name: earlier[name] for name in recipe.NETWORK_OPTIONS if name in earlier}
-        counts = (len(images), len(dataset))
-        choice = RecipeChoice(
-            run,
-            args.preset,
-            given,
-            size,
-            *counts,
-            network_of,
-            condition,
-            known,
-            args.checkpoint_activations,
-        )
+        choice = choose_recipe(args, run, given, source, trained, earlier)
         args.preset, values = choice.preset, choice.values
     if args.ema_decay is not None:
         values["ema_length"] = None
@@ -430,6 +445,58 @@ def settle(
     check_time_steps(args)
     run.take(opt.run_options(args, OPTIONS))
     return choice
+
+
+def choose_recipe(
+    args: Namespace,
+    run: TrainingRun,
+    given: dict,
+    source: DiffusedImages,
+    trained: DiffusedImages,
+    earlier: dict,
+) -> RecipeChoice:
+    """The preset, and what it gives where nothing is given. Raises UserError where none fits."""
+    from utils.data.flatness import flat_share
+    from utils.training import recipe
+    from utils.training.recipe_choice import RecipeChoice
+
+    def network_of(values: dict) -> dict:
+        chosen = Namespace(**{**vars(args), **values})
+        return network_config(chosen, trained, earlier)
+
+    if trained.autoencoder is not None and given["augment"] is None:
+        given["augment"] = 0.0
+    if trained.autoencoder is None and given["loss_weight"] is None:
+        given["loss_weight"] = recipe.usual_loss_weight(flat_share(trained.images))
+    known = {}
+    if args.pretrain:
+        known = {name: earlier[name] for name in recipe.NETWORK_OPTIONS if name in earlier}
+    return RecipeChoice(
+        run,
+        args.preset,
+        given,
+        trained.size,
+        len(source.images),
+        len(trained.images),
+        network_of,
+        trained.condition,
+        known,
+        args.checkpoint_activations,
+    )
+
+
+def take_from_before(args: Namespace, run: TrainingRun) -> None:
+    """Fill in what no preset decides, and no result of training: as in the run that is resumed, or
+    as usual.
+    """
+    sampling, recorded = {}, None
+    if run.resumed is not None:
+        sampling = run.resumed.config.get("sampling", {})
+        recorded = run.resumed.args.get("checkpoint_activations")
+    if args.sample is None:
+        args.sample = sampling.get("sampler", USUAL_SAMPLER)
+    if args.checkpoint_activations is None:
+        args.checkpoint_activations = tuple(recorded) if isinstance(recorded, list) else ()
 
 
 def options_before(
@@ -480,62 +547,7 @@ def earlier_network(args: Namespace, run: TrainingRun) -> dict:
     return network_without_weights(checkpoint.config["network"], args.pretrain_path).config
 
 
-def diffused_shape(
-    args: Namespace,
-    dataset: ImageSet,
-    autoencoder: StoredAutoencoder | None,
-    masks: LabelCondition | None,
-) -> tuple[int, tuple[int, int]]:
-    """Channels, and height and width, of what the diffusion sees."""
-    if autoencoder is None:
-        channels, *_ = pixel_codec(dataset.mode, masks).shape(args.image_size, dataset.channels)
-        return channels, args.image_size
-    factor = autoencoder.downsample_factor
-    height, width = args.image_size
-    return autoencoder.network["latent_channels"], (height // factor, width // factor)
-
-
 # --- What is trained ---
-
-
-def find_autoencoder(args: Namespace, run: TrainingRun) -> StoredAutoencoder | None:
-    """The autoencoder whose latents are diffused; None: pixels are.
-
-    A resumed run normalises as before, and where --autoencoder_path is not given or has gone, the
-    autoencoder is the checkpoint's own. Raises UserError where --latent says something else.
-    """
-    from utils.runs.autoencoders import autoencoder_within, read_autoencoder
-
-    before = None if run.resumed is None else autoencoder_within(run.resumed)
-    path = args.autoencoder_path
-    if path is None or (before is not None and not path.exists()):
-        found = before
-    else:
-        found = read_autoencoder(path)
-        if before is not None and before.hash == found.hash:
-            found = before
-    if found is not None and args.augment:
-        raise opt.UserError("--augment changes pixels: it does nothing to latents; leave it out")
-    if args.latent and found is None:
-        raise opt.UserError(
-            "--latent needs --autoencoder_path: train one with tools/train_autoencoder.py first"
-        )
-    if args.latent is False and found is not None:
-        raise opt.UserError(f"--latent False, but the autoencoder {found.source} makes latents")
-    return found
-
-
-def image_mode(args: Namespace, autoencoder: StoredAutoencoder | None) -> str:
-    """Where --mode is auto, and the autoencoder takes colour, grey images become RGB. Raises
-    UserError for a mode that no autoencoder takes.
-    """
-    from utils.image_facts import USUAL_MODES
-
-    if autoencoder is not None and args.mode not in ("auto", *USUAL_MODES):
-        raise opt.UserError(f"--mode {args.mode} is for pixels: an autoencoder takes grey or RGB")
-    if args.mode == "auto" and autoencoder is not None and autoencoder.in_channels > 1:
-        return "RGB"
-    return args.mode
 
 
 def build_diffusion(args: Namespace, size: tuple[int, int]) -> GaussianDiffusion:
@@ -558,45 +570,127 @@ def build_diffusion(args: Namespace, size: tuple[int, int]) -> GaussianDiffusion
         raise opt.UserError(str(error)) from None
 
 
-def pixel_codec(mode: str, masks: LabelCondition | None) -> PixelCodec:
-    """What turns the pixels of that mode, and the masks that are made with them, into what the
-    diffusion sees, and back. Raises UserError where they do not go together.
-    """
-    from model.codecs import Grey16Codec, JointCodec, PixelCodec
-    from utils.image_facts import CHANNELS, GREY_16
-
-    if masks is not None:
-        try:
-            return JointCodec(CHANNELS[mode], masks.values)
-        except ValueError as error:
-            raise opt.UserError(f"--joint_masks: {error}") from None
-    return Grey16Codec() if mode == GREY_16 else PixelCodec()
-
-
-def build_codec(
+def build_config(
     args: Namespace,
-    run: TrainingRun,
-    autoencoder: StoredAutoencoder | None,
-    dataset: ImageSet,
-    masks: LabelCondition | None,
-) -> Codec:
+    trained: DiffusedImages,
+    data: dict,
+    diffusion: GaussianDiffusion,
+    earlier: dict,
+) -> dict:
+    """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
+    condition = trained.condition
+    classes = len(trained.images.class_names)
+    if args.num_classes not in (None, classes):
+        raise opt.UserError(
+            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
+        )
+    is_guided = args.label_drop != 0
+    if condition is not None:
+        is_guided = args.condition_drop != 0 and (is_guided or not args.conditional)
+    config = {
+        "network": network_config(args, trained, earlier),
+        "diffusion": diffusion.config,
+        "codec": trained.codec_config(),
+        "data": data,
+        "sampling": {"sampler": args.sample, "guidance": is_guided},
+    }
+    if condition is not None:
+        config["condition"] = condition.config
+    return config
+
+
+def network_config(args: Namespace, trained: DiffusedImages, earlier: dict) -> dict:
+    """The network as the options describe it. Details that have no option are those of the
+    `earlier` network that the run begins with.
+    """
+    from model.augmentation import NUMBERS
+    from utils.training.recipe import NETWORK_DETAILS
+
+    images, channels, condition = trained.images, trained.channels, trained.condition
+    return {
+        **{name: earlier[name] for name in NETWORK_DETAILS if name in earlier},
+        "name": args.network,
+        "in_channels": channels + (0 if condition is None else condition.channels),
+        "out_channels": None if condition is None else channels,
+        "num_classes": len(images.class_names) or None,
+        "numbers": images.numbers,
+        "channels": args.channels,
+        "channel_mult": args.channel_mult,
+        "blocks_per_level": args.blocks_per_level,
+        "attention_levels": args.attention_levels,
+        "head_channels": args.head_channels,
+        "norm_groups": args.norm_groups,
+        "time_embedding": args.time_embedding,
+        "act": args.act,
+        "dropout": args.dropout,
+        "augmentation": NUMBERS if args.augment else 0,
+    }
+
+
+def check_size(state: TrainState, source: DiffusedImages) -> None:
+    """Raise UserError for images that the network, or the autoencoder before it, does not take."""
+    from model.networks import check_image_size
+
+    images, autoencoder = source.images, source.autoencoder
+    if autoencoder is not None and autoencoder.in_channels != images.channels:
+        raise opt.UserError(
+            f"the autoencoder {autoencoder.source} takes images of {autoencoder.in_channels} "
+            f"channels, and these have {images.channels}: --mode L makes them grey"
+        )
+    try:
+        check_image_size(*images.image_size, state.network.downsample_factor * source.factor)
+    except ValueError as error:
+        raise opt.UserError(str(error)) from None
+
+
+def keep_autoencoder(args: Namespace, state: TrainState, source: DiffusedImages) -> None:
+    """In the checkpoint, where latents are diffused."""
+    if source.autoencoder is None:
+        return
+    state.codec = source.autoencoder.weights
+    state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
+
+
+def checkpoint_activations(args: Namespace, state: TrainState) -> None:
+    """Let the network keep less for the backward pass. Raises UserError for a level that it does
+    not have.
+    """
+    try:
+        state.network.checkpoint_activations(args.checkpoint_activations)  # type: ignore[operator]
+    except ValueError as error:
+        raise opt.UserError(f"--checkpoint_activations: {error}") from None
+
+
+# --- What the diffusion sees ---
+
+
+def build_codec(args: Namespace, run: TrainingRun, trained: DiffusedImages) -> Codec:
     """What the diffusion sees of an image: its pixels, or its latents."""
     from utils.training.latent_inputs import first_batch
     from utils.training.latent_statistics import build_latent_codec
 
-    if autoencoder is None:
-        return pixel_codec(dataset.mode, masks)
+    if trained.autoencoder is None:
+        return trained.pixel_codec()
+    images = trained.images
     if args.plan:
-        dataset = first_batch(dataset, args.batch_size)
-    return build_latent_codec(autoencoder, dataset, run.precision.device, run.ranks)
+        images = first_batch(images, args.batch_size)
+    return build_latent_codec(trained.autoencoder, images, run.precision.device, run.ranks)
+
+
+def seconds_to_encode(args: Namespace, run: TrainingRun, trained: DiffusedImages) -> float:
+    """About how long it takes to encode the images, where a plan or --minutes has to know."""
+    from utils.training.latent_inputs import seconds_of_encoding
+
+    if trained.autoencoder is None or not (args.plan or args.minutes is not None):
+        return 0.0
+    device = run.precision.device
+    return seconds_of_encoding(
+        trained.images, trained.autoencoder, args.flip, args.cache, device, trained.paired
+    )
 
 
 def build_inputs(
-    args: Namespace,
-    run: TrainingRun,
-    dataset: ImageSet,
-    codec: Codec,
-    steered: ConditionedSet | None,
+    args: Namespace, run: TrainingRun, trained: DiffusedImages, codec: Codec
 ) -> tuple[TrainingSet, list[str]]:
     """What the steps read: the images themselves, with what steers them or is made with them, or
     latents that were encoded before; and lines of the plan.
@@ -604,11 +698,19 @@ def build_inputs(
     from model.codecs import LatentCodec
     from utils.training.latent_inputs import latent_inputs, planned_inputs
 
+    images, paired = trained.images, trained.paired
+    if trained.condition is not None:
+        trained.condition.use(codec)
     if not isinstance(codec, LatentCodec):
-        return (dataset if steered is None else steered), []
+        return (images if paired is None else paired), []
     if args.plan:
-        return planned_inputs(dataset, codec, args.flip, args.cache, args.batch_size, steered)
-    return latent_inputs(dataset, codec, args.flip, args.cache, run.ranks, steered)
+        seconds = run.seconds_ahead
+        return planned_inputs(
+            images, codec, args.flip, args.cache, args.batch_size, seconds, paired
+        )
+    found = latent_inputs(images, codec, args.flip, args.cache, run.ranks, paired)
+    run.seconds_ahead = 0.0  # all is encoded
+    return found
 
 
 def build_task(
@@ -632,96 +734,6 @@ def build_task(
         args.condition_drop,
         args.time_steps,
     )
-
-
-def build_config(
-    args: Namespace,
-    dataset: ImageSet,
-    data: dict,
-    diffusion: GaussianDiffusion,
-    autoencoder: StoredAutoencoder | None,
-    condition: Condition | None,
-    masks: LabelCondition | None,
-    earlier: dict,
-) -> dict:
-    """What goes into a checkpoint's config. Raises UserError for classes that were not expected."""
-    classes = len(dataset.class_names)
-    if args.num_classes not in (None, classes):
-        raise opt.UserError(
-            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
-        )
-    channels, _ = diffused_shape(args, dataset, autoencoder, masks)
-    codec = autoencoder.config() if autoencoder else pixel_codec(dataset.mode, masks).config
-    is_guided = args.label_drop != 0
-    if condition is not None:
-        is_guided = args.condition_drop != 0 and (is_guided or not args.conditional)
-    config = {
-        "network": network_config(args, channels, dataset, condition, earlier),
-        "diffusion": diffusion.config,
-        "codec": codec,
-        "data": data,
-        "sampling": {"sampler": args.sample, "guidance": is_guided},
-    }
-    if condition is not None:
-        config["condition"] = condition.config
-    return config
-
-
-def network_config(
-    args: Namespace, channels: int, dataset: ImageSet, condition: Condition | None, earlier: dict
-) -> dict:
-    """The network as the options describe it; `channels` of what it denoises. Details that have no
-    option are those of the `earlier` network that the run begins with.
-    """
-    from model.augmentation import NUMBERS
-    from utils.training.recipe import NETWORK_DETAILS
-
-    return {
-        **{name: earlier[name] for name in NETWORK_DETAILS if name in earlier},
-        "name": args.network,
-        "in_channels": channels + (0 if condition is None else condition.channels),
-        "out_channels": None if condition is None else channels,
-        "num_classes": len(dataset.class_names) or None,
-        "numbers": dataset.numbers,
-        "channels": args.channels,
-        "channel_mult": args.channel_mult,
-        "blocks_per_level": args.blocks_per_level,
-        "attention_levels": args.attention_levels,
-        "head_channels": args.head_channels,
-        "norm_groups": args.norm_groups,
-        "time_embedding": args.time_embedding,
-        "act": args.act,
-        "dropout": args.dropout,
-        "augmentation": NUMBERS if args.augment else 0,
-    }
-
-
-def check_size(state: TrainState, images: ImageSet, autoencoder: StoredAutoencoder | None) -> None:
-    """Raise UserError for images that the network, or the autoencoder before it, does not take."""
-    from model.networks import check_image_size
-
-    factor = state.network.downsample_factor
-    if autoencoder is not None:
-        factor *= autoencoder.downsample_factor
-        if autoencoder.in_channels != images.channels:
-            raise opt.UserError(
-                f"the autoencoder {autoencoder.source} takes images of {autoencoder.in_channels} "
-                f"channels, and these have {images.channels}: --mode L makes them grey"
-            )
-    try:
-        check_image_size(*images.image_size, factor)
-    except ValueError as error:
-        raise opt.UserError(str(error)) from None
-
-
-def checkpoint_activations(args: Namespace, state: TrainState) -> None:
-    """Let the network keep less for the backward pass. Raises UserError for a level that it does
-    not have.
-    """
-    try:
-        state.network.checkpoint_activations(args.checkpoint_activations)  # type: ignore[operator]
-    except ValueError as error:
-        raise opt.UserError(f"--checkpoint_activations: {error}") from None
 
 
 # --- What is measured and drawn ---
@@ -758,8 +770,8 @@ def plan_evaluations(
 def build_evaluation(
     args: Namespace,
     run: TrainingRun,
-    measured: tuple,  # all images, and those that are trained on, as the task takes them
-    dataset: ImageSet,
+    source: DiffusedImages,
+    trained: DiffusedImages,
     split: Split,
     evaluations: EvaluationPlan,
     state: TrainState,
@@ -774,25 +786,25 @@ def build_evaluation(
     ranks, precision = run.ranks, run.precision
     held_out_loss = sample_score = None
     if evaluations.images > 0:
-        everything, trained = measured
+        everything = source.images if source.paired is None else source.paired
+        learned = trained.images if trained.paired is None else trained.paired
         held_out = SampleOfImages.of(everything, split.held_out[: evaluations.images])
-        training = SampleOfImages.of(trained, first_by_content(trained, evaluations.images))
+        training = SampleOfImages.of(learned, first_by_content(learned, evaluations.images))
         held_out_loss = HeldOutLoss(
             task, held_out, training, precision, ranks, args.batch_size, args.seed
         )
     if args.eval_images > 0:
         features = build_features(EFFICIENTNET, None, None, precision.device)
-        generator = build_generator(args, state, task, dataset, precision)
+        generator = build_generator(args, state, task, source.images, precision)
         sample_score = SampleScore(
-            generator, features, dataset, args.eval_images, args.batch_size, ranks
+            generator, features, trained.images, args.eval_images, args.batch_size, ranks
         )
     return RunEvaluation(held_out_loss, sample_score)
 
 
 def build_completion(
     args: Namespace,
-    images: ImageSet,
-    condition: Condition | None,
+    source: DiffusedImages,
     evaluation: RunEvaluation,
     log: Callable[[str], None] = opt.say,
 ) -> LabelGuidance | None:
@@ -801,8 +813,8 @@ def build_completion(
     """
     from utils.training.label_guidance import MANY_IMAGES, LabelGuidance
 
-    knows_both = args.conditional and args.label_drop > 0 and condition is None
-    may_be_untold = knows_both and args.guide_share > 0 and len(images) >= MANY_IMAGES
+    knows_both = args.conditional and args.label_drop > 0 and source.condition is None
+    may_be_untold = knows_both and args.guide_share > 0 and len(source.images) >= MANY_IMAGES
     if not may_be_untold or evaluation.held_out_loss is None:
         return None
     return LabelGuidance(evaluation.held_out_loss, log)
@@ -831,19 +843,22 @@ def preview_conditions(args: Namespace, paired: ConditionedSet, split: Split) ->
 
 def build_previews(
     args: Namespace,
+    run: TrainingRun,
     state: TrainState,
     task: DiffusionTask,
-    dataset: ImageSet,
-    precision: Precision,
-    conditions: Tensor | None,
+    source: DiffusedImages,
+    split: Split,
 ) -> PreviewGrid | None:
     """What draws previews, or None without."""
     if not args.vis:
         return None
     from utils.training.previews import PreviewGrid
 
-    generator = build_generator(args, state, task, dataset, precision)
-    return PreviewGrid(generator, dataset.class_names, args.num_vis, args.batch_size, conditions)
+    images, shown = source.images, None
+    if source.paired is not None and source.condition is not None:
+        shown = preview_conditions(args, source.paired, split)
+    generator = build_generator(args, state, task, images, run.precision)
+    return PreviewGrid(generator, images.class_names, args.num_vis, args.batch_size, shown)
 
 
 def build_generator(
@@ -871,49 +886,20 @@ def sampling_of(args: Namespace) -> Sampling:
     return Sampling(args.sample, args.sample_steps, args.timestep_spacing, cfg_scale=args.cfg_scale)
 
 
-def condition_lines(
-    args: Namespace, condition: Condition | None, masks: LabelCondition | None
-) -> list[str]:
-    """Lines of the plan on what steers the images, or is made with them."""
-    from model.condition import LabelCondition
-
-    if masks is not None:
-        numbers = ", ".join(map(str, masks.values))
-        return [f"masks       are made together with the images, of the labels {numbers}"]
-    if condition is None:
-        return []
-    what = "grey" if condition.planes == 1 else "RGB"
-    if isinstance(condition, LabelCondition):
-        numbers = ", ".join(map(str, condition.values))
-        what = f"label maps of {len(condition.values)} labels ({numbers})"
-    else:
-        what = f"{what} pictures"
-    return [f"conditions  {what} in {args.condition_path}"]
+# --- The plan ---
 
 
-def class_lines(args: Namespace) -> list[str]:
-    """A line of the plan where nothing but images is learned."""
-    return [] if args.conditional else ["classes     none are learned: the images are one set"]
+def lines_of_options(args: Namespace, trained: DiffusedImages) -> list[str]:
+    """Lines of the plan on what was settled."""
+    from utils.training import diffusion_plan as plan
 
-
-def loss_line(args: Namespace) -> str:
-    """A line of the plan on what the loss of a time step counts."""
-    drawn = "by that weight" if args.time_steps == "weighted" else "evenly"
-    return f"loss        weighed as {args.loss_weight} at each time step; these are drawn {drawn}"
-
-
-def augmentation_lines(args: Namespace, dataset: ImageSet) -> list[str]:
-    """Lines of the plan on what happens to the images of a step, or could."""
-    from utils.data.symmetry import may_be_mirrored
-
-    if args.augment > 0:
-        return [
-            f"augment     {args.augment:g}: images are mirrored, scaled, turned, stretched and moved "
-            "at random; the samples are not (--augment 0: images as they are)"
-        ]
-    if not args.flip and may_be_mirrored(dataset):
-        return ["mirror      the images look alike either way round: --flip doubles them"]
-    return []
+    return [
+        *plan.class_lines(args.conditional),
+        *plan.condition_lines(trained, args.condition_path),
+        plan.optimizer_line(args.optim, args.lr, args.dropout, args.ema_length, args.ema_decay),
+        plan.loss_line(args.loss_weight, args.time_steps),
+        *plan.augmentation_lines(trained.images, args.augment, args.flip),
+    ]
 
 
 def preset_lines(
@@ -922,27 +908,37 @@ def preset_lines(
     choice: RecipeChoice | None,
     state: TrainState,
     task: DiffusionTask,
+    trained: DiffusedImages,
     inputs: TrainingSet,
     length: RunLength,
 ) -> list[str]:
-    """Lines of the plan on the preset and those beside it."""
-    if choice is None:
-        return [] if args.preset == opt.AUTO else [f"preset      {args.preset}, as before"]
-    return choice.lines(run.stepping.seconds(state, task, inputs), length)
+    """Lines of the plan on the preset, those beside it, and memory."""
+    from utils.training.estimates import cost_of
+    from utils.training.passes import shortage_lines, usable_memory
+
+    if choice is not None:
+        return choice.lines(run.stepping.seconds(state, task, inputs), length)
+    lines = [] if args.preset == opt.AUTO else [f"preset      {args.preset}, as before"]
+    cost = cost_of(state.config["network"], trained.size, args.checkpoint_activations)
+    needed = cost.memory(args.batch_size, run.precision.dtype)
+    return lines + shortage_lines(needed, usable_memory(run))
 
 
 def plan_remarks(
     args: Namespace,
-    images: ImageSet,
+    source: DiffusedImages,
     previews: PreviewGrid | None,
-    autoencoder: StoredAutoencoder | None,
+    choice: RecipeChoice | None,
+    length: RunLength,
 ) -> list[str]:
     """Legal options, and images, that cannot give a good result."""
     from utils.data.pairs import enlarged_originals_remark
     from utils.generation import sampling_remarks
 
     remarks = opt.idle_remarks(args, OPTIONS)
-    remarks += filter(None, [enlarged_originals_remark(images)])
+    remarks += filter(None, [enlarged_originals_remark(source.images)])
+    if choice is not None:
+        remarks += choice.remarks(length, source.factor)
     if args.balance and not args.conditional:
         remarks.append("--balance has no effect: no classes are learned")
     if args.conditional and args.label_drop == 1:
@@ -950,7 +946,7 @@ def plan_remarks(
             "with --label_drop 1 no image keeps its label, so the classes are not learned"
         )
     path = args.autoencoder_path
-    if path is not None and autoencoder is not None and not path.exists():
+    if path is not None and source.autoencoder is not None and not path.exists():
         remarks.append(f"--autoencoder_path {path} is not there: the run's own is used")
     if previews is not None:
         remarks += sampling_remarks(previews.generator.sampler)

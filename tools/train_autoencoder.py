@@ -140,7 +140,11 @@ def train(args: Namespace, ranks: Ranks) -> None:
     evaluations_of = partial(
         plan_restoration, split=split, passes=1, interval_epochs=args.eval_interval_epochs
     )
-    length = run.length(state, task, dataset, len(dataset), previews, evaluations_of)
+    statistics = LatentStatistics(dataset, run.precision.device, ranks)
+    rows_at_the_end = statistics.network_rows(run.precision)
+    length = run.length(
+        state, task, dataset, len(dataset), previews, evaluations_of, rows_at_the_end
+    )
 
     # What is measured now and then, and at the end
     convention = Convention(mode=images.mode)
@@ -161,7 +165,8 @@ def train(args: Namespace, ranks: Ranks) -> None:
             length=length,
             evaluations=evaluations,
             evaluate=evaluate,
-            complete=LatentStatistics(dataset, run.precision.device, ranks),
+            complete=statistics,
+            rows_at_the_end=rows_at_the_end,
             previews=previews,
             plan_lines=[latent_line(args, state), *memory],
             remarks=[*opt.idle_remarks(args, OPTIONS), *small_images],

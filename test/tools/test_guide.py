@@ -355,5 +355,6 @@ def test_when_the_gain_of_labels_is_measured(asked, is_measured):
     usual = {"conditional": True, "label_drop": 0.1, "guide_share": 0.2}
     usual |= {"held_out_loss": object(), "condition": None, "images": MANY_IMAGES}
     facts = Namespace(**usual | asked)
-    found = train_script().build_completion(facts, range(facts.images), facts.condition, facts)
+    source = Namespace(images=range(facts.images), condition=facts.condition)
+    found = train_script().build_completion(facts, source, facts)
     assert (found is not None) == is_measured

@@ -209,6 +209,7 @@ def test_options_without_effect_are_named(script, images):
         (["--condition_drop", 0.3], "--condition_drop 0.3 has no effect without --condition_path"),
         (["--label_drop", 0.4, "--conditional", False], "0.4 has no effect without --conditional"),
         (["--allow_changes"], "--allow_changes True has no effect without --resume"),
+        (["--weight_decay", 0.5, "--optim", "adam"], "0.5 has no effect with --optim adam"),
         (["--epochs", 3, "--minutes", 1], "--epochs 3 has no effect: --minutes sets the length"),
     ):
         assert remark in script("train", *plan, *options).stdout, options

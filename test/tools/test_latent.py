@@ -25,6 +25,7 @@ from utils.ranks import Ranks
 from utils.runs.autoencoders import read_autoencoder
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.training import latent_inputs as latent_inputs_module
 from utils.training import run as run_module
 from utils.training.diffusion_task import LatentDiffusionTask
 from utils.training.latent_inputs import latent_inputs
@@ -270,7 +271,9 @@ def test_a_steered_run_is_the_same_however_it_is_made(
     kept, at_each_use = (metrics(tmp_path / "results" / name) for name in ("whole", "each"))
     for a, b in zip(kept, at_each_use, strict=True):
         assert abs(float(a["loss"]) - float(b["loss"])) < 1e-4
-    assert "to be encoded" in script("train", *options, "--run_name", "p", "--plan").stdout
+    plan = [*options, "--run_name", "p", "--plan"]
+    assert "of each image and its mirror, found in the cache" in script("train", *plan).stdout
+    assert "to be encoded in about" in script("train", *plan, "--cache", "ram").stdout
 
 
 def test_a_mirrored_image_has_its_condition_mirrored(images, autoencoder, conditions, tmp_path):
@@ -434,13 +437,33 @@ def test_a_plan_encodes_a_batch_only(images, autoencoder, tmp_path, script, monk
     with pytest.raises(SystemExit) as stop:
         train_script.main(list(map(str, argv)))
     assert stop.value.code == 0
-    assert sum(asked) == 3 * 4  # statistics, an image and its mirror, of a batch of 4
+    # Statistics, an image and its mirror, of a batch of 4; and twice all images, to time it
+    assert sum(asked) == 3 * 4 + 2 * 2 * 13
     assert not list((tmp_path / "cache").rglob("*.latents"))
 
     # The run itself is as long as the plan says
     planned = steps_line(capsys.readouterr().out)
     said = script("train", *options[:-1], "--run_name", "a", "--epochs", 2).stdout
     assert planned == steps_line(said) and "= 2 epochs x " in planned
+
+
+def test_encoding_is_a_part_of_the_minutes(images, autoencoder, tmp_path, monkeypatch, capsys):
+    """In a plan, which does not do it, and for the choice of the network, which comes before it."""
+    options = ["--dataset_path", images, "--autoencoder_path", autoencoder, "--image_size", 16]
+    options += ["--minutes", 100, "--vis", "False", "--use_gpu", -1, "--result_path", tmp_path]
+
+    def plan(seconds):
+        monkeypatch.setattr(latent_inputs_module, "seconds_of_encoding", lambda *_: seconds)
+        with pytest.raises(SystemExit) as stop:
+            train_script.main([*map(str, options), "--plan"])
+        assert stop.value.code == 0
+        said = capsys.readouterr().out
+        preset = next(line for line in said.splitlines() if line.startswith("preset "))
+        return preset.split()[1], int(steps_line(said).split()[1].replace(",", ""))
+
+    assert plan(100 * 60.0) == ("tiny", 10)  # as few as a run can have
+    preset, steps = plan(0.0)
+    assert preset != "tiny" and steps > 1000
 
 
 def steps_line(said):

@@ -471,6 +471,34 @@ def test_one_folder_of_images_is_learned_without_classes(script, images, tmp_pat
     assert "4 at 8,8" in out and "classes     none are learned" in out
 
 
+def test_one_folder_that_can_be_read_is_no_class(script, images, tmp_path):
+    """Two folders with images, of which one holds none that can be decoded."""
+    pictures = tmp_path / "pictures"
+    shutil.copytree(images / "boot", pictures / "boot")
+    (pictures / "bag").mkdir()
+    (pictures / "bag" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    out = script("train", "--dataset_path", pictures, *TINY, "--plan").stdout
+    assert "classes     none are learned" in out
+    assert "of the folders bag, boot only boot holds images that can be read" in out
+    asked = script("train", "--dataset_path", pictures, *TINY, "--conditional", "--plan").stdout
+    assert "classes     1: boot" in asked
+
+
+def test_classes_of_one_image_are_named(script, images, tmp_path):
+    """As of a folder per object, which are no classes."""
+    pictures = tmp_path / "pictures"
+    for place, file in enumerate(sorted(images.rglob("*.png"))):
+        (pictures / f"id{place:03}").mkdir(parents=True)
+        shutil.copy(file, pictures / f"id{place:03}" / "photo.png")
+    plan = ["--dataset_path", pictures, *TINY, "--plan"]
+    out = script("train", *plan).stdout
+    assert "13 of the 13 classes have a single image" in out and "--conditional False" in out
+    said = script("train", *plan, "--val_fraction", 0.5, status=2).stderr
+    assert "each class keeps an image to learn from" in said
+    out = script("train", *plan, "--conditional", False).stdout
+    assert "single image" not in out
+
+
 def test_levels_that_are_computed_twice_change_nothing(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--epochs", 1, "--dropout", 0.3, "--vis", False]
     script("train", *options, "--run_name", "a")

@@ -19,6 +19,7 @@ IMPORTS_OF_TRAINING = (
     "utils.data",
     "utils.data.flatness",
     "utils.data.pairs",
+    "utils.training.diffused_images",
     "utils.training.run",
     "utils.training.diffusion_task",
     "utils.training.evaluation",

@@ -29,7 +29,7 @@ from utils.data.labels_file import (
     read_labels,
 )
 from utils.data.reading import ReadFacts, checksum, in_mode
-from utils.errors import ReadError, UserError
+from utils.errors import ReadError, UserError, name_list
 from utils.image_facts import CHANNELS, USUAL_MODES
 
 MODES = ("auto", *CHANNELS)
@@ -256,8 +256,15 @@ def load_image_set(
     folder = cache_folder or default_cache_folder()
     found = read_set(CacheRequest(index, image_size, mode, quiet, Path(folder)), cache)
     assembled = _assemble(index, found, image_size)
+    if conditional is None and len(assembled.class_names) == 1:
+        one_set = load_image_set(root, image_size, False, mode, cache, quiet, cache_folder)
+        one_set.remarks.append(
+            f"of the folders {name_list(index.class_names)} only {assembled.class_names[0]} holds "
+            "images that can be read: all are one set, without classes"
+        )
+        return one_set
     if table is None or rows is None:
-        return assembled
+        return _with_remark_on_classes(assembled)
     return _with_conditions(assembled, [rows[place] for place in found.facts.places], table)
 
 
@@ -307,6 +314,18 @@ def _assemble(index: FolderIndex, found: ReadSet, image_size: tuple[int, int]) -
         remarks=[*index.remarks, *_remarks_on_range(facts), *found.remarks],
         pixels=found.pixels,
     )
+
+
+def _with_remark_on_classes(images: ImageSet) -> ImageSet:
+    """The set, which says so where most classes have a single image."""
+    counts = images.label_counts() if images.class_names else np.zeros(0, int)
+    single = int((counts == 1).sum())
+    if single > 1 and single > len(counts) / 2:
+        images.remarks.append(
+            f"{single:,} of the {len(counts):,} classes have a single image, which the network can "
+            "only repeat: --conditional False makes them one set"
+        )
+    return images
 
 
 def _with_conditions(images: ImageSet, rows: list[LabelRow], table: LabelTable) -> ImageSet:

@@ -135,6 +135,14 @@ def load_latents(
     return found
 
 
+def are_cached(
+    images: ImageSet, codec: LatentCodec, with_mirror: bool, cache_folder: Path | None = None
+) -> bool:
+    """Whether the latents of these images lie in the cache."""
+    shape = shape_of(images, codec, with_mirror)
+    return _find(images, codec, shape, cache_folder or default_cache_folder()) is not None
+
+
 def shape_of(images: ImageSet, codec: LatentCodec, with_mirror: bool) -> Shape:
     """(N,views,2,c,h,w). Raises ValueError for images that the autoencoder does not take."""
     latent = codec.shape(images.image_size, images.channels)
@@ -188,6 +196,11 @@ def cache_key(images: ImageSet, codec: LatentCodec, shape: Shape) -> str:
     return digest.hexdigest()[:32]
 
 
+def _find(images: ImageSet, codec: LatentCodec, shape: Shape, folder: Path) -> MappedLatents | None:
+    """The latents in their file; None where it is missing."""
+    return open_latents(folder / f"{cache_key(images, codec, shape)}{LATENTS}", shape)
+
+
 def _from_disk(
     images: ImageSet,
     codec: LatentCodec,
@@ -199,7 +212,7 @@ def _from_disk(
     """From the file; made first where it is missing, by one process of the machine."""
     key = cache_key(images, codec, shape)
     path = folder / f"{key}{LATENTS}"
-    found = open_latents(path, shape)
+    found = _find(images, codec, shape, folder)
     if found is not None:
         return LatentSet(images, found, is_cached=True)
     try:

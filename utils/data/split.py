@@ -92,8 +92,8 @@ def split_set(
             return NOTHING_HELD_OUT
         raise UserError(
             f"--val_fraction {share:g} of {len(checksums):,} images holds out "
-            f"{len(split.held_out)}, which says nothing: {FEWEST_ASKED_FOR} are the fewest; "
-            "raise it, or pass --val_fraction 0"
+            f"{len(split.held_out)}, which says nothing: {FEWEST_ASKED_FOR} are the fewest, and "
+            "each class keeps an image to learn from; raise it, or pass --val_fraction 0"
         )
     share = USUAL_SHARE
     while (numbers < share).sum() > MOST:

@@ -106,7 +106,7 @@ def checked_default(option: Option) -> Any:
 
 def _checked_value(option: Option, text: str) -> Any:
     if isinstance(option.type, PathType):
-        return ROOT / text
+        return ROOT / Path(text).expanduser()
     try:
         return option.type(text)
     except argparse.ArgumentTypeError as error:

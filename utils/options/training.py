@@ -32,6 +32,8 @@ IDLE_WITHOUT = [
     ("label_drop", "conditional"),
 ]
 
+OF_THE_OUTPUT = "saving, evaluation and previews"  # a group of each table
+
 # Besides paths, the options that may differ between the machines of a run.
 OF_A_MACHINE = ("num_workers", "cache")
 
@@ -68,7 +70,7 @@ def run_options(args: Namespace, table: Table) -> RunOptions:
     """The parsed options that every training script has, as plain values; where one has not, as
     RunOptions has it.
     """
-    of_the_script = {"record", "of_a_machine", "decisions"}
+    of_the_script = {"record", "of_a_machine", "decisions", "of_the_output"}
     names = [field.name for field in fields(RunOptions) if field.name not in of_the_script]
     options = options_of(table)
     paths = [option.name for option in options if isinstance(option.type, PathType)]
@@ -77,6 +79,7 @@ def run_options(args: Namespace, table: Table) -> RunOptions:
         record=plain_values(args),
         of_a_machine=(*paths, *OF_A_MACHINE),
         decisions={option.name: getattr(args, option.name) for option in options if option.decides},
+        of_the_output=tuple(option.name for option in table[OF_THE_OUTPUT]),
     )
 
 
@@ -122,6 +125,8 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
         remarks.append(
             f"--warmup_steps {args.warmup_steps} has no effect with --lr_func {args.lr_func}"
         )
+    if args.weight_decay != usual["weight_decay"] and args.optim == "adam":
+        remarks.append(f"--weight_decay {args.weight_decay:g} has no effect with --optim adam")
     if args.minutes is not None and args.epochs is not None:
         remarks.append(f"--epochs {args.epochs} has no effect: --minutes sets the length")
     if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:

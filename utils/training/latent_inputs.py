@@ -2,15 +2,29 @@
 
 import time
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
+import torch
 
-from model.codecs import LatentCodec
+from model.codecs import LatentCodec, frozen_autoencoder, images_per_call
 from model.condition import LatentLabelCondition, LatentPictureCondition
 from utils.data import ImageSet, TrainingSet
 from utils.data.conditions import ConditionedSet
-from utils.data.latents import ConditionedLatents, LatentSet, load_latents
+from utils.data.latents import (
+    ConditionedLatents,
+    LatentSet,
+    are_cached,
+    encoded_in_ram,
+    load_latents,
+    shape_of,
+)
+from utils.errors import UserError
 from utils.ranks import Ranks
+from utils.runs.autoencoders import StoredAutoencoder
+from utils.training.latent_statistics import MOST_MEASURED
+
+MOST_TIMED = 32  # images that are encoded to find out how long it takes
 
 
 def first_batch(dataset: ImageSet, size: int) -> ImageSet:
@@ -44,29 +58,76 @@ def latent_inputs(
     return inputs, [f"{line}, {how}", *(f"note        {text}" for text in latents.remarks)]
 
 
+def seconds_of_encoding(
+    dataset: ImageSet,
+    stored: StoredAutoencoder,
+    flip: bool,
+    cache: str,
+    device: torch.device,
+    paired: ConditionedSet | None = None,
+) -> float:
+    """About how long it takes until all latents are there, and the numbers to normalise them with:
+    measured on some images, by this process's clock. 0 where they lie in the cache, or are encoded
+    at each use.
+
+    Raises UserError where the autoencoder does not take the images.
+    """
+    if cache == "none":
+        return 0.0
+    try:
+        network = frozen_autoencoder(stored.network, stored.weights)
+        channels = stored.network["latent_channels"]
+        codec = LatentCodec(network, [0.0] * channels, [1.0] * channels).to(device)
+        steering = _encoded_conditions(paired)
+        sets = [dataset] if steering is None else [dataset, steering]
+        missing = [each for each in sets if cache == "ram" or not are_cached(each, codec, flip)]
+        to_encode = sum(len(each) for each in missing)
+        if stored.latents_mean is None:
+            to_encode += min(MOST_MEASURED, len(dataset))
+    except ValueError as error:
+        raise UserError(f"{stored.source}: {error}") from None
+    if to_encode == 0:
+        return 0.0
+    some = first_batch(dataset, min(MOST_TIMED, images_per_call(*dataset.image_size)))
+    encode_in_ram = partial(encoded_in_ram, some, codec, shape_of(some, codec, flip), quiet=True)
+    encode_in_ram()  # the first call of a network takes longer
+    start = time.perf_counter()
+    encode_in_ram()
+    return (time.perf_counter() - start) / len(some) * to_encode
+
+
+def _encoded_conditions(paired: ConditionedSet | None) -> ImageSet | None:
+    """The conditions that are encoded as images are; None where there are none, or label maps."""
+    if paired is None or not isinstance(paired.condition, LatentPictureCondition):
+        return None
+    return paired.conditions
+
+
 def planned_inputs(
     dataset: ImageSet,
     codec: LatentCodec,
     flip: bool,
     cache: str,
     batch_size: int,
+    seconds: float,
     paired: ConditionedSet | None = None,
 ) -> tuple[TrainingSet, list[str]]:
-    """The same for a plan, of a batch only: enough to measure a step, and how long encoding takes.
-    Nothing is written.
+    """The same for a plan, of a batch only: enough to measure a step. `seconds`: what encoding all
+    takes, about. Nothing is written.
     """
     line = _line(dataset, codec, flip)
     if cache == "none":
         return paired or dataset, [f"{line}, encoded at each use"]
     some = first_batch(dataset, batch_size)
-    start = time.perf_counter()
     latents = load_latents(some, codec, flip, "ram", quiet=True)
     inputs: TrainingSet = latents
     if paired is not None:
         few = paired.subset(np.arange(len(some)))
         inputs = _steered(latents, few, codec, flip, "ram", quiet=True)
-    seconds = (time.perf_counter() - start) * len(dataset) / len(some)
-    return inputs, [f"{line}, to be encoded in about {_rounded(seconds)}, if not in the cache"]
+    how = f"to be encoded in about {_rounded(seconds)}"
+    if cache != "ram" and are_cached(dataset, codec, flip):
+        how = "found in the cache"
+    return inputs, [f"{line}, {how}"]
 
 
 def _steered(

@@ -59,11 +59,20 @@ class Pace:
     steps_per_save: int = 0  # besides those at ends of epochs; 0: none
     # Whether a save takes no time from the steps meanwhile: those of a GPU
     saves_beside_steps: bool = False
+    rows_at_the_end: float = 0.0  # of network calls after the last step, those of a preview apart
 
     @property
     def steps_per_preview(self) -> float:
         """The training steps that take as long as a preview."""
-        return self.rows_per_preview * FORWARD_SHARE / self.images_per_step
+        return self._steps_per_rows(self.rows_per_preview)
+
+    @property
+    def steps_at_the_end(self) -> float:
+        """The training steps that take as long as what follows the last one."""
+        return self._steps_per_rows(self.rows_at_the_end)
+
+    def _steps_per_rows(self, rows: float) -> float:
+        return rows * FORWARD_SHARE / self.images_per_step
 
 
 def usual_preview_epochs(total_steps: int, steps_per_epoch: int, steps_per_preview: float) -> int:
@@ -136,17 +145,20 @@ def steps_within(
     preview_epochs: int | None,
     per_epoch: int,
     evaluation_share: Callable[[int], float] = lambda steps: 0.0,
+    seconds_ahead: float = 0.0,
 ) -> int:
     """The most steps with which a run, with what it has done so far, its evaluations, previews and
     saves, ends within `minutes` from its start; at least 10. `evaluation_share` says for a number
-    of steps which share of their time evaluations take in addition.
+    of steps which share of their time evaluations take in addition, `seconds_ahead` what is still
+    to be done before the first of them.
     """
 
     def seconds_of(steps: int) -> float:
         alone = _seconds_of(steps, pace, preview_epochs, per_epoch)
         return alone + steps * pace.seconds_per_step * evaluation_share(steps)
 
-    budget = minutes * SECONDS_PER_MINUTE - seconds_since_start() - SECONDS_AT_THE_END
+    budget = minutes * SECONDS_PER_MINUTE - seconds_since_start() - seconds_ahead
+    budget -= SECONDS_AT_THE_END
     fewest, too_many = FEWEST_STEPS, FEWEST_STEPS + int(budget / pace.seconds_per_step) + 1
     while too_many - fewest > 1:
         middle = (fewest + too_many) // 2
@@ -162,7 +174,7 @@ def _seconds_of(steps: int, pace: Pace, preview_epochs: int | None, per_epoch: i
     if preview_epochs is None:
         preview_epochs = usual_preview_epochs(steps, per_epoch, pace.steps_per_preview)
     previews = math.ceil(steps / (preview_epochs * per_epoch))
-    in_steps = steps + previews * pace.steps_per_preview
+    in_steps = steps + previews * pace.steps_per_preview + pace.steps_at_the_end
     return in_steps * pace.seconds_per_step + _seconds_of_saves(steps, pace, per_epoch)
 
 

@@ -59,11 +59,12 @@ class Cost:
     has_best: bool = False  # whether the best checkpoint is kept too
     averages_kept: int = 0  # snapshots of the averages
     save_epochs: int = 1  # epochs between saves
+    rows_at_the_end: float = 0.0  # of network calls after the last step, those of a preview apart
 
     @property
     def seconds_left(self) -> float:
         per_row = self.seconds_per_step * FORWARD_SHARE / self.images_per_step
-        rows = self.previews.count * self.previews.rows
+        rows = self.previews.count * self.previews.rows + self.rows_at_the_end
         steps = self.steps_left * self.seconds_per_step * (1 + self.evaluation_share)
         return steps + rows * per_row
 

@@ -15,6 +15,12 @@ AUTO = "auto"
 # Half a level's side may fall so far below `lowest_side`: 7 pixels will do where 8 are asked for.
 SMALLEST_SHARE = 0.75
 
+# Images whose lowest level is more than so many times as large as it is meant are worth a remark.
+DEEP_ENOUGH = 2
+
+# A run with a smaller share of a preset's steps is worth a remark.
+SHORT_SHARE = 0.5
+
 # Photographs are learned best from their coarse shapes on; of drawings on a plain ground, where
 # many pixels are equal to their neighbours, details count.
 LOSS_WEIGHT = "min_snr"
@@ -231,6 +237,12 @@ def levels_of(preset: Preset, size: tuple[int, int]) -> int:
     return levels
 
 
+def levels_wanted(preset: Preset, size: tuple[int, int]) -> int:
+    """How many it would have if every side could be halved."""
+    halvings = math.log2(min(size) / (SMALLEST_SHARE * preset.lowest_side))
+    return 1 + max(0, math.floor(halvings))
+
+
 def network_options(
     preset: Preset,
     size: tuple[int, int],
@@ -323,10 +335,10 @@ def has_network_of(name: str, size: tuple[int, int], values: Mapping[str, Any]) 
     """
     usual = network_options(PRESETS[name], size)
     names = [each for each in NETWORK_OPTIONS if each != "attention_levels"]
-    return all(_plain(values[each]) == _plain(usual[each]) for each in names)
+    return all(plain(values[each]) == plain(usual[each]) for each in names)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As checkpoints have it."""
     return list(value) if isinstance(value, tuple) else value
 
@@ -347,6 +359,50 @@ def options_before(config: dict, processes: int, grad_accum: int) -> dict[str, A
 def settled(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     """Each option as it was given, and where it was not (None), as usual."""
     return {name: usual[name] if given[name] is None else given[name] for name in usual}
+
+
+# --- Remarks ---
+
+
+def short_run_remark(name: str, steps: int, why_not_smaller: str = "") -> str:
+    """What to say where a run of so many steps is too short for a preset; "" where it is not.
+    `why_not_smaller`: why the smaller ones do not go with the given options.
+    """
+    fewest = PRESETS[name].fewest_steps
+    if steps >= SHORT_SHARE * fewest:
+        return ""
+    text = (
+        f"the preset {name}, rate and all, is made for {fewest:,} steps and more, and this run has "
+        f"{steps:,}"
+    )
+    if why_not_smaller:
+        return f"{text}; the smaller ones do not go with what is given: {why_not_smaller}"
+    better = [each for each, preset in PRESETS.items() if preset.fewest_steps <= steps][-1]
+    return f"{text}: --preset {better} is likely to draw better"
+
+
+def shallow_remark(name: str, size: tuple[int, int], factor: int = 1) -> str:
+    """What to say where images of that size can be halved so few times that the network lacks
+    levels; "" where they need not. Sizes are named times `factor`: in pixels, not in latents.
+    """
+    preset = PRESETS[name]
+    levels, wanted = levels_of(preset, size), levels_wanted(preset, size)
+    if min(size) / 2 ** (levels - 1) <= DEEP_ENOUGH * preset.lowest_side:
+        return ""
+    multiple = 2 ** (wanted - 1)
+    sizes = [
+        [factor * multiple * max(1, rounded(side / multiple)) for side in size]
+        for rounded in (math.floor, math.ceil)
+    ]
+    this, below, above = (
+        f"{height},{width}" for height, width in ([factor * side for side in size], *sizes)
+    )
+    plural = "s" if levels > 1 else ""
+    return (
+        f"the sides of {this} have so few factors of 2 that the network has {levels} level{plural} "
+        f"where {wanted} would suit: it sees less of the image at once, and takes longer, than "
+        f"with --image_size {below} or {above}"
+    )
 
 
 # --- Which preset ---

@@ -26,12 +26,17 @@ from utils.training.recipe import (
     nearest_preset,
     neighbours,
     options_of,
+    shallow_remark,
+    short_run_remark,
 )
 from utils.training.recipe_timing import seconds_of_recipe
 from utils.training.run import TrainingRun
 
 # Where --epochs sets the length, no network is chosen that would take longer.
 LONGEST_RUN = 2 * 3600.0  # seconds
+
+# Of the minutes there are: previews, evaluations and saves take the rest.
+SHARE_OF_STEPS = 0.93
 
 # How many times faster than the smallest network's a larger one's operations may be: small ones do
 # not fill a GPU.
@@ -81,6 +86,7 @@ class RecipeChoice:
         width: int | None = given["channels"] or self.known.get("channels")
         self.is_given = width is not None
         self.is_chosen = preset == AUTO and width is None
+        self._why_not_smaller = ""  # where the smallest presets do not go with the given options
         if self.is_chosen:
             self._smallest = self._smallest_possible()
             self._seconds_left = self._time_for_steps()
@@ -136,7 +142,7 @@ class RecipeChoice:
     # --- Choosing ---
 
     def _smallest_possible(self) -> str:
-        """The smallest preset that goes with the given options."""
+        """The smallest that goes with the given options; keeps why no smaller one does."""
         reasons = []
         for name in PRESETS:
             try:
@@ -144,31 +150,38 @@ class RecipeChoice:
             except ValueError as error:
                 reasons.append(str(error))
             else:
+                self._why_not_smaller = reasons[0] if reasons else ""
                 return name
         raise UserError(reasons[0])
 
     def _time_for_steps(self) -> float:
-        """Seconds that --minutes leave, by the main process's clock; unbounded with --epochs."""
+        """Seconds of steps that --minutes leave, by the main process's clock; unbounded with
+        --epochs.
+        """
         minutes = self.run.options.minutes
         if minutes is None:
             return math.inf
         ranks = self.run.ranks
-        mine = minutes * SECONDS_PER_MINUTE - seconds_since_start()
-        return ranks.gather(mine)[ranks.main_rank]
+        mine = minutes * SECONDS_PER_MINUTE - seconds_since_start() - self.run.seconds_ahead
+        return SHARE_OF_STEPS * ranks.gather(mine)[ranks.main_rank]
 
     def _steps_of(self, preset: str) -> float:
-        """The steps that a preset would get; none where it does not fit into memory."""
+        """The steps that a preset would get, none where it does not fit into memory. Of smaller
+        batches than its own, as many count for one as show as many images.
+        """
         if not self._fits(preset):
             return 0
         options = self.run.options
+        own_batch, fewest_steps = PRESETS[preset].batch_size, PRESETS[preset].fewest_steps
+        counts_for = min(1.0, self._global_batch(preset) / own_batch)
         if options.minutes is not None:
-            left = self._seconds_left
-            return left / self._seconds_of(preset, left / PRESETS[preset].fewest_steps)
+            left = self._seconds_left * counts_for
+            return left / self._seconds_of(preset, left / fewest_steps)
         steps = options.epochs * self._steps_per_epoch(preset)
-        if steps < PRESETS[preset].fewest_steps:
-            return steps
+        if steps * counts_for < fewest_steps:
+            return steps * counts_for
         affordable = LONGEST_RUN / steps
-        return steps if self._seconds_of(preset, affordable) <= affordable else 0
+        return steps * counts_for if self._seconds_of(preset, affordable) <= affordable else 0
 
     def _seconds_of(self, preset: str, affordable: float) -> float:
         """Seconds of a step; where they are surely more than what is affordable, at least that."""
@@ -183,8 +196,10 @@ class RecipeChoice:
         return self._measured(preset)
 
     def _steps_per_epoch(self, preset: str) -> int:
-        global_batch = self._images_per_process(preset) * self.run.ranks.world_size
-        return steps_per_epoch(self.trained_on, global_batch)
+        return steps_per_epoch(self.trained_on, self._global_batch(preset))
+
+    def _global_batch(self, preset: str) -> int:
+        return self._images_per_process(preset) * self.run.ranks.world_size
 
     def _images_per_process(self, preset: str) -> int:
         values = self.values_of(preset)
@@ -243,11 +258,26 @@ class RecipeChoice:
         elif self.is_given:  # the others would be as wide
             lines = [f"preset      {self.preset}, but for what is given"]
         else:
-            why = "chosen for the time there is" if self.is_chosen else PRESETS[self.preset].about
+            why = PRESETS[self.preset].about
+            if self.is_chosen:
+                why = "chosen for the time there is"
+                if self._why_not_smaller and self.preset == self._smallest:
+                    why = "the smallest that goes with what is given"
             lines = [f"preset      {self.preset} ({why})"]
             for name in filter(self._is_possible, neighbours(self.preset)):
                 lines.append(f"{INDENT}{self._in_words(name, seconds, length)}")
         return lines + self._memory_lines()
+
+    def remarks(self, length: RunLength, factor: int) -> list[str]:
+        """Where the run is too short for the preset, or images of that size give a shallow network;
+        a side of what the diffusion sees is a side of the images, divided by `factor`.
+        """
+        if self.known:
+            return []
+        remarks = [short_run_remark(self.preset, length.total_steps, self._why_not_smaller)]
+        if self.given["channel_mult"] is None:
+            remarks.append(shallow_remark(self.preset, self.size, factor))
+        return [remark for remark in remarks if remark]
 
     def _memory_lines(self) -> list[str]:
         """What is done, or could be, where a step's images do not fit into memory at once."""

@@ -1,7 +1,8 @@
 """Continuing from a file: an interrupted run, or other weights to fine-tune."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
-from utils.training.recipe import AUTO, EARLIER
+from utils.training.recipe import AUTO, EARLIER, plain
 from utils.training.state import TrainState
 
 ENLARGING = "up."  # the layer of an upscaler whose shape depends on its scale
@@ -151,6 +152,23 @@ def learning_rate_remark(
     return (
         f"the run is now {total_steps:,} steps long, previously {checkpoint_steps:,}: the learning "
         f"rate at step {step:,} is {now:.3g} instead of {before:.3g}"
+    )
+
+
+def output_remark(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> str:
+    """What to say where a resumed run saves, measures or draws otherwise than before; "" where it
+    does not. `before` and `now` are options by name.
+    """
+    changed = [
+        f"--{name} {now[name]} ({before[name]} before)"
+        for name in names
+        if name in before and name in now and plain(before[name]) != plain(now[name])
+    ]
+    if not changed:
+        return ""
+    return (
+        f"changed are {name_list(changed)}: what is saved, measured and drawn follows the options "
+        "of each command"
     )
 
 

@@ -31,7 +31,13 @@ from utils.training.open_options import settled_values
 from utils.training.plan import Previews, remark_lines, size_of_checkpoint
 from utils.training.prefetch import PreparedBatches
 from utils.training.recorder import Recorder, RunRecorder, SilentRecorder
-from utils.training.resume import learning_rate_remark, open_resumed, pretrain, resume
+from utils.training.resume import (
+    learning_rate_remark,
+    open_resumed,
+    output_remark,
+    pretrain,
+    resume,
+)
 from utils.training.run_length import EvaluationsOf, fitted_length, known_length
 from utils.training.run_options import RunOptions
 from utils.training.run_plan import lines_of_run, schedule_remarks
@@ -55,6 +61,7 @@ class TrainingRun:
         self.folder = None
         if ranks.is_main and not options.plan:
             self.folder = RunFolder(options.folder, options.resume)
+        self.seconds_ahead = 0.0  # about, of what is still to be done before the first step
         self._restored: list[str] = []  # remarks
         self._source: Path | None = None  # what the run resumes from
         self._minutes_remarks: list[str] = []
@@ -131,11 +138,12 @@ class TrainingRun:
         images: int,
         previews: Previews | None,
         evaluations_of: EvaluationsOf,
+        rows_at_the_end: float = 0.0,
     ) -> RunLength:
         """How long the run on so many images is; it goes into the state's config.
 
         With --minutes, as many steps as fit, measured on images of `dataset` by the main process; a
-        resumed run keeps its length.
+        resumed run keeps its length. `rows_at_the_end`: see `Work`.
         """
         length = self._known_length(images)
         if length is None:
@@ -146,9 +154,16 @@ class TrainingRun:
                 size_of_checkpoint(state),
                 self.options.save_every_steps,
                 saves_beside_steps=self.precision.device.type != "cpu",
+                rows_at_the_end=rows_at_the_end,
             )
             length = fitted_length(
-                self.options, images, self.global_batch, pace, evaluations_of, self.ranks
+                self.options,
+                images,
+                self.global_batch,
+                pace,
+                evaluations_of,
+                self.ranks,
+                self.seconds_ahead,
             )
             assert length.minutes is not None
             self._minutes_remarks = minutes_remarks(length.minutes, pace.seconds_per_step)
@@ -179,6 +194,7 @@ class TrainingRun:
         """Continue from a checkpoint of this run; remarks for the plan."""
         options = self.options
         remarks = resume(state, resumed, options.allow_changes)
+        remarks.append(output_remark(resumed.args, options.record, options.of_the_output))
         length = self._known_length(images)
         assert length is not None  # a resumed run's is kept, or given in epochs
         if state.step > length.total_steps:

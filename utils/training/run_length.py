@@ -37,8 +37,11 @@ def fitted_length(
     pace: Pace,
     evaluations_of: EvaluationsOf,
     ranks: Ranks,
+    seconds_ahead: float = 0.0,
 ) -> RunLength:
-    """As many steps as fit into the minutes at this pace, by the main process's clock."""
+    """As many steps as fit into the minutes at this pace, by the main process's clock, where so
+    many seconds go by before the first one.
+    """
     minutes = options.minutes
     assert minutes is not None
     per_epoch = steps_per_epoch(images, global_batch)
@@ -47,6 +50,8 @@ def fitted_length(
         plan = evaluations_of(RunLength(steps, per_epoch, global_batch, minutes))
         return 0.0 if plan is None else plan.share
 
-    mine = steps_within(minutes, pace, options.vis_interval_epochs, per_epoch, evaluation_share)
+    mine = steps_within(
+        minutes, pace, options.vis_interval_epochs, per_epoch, evaluation_share, seconds_ahead
+    )
     steps = ranks.gather(mine)[ranks.main_rank]
     return RunLength(steps, per_epoch, global_batch, minutes)

@@ -65,6 +65,7 @@ class RunOptions:
     record: dict[str, Any] = field(default_factory=dict)  # as given, for the checkpoint
     of_a_machine: tuple[str, ...] = ()  # the names of those that may differ between machines
     decisions: dict[str, Any] = field(default_factory=dict)  # those that decide the result
+    of_the_output: tuple[str, ...] = ()  # the names of those on what is saved, measured and drawn
 
     def with_settled(self, **values: Any) -> "RunOptions":
         """These options with others' values, in the record and the decisions too."""

@@ -28,6 +28,7 @@ def lines_of_run(
         images_per_step=options.images_per_process,
         steps_left=schedule.total_steps - state.step,
         previews=PreviewCost.of(work.previews, schedule.previews_left(state.step)),
+        rows_at_the_end=work.rows_at_the_end,
         checkpoints_kept=kept,
         evaluation_share=evaluations.share if evaluations else 0.0,
         has_best=evaluations is not None,

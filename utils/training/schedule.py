@@ -64,16 +64,19 @@ class Schedule:
 
     def previews_left(self, step: int) -> int:
         """How many previews are still to come after so many steps."""
-        epochs = range(self.epoch(step) + 1, self.epoch(self.total_steps) + 1)
-        ends = {epoch * self.steps_per_epoch for epoch in epochs}
-        if not self.is_finished(step):
-            ends.add(self.total_steps)  # within an epoch, perhaps
-        return sum(self.preview_is_due(end) for end in ends)
+        if self.preview_epochs == 0 or self.is_finished(step):
+            return 0
+        between = self.preview_epochs * self.steps_per_epoch
+        before_the_last = (self.total_steps - 1) // between - step // between
+        return before_the_last + 1
 
     def numbered_checkpoints(self) -> int:
         """How many checkpoints the whole run keeps under their epochs' numbers."""
-        ends = range(1, self.epoch(self.total_steps) + 1)
-        return sum(self.number(epoch * self.steps_per_epoch) is not None for epoch in ends)
+        if self.numbered_epochs == 0:
+            return 0
+        first = max(1, self.first_numbered_epoch)
+        before_the_first = (first - 1) // self.numbered_epochs
+        return max(0, self.epoch(self.total_steps) // self.numbered_epochs - before_the_first)
 
     def number(self, step: int) -> int | None:
         """The epoch under whose number the checkpoint at this step is kept, or None."""

@@ -40,6 +40,7 @@ class Work:
     evaluations: EvaluationPlan | None = None  # None: nothing is measured
     evaluate: EvaluateFunction | None = None
     complete: CompleteFunction | None = None  # after the last step
+    rows_at_the_end: float = 0.0  # forward passes of one image that `complete` takes, about
     previews: Previews | None = None
     balance: np.ndarray | None = None  # labels of `dataset`, to see as much of each; None: as it is
     plan_lines: list[str] = field(default_factory=list)  # of this kind of run

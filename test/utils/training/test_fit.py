@@ -391,6 +391,31 @@ def test_what_is_still_to_come():
     assert later.numbered_checkpoints() == 2
 
 
+@pytest.mark.parametrize("total", [1, 7, 12, 40])
+@pytest.mark.parametrize("per_epoch", [1, 4, 7])
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_what_is_still_to_come_is_what_comes(total, per_epoch, every):
+    schedule = Schedule(
+        total,
+        per_epoch,
+        lambda step: 0.1,
+        preview_epochs=every,
+        numbered_epochs=every,
+        first_numbered_epoch=3,
+    )
+    for step in range(total + 1):
+        later = range(step + 1, total + 1)
+        assert schedule.previews_left(step) == sum(map(schedule.preview_is_due, later))
+    numbers = {schedule.number(step) for step in range(1, total + 1)} - {None}
+    assert schedule.numbered_checkpoints() == len(numbers)
+
+
+def test_a_run_of_years_is_counted_at_once():
+    years = Schedule(10**12, 1, lambda step: 0.1, preview_epochs=1, numbered_epochs=1)
+    assert years.previews_left(5) == 10**12 - 5
+    assert years.numbered_checkpoints() == 10**12
+
+
 def test_where_epochs_are_short_not_each_is_saved():
     schedule = Schedule(
         90,

@@ -12,13 +12,16 @@ from helpers import DEMO
 from model.codecs import LatentCodec
 from model.diffusion import GaussianDiffusion
 from model.networks import build_network
-from utils.data import load_image_set
+from utils.data import latents, load_image_set
 from utils.data.latent_file import HEADER_BYTES
 from utils.data.latents import cache_key, load_latents, shape_of
 from utils.data.locks import FileLock
 from utils.errors import ReadError
 from utils.ranks import Ranks
+from utils.runs.autoencoders import StoredAutoencoder
+from utils.training import latent_inputs
 from utils.training.diffusion_task import LatentDiffusionTask
+from utils.training.latent_inputs import seconds_of_encoding
 from utils.training.latent_statistics import latent_statistics
 
 NETWORK = {"name": "autoencoder", "in_channels": 1, "latent_channels": 2}
@@ -54,6 +57,27 @@ def batch_of(dataset):
 
 def draws_of(task, batch, seed=0):
     return task.draw(batch, [torch.Generator().manual_seed(seed + i) for i in range(len(batch[0]))])
+
+
+def test_how_long_encoding_takes(images, cache, monkeypatch):
+    """In proportion to what is not there; nothing is written."""
+    codec = new_codec()
+    network = dict(codec.network.config)
+    weights = codec.network.state_dict()
+    known = StoredAutoencoder(network, weights, "a", [0.1, -0.2], [0.5, 0.7])
+    unknown = StoredAutoencoder(network, weights, "b")
+    monkeypatch.setattr(latents, "default_cache_folder", lambda: cache)
+    ticks = iter(range(100))
+    monkeypatch.setattr(latent_inputs.time, "perf_counter", lambda: next(ticks))
+    cpu = torch.device("cpu")
+
+    def seconds(stored, kind="auto"):
+        return seconds_of_encoding(images, stored, False, kind, cpu)
+
+    assert seconds(known) == 1.0 and seconds(unknown) == 2.0
+    assert seconds(known, "none") == 0.0 and not cache.exists()
+    load_latents(images, codec, with_mirror=False, quiet=True, cache_folder=cache)
+    assert seconds(known) == 0.0 and seconds(unknown) == 1.0 and seconds(known, "ram") == 1.0
 
 
 def test_each_step_draws_from_the_posterior(images, cache):

@@ -67,6 +67,16 @@ def test_saves_are_counted(beside, per_epoch, more, seconds):
     assert 8 * 60 - 2 < used <= 8 * 60
 
 
+def test_what_comes_before_and_after_the_steps_is_counted():
+    """A row of a network call takes a third of a step's image."""
+    pace = Pace(0.1, 32, 0.0)
+    alone = steps_within(8, pace, 1, PER_EPOCH)
+    later = steps_within(8, pace, 1, PER_EPOCH, seconds_ahead=60.0)
+    assert later == pytest.approx(alone - 600, abs=1)
+    at_the_end = Pace(0.1, 32, 0.0, rows_at_the_end=3 * 32 * 600)
+    assert steps_within(8, at_the_end, 1, PER_EPOCH) == pytest.approx(alone - 600, abs=1)
+
+
 @pytest.mark.parametrize(
     ("megabytes", "seconds_per_epoch", "epochs"),
     [

@@ -34,6 +34,7 @@ def choose(
     trained_on=IMAGES,
     memory=100e9,
     size=(28, 28),
+    ahead=0.0,
     **given,
 ):
     measured = []
@@ -45,6 +46,7 @@ def choose(
     monkeypatch.setattr(RecipeChoice, "_measure", measure)
     run = SimpleNamespace(
         options=SimpleNamespace(minutes=minutes, epochs=epochs),
+        seconds_ahead=ahead,
         ranks=Ranks(),
         free_memory=lambda: memory,
         precision=Precision(torch.float32, torch.device(device)),
@@ -61,11 +63,78 @@ def choose(
 
 
 @pytest.mark.parametrize(
-    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (33, "tiny"), (36, "small"), (120, "small")]
+    ("minutes", "preset"), [(0.1, "tiny"), (8, "tiny"), (35, "tiny"), (37, "small"), (120, "small")]
 )
 def test_the_network_grows_with_the_minutes(monkeypatch, minutes, preset):
     choice, _ = choose(monkeypatch, minutes=minutes)
     assert choice.preset == preset and choice.is_chosen
+
+
+def test_what_is_still_to_be_encoded_takes_its_time_too(monkeypatch):
+    assert choose(monkeypatch, minutes=40, ahead=60.0)[0].preset == "small"
+    assert choose(monkeypatch, minutes=40, ahead=600.0)[0].preset == "tiny"
+
+
+def test_a_network_gets_enough_images_and_not_only_steps(monkeypatch):
+    """Steps of a quarter of a batch count for a quarter; larger ones count for one."""
+    assert choose(monkeypatch, minutes=40, batch_size=8)[0].preset == "tiny"
+    assert choose(monkeypatch, minutes=160, batch_size=8)[0].preset == "small"
+    assert choose(monkeypatch, minutes=35, batch_size=128)[0].preset == "tiny"
+    assert choose(monkeypatch, epochs=1, batch_size=8)[0].preset == "tiny"  # 7,500 steps
+
+
+def test_where_only_large_networks_fit_the_plan_says_why(monkeypatch):
+    """Of 8x8 pixels the small ones have one level, and base two."""
+    choice, _ = choose(monkeypatch, minutes=1, size=(8, 8), attention_levels=(1,))
+    length = RunLength(565, 1875, 32, minutes=1)
+    assert choice.preset == "base"
+    assert choice.lines(0.1, length)[0] == (
+        "preset      base (the smallest that goes with what is given)"
+    )
+    (remark,) = choice.remarks(length, 1)
+    assert "made for 50,000 steps and more, and this run has 565" in remark
+    assert "the smaller ones do not go with what is given" in remark
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "advice"),
+    [
+        ("small", 2_000, "--preset tiny is likely"),
+        ("small", 2_250, None),
+        ("large", 70_000, "--preset base is likely"),
+        ("large", 5_000, "--preset small is likely"),
+        ("tiny", 10, None),
+    ],
+)
+def test_a_run_that_is_too_short_for_its_preset(monkeypatch, preset, steps, advice):
+    choice, _ = choose(monkeypatch, preset=preset)
+    remarks = choice.remarks(RunLength(steps, 1875, 32), 1)
+    assert [advice in remark for remark in remarks] == ([] if advice is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"),
+    [
+        ((28, 28), None),
+        ((60, 60), None),  # 15 pixels at the lowest level
+        ((100, 100), "96,96 or 112,112"),
+        ((225, 225), "224,224 or 256,256"),
+        ((48, 90), "48,88 or 48,96"),
+    ],
+)
+@pytest.mark.parametrize("factor", [1, 8])
+def test_sides_that_cannot_be_halved(monkeypatch, size, sizes, factor):
+    """Sizes are those of images, also where the diffusion sees latents."""
+    choice, _ = choose(monkeypatch, preset="tiny", size=size)
+    remarks = choice.remarks(LENGTH, factor)
+    if sizes is None:
+        assert remarks == []
+        return
+    words = [word.split(",") for word in sizes.split(" or ")]
+    wanted = [",".join(str(factor * int(side)) for side in pair) for pair in words]
+    assert remarks[0].endswith(f"--image_size {' or '.join(wanted)}")
+    given, _ = choose(monkeypatch, preset="tiny", size=size, channel_mult=(1,))
+    assert given.remarks(LENGTH, factor) == []
 
 
 def test_networks_that_are_surely_too_slow_are_not_measured(monkeypatch):
@@ -262,6 +331,7 @@ def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
     def chosen():
         run = SimpleNamespace(
             options=SimpleNamespace(minutes=600, epochs=1),
+            seconds_ahead=0.0,
             ranks=Ranks(),
             free_memory=lambda: 100e9,
             precision=Precision(torch.float32, torch.device("cpu")),

@@ -45,4 +45,4 @@ def gradient(network: nn.Module) -> Tensor:
 
 if __name__ == "__main__":
     work = partial(write_gradients, Path(sys.argv[1]), sys.argv[2])
-    launch(work, Processes(True, 2, 0, 60.0, on_gpu=False))
+    launch(work, Processes(True, 2, 0, 60.0, first_gpu=-1))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -292,7 +293,7 @@ def test_machines_that_were_told_different_things(images, tmp_path, machines):
     assert all(agent.returncode for agent in agents)
     assert (
         sum(
-            error.count("error: the processes do not agree: epochs [3, 4], lr [0.0015, 0.1]")
+            error.count("error: the processes do not agree: epochs [3, 4], lr [None, 0.1]")
             for error in errors
         )
         == 1
@@ -332,6 +333,111 @@ def test_a_killed_torchrun_leaves_no_process(images, tmp_path, machines):
     for agent in agents:
         agent.kill()
     assert gone(tmp_path, 30)
+
+
+# --- Two machines, which processes stand for that another launcher has started ---
+
+
+def start_as_machines(
+    images, results, *options, second=(), script=ROOT / "tools/train.py", slow_read_of_second=0
+):
+    """A process on each of two machines, as srun or mpirun start them; options of the second."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ["--dataset_path", images, "--result_path", results, "--run_name", "a"]
+    place += ["--use_gpu", "-1", "--vis", "False"]
+    facts = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, (script, *place, *options, *(second if rank else ())))],
+            env={**os.environ, **{name: str(value) for name, value in facts.items()}}
+            | {"RANK": str(rank), "SLOW_READ": str(rank * slow_read_of_second)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def ends_of(processes, timeout=120):
+    """The exit status of each, and what both said."""
+    said = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [process.returncode for process in processes], "".join(said)
+
+
+def test_processes_that_another_launcher_started(images, tmp_path):
+    processes = start_as_machines(images, tmp_path, *TINY, "--epochs", 1, "--batch_size", 4)
+    statuses, said = ends_of(processes)
+    assert statuses == [0, 0], said
+    assert read_checkpoint(tmp_path / "a/ckpt_last.pt")["args"]["global_batch"] == 8
+
+
+def test_machines_with_other_images(images, tmp_path):
+    fewer = tmp_path / "fewer"
+    shutil.copytree(images, fewer)
+    next(fewer.rglob("*.png")).unlink()
+    options = [*TINY, "--epochs", 1, "--batch_size", 2]
+    statuses, said = ends_of(
+        start_as_machines(images, tmp_path, *options, second=["--dataset_path", fewer])
+    )
+    assert statuses == [2, 2], said
+    assert "the processes do not agree: images [13, 12]" in said and "Traceback" not in said
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("second", [["--minutes", 1], ["--epochs", 100], ["--amp", "True"]])
+def test_machines_whose_recipes_would_differ(images, tmp_path, second):
+    """What depends on the options is shared with the others only afterwards."""
+    options = ["--image_size", 8, "--epochs", 1, "--amp", "False"]
+    statuses, said = ends_of(start_as_machines(images, tmp_path, *options, second=second))
+    assert statuses == [2, 2], said
+    assert "the processes do not agree" in said and "Traceback" not in said
+
+
+@pytest.mark.fault
+def test_machines_that_begin_with_other_weights(images, tmp_path):
+    files = []
+    for seed in (1, 2):
+        run = command(images, tmp_path, f"w{seed}", "--epochs", 1, "--seed", seed)
+        subprocess.run(run, check=True, capture_output=True)
+        files.append(tmp_path / f"w{seed}" / "ema_last.pt")
+    options = [*TINY, "--epochs", 1, "--pretrain", "--pretrain_path"]
+    processes = start_as_machines(
+        images, tmp_path, *options, files[0], second=["--pretrain_path", files[1]]
+    )
+    statuses, said = ends_of(processes)
+    assert statuses == [2, 2] and "do not agree: the weights to start from" in said, said
+
+
+@pytest.mark.fault
+def test_a_machine_that_is_lost_while_the_other_waits(images, tmp_path):
+    """Nothing but its silence tells of it: it is killed while it decodes."""
+    options = ["--cache", "ram", "--timeout", 5, *TINY, "--epochs", 1]
+    script = ROOT / "test/helper_slow_read.py"
+    first, second = start_as_machines(
+        images, tmp_path, *options, script=script, slow_read_of_second=60
+    )
+    time.sleep(12)  # longer than the timeout, which does not count for what is slow alone
+    assert first.poll() is None and second.poll() is None
+    second.kill()
+    second.communicate()
+    begun = time.monotonic()
+    statuses, said = ends_of([first], timeout=60)
+    assert statuses == [1] and "the others did not answer for 5 s" in said, said
+    assert 4 < time.monotonic() - begun < 15
+
+
+def test_a_machine_that_does_not_come(images, tmp_path):
+    options = [*TINY, "--epochs", 1, "--timeout", 2]
+    first, second = start_as_machines(images, tmp_path, *options)
+    second.kill()
+    second.communicate()
+    statuses, said = ends_of([first])
+    assert statuses == [1] and "error: the processes did not meet at 127.0.0.1:" in said, said
+    assert "Traceback" not in said
 
 
 # --- Failures ---

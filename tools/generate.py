@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         world_size=args.world_size,
         main_rank=0,
         timeout=TIMEOUT,
-        on_gpu=args.use_gpu >= 0,
+        first_gpu=args.use_gpu,
     )
     launch(partial(generate, args), processes)
 

@@ -139,7 +139,7 @@ OPTIONS: opt.Table = {
         Option("--log_interval",      10,              opt.positive,        "steps between metric writes"),
     ],
     "machine": [
-        Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or no GPU: the CPU"),
+        Option("--use_gpu",           0,               opt.minus_one_up,    "GPU number; -1, or no GPU: the CPU; with several processes, the GPU of the first one on each machine"),
         Option("--num_workers",       -1,              opt.minus_one_up,    "data-loading workers (-1: automatic)"),
         Option("--cache",             "auto",          opt.CACHES,          "where decoded images (and latents) are cached; none: decode (and encode) at every use"),
         Option("--checkpoint_activations", None,       opt.whole_numbers,   "levels whose activations are computed twice instead of kept: less memory, more time; 0: full resolution; not set: none, or as before where a run is resumed"),
@@ -148,7 +148,7 @@ OPTIONS: opt.Table = {
         Option("--distributed",       False,           opt.switch,          "one process per GPU, or several on the CPU"),
         Option("--world_size",        2,               opt.positive,        "number of processes with --distributed"),
         Option("--main_gpu",          0,               opt.natural,         "rank of the process that saves and draws"),
-        Option("--timeout",           600.0,           opt.seconds,         "seconds a process waits for the others in a step"),
+        Option("--timeout",           600.0,           opt.seconds,         "seconds a process waits for the others in a step, or while one saves"),
         Option("--gradient_compression", "none",       opt.GRADIENT_COMPRESSIONS, "number format in which the processes exchange gradients; bf16: half the bytes, rounded", decides=True),
     ],
 }

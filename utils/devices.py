@@ -26,7 +26,8 @@ COMPRESSION_HOOKS = {"none": None, "bf16": bf16_compress_hook}
 
 
 def choose_device(use_gpu: int, ranks: Ranks) -> torch.device:
-    """The GPU numbered `use_gpu`, in a run of several processes that of the process, else the CPU.
+    """The GPU numbered `use_gpu`, or where there are several processes the one as far behind it as
+    this is behind the machine's first process; else the CPU.
 
     use_gpu -1 is the CPU. Raises UserError for a GPU that is not there. What the process then
     allocates is allocated as suits the device.
@@ -41,7 +42,7 @@ def _find_device(use_gpu: int, ranks: Ranks) -> torch.device:
     if use_gpu < 0:
         return torch.device("cpu")
     if torch.cuda.is_available():
-        index = use_gpu if ranks.world_size == 1 else ranks.local_rank
+        index = use_gpu + ranks.local_rank
         count = torch.cuda.device_count()
         if index >= count:
             raise UserError(f"GPU {index} is not there: this machine has {count} (numbered from 0)")

@@ -20,7 +20,8 @@ import torch.distributed as dist
 
 from utils.console import make_output_robust, say
 from utils.errors import TOO_LITTLE_MEMORY, NotSaved, Stopped, UserError, is_out_of_memory
-from utils.ranks import SAVING, Ranks, is_lost_connection
+from utils.processes_of_others import are_others, number_of
+from utils.ranks import NOT_SAVED, Ranks, is_lost_connection, saving_key
 from utils.start import begin_at, start
 
 Worker = Callable[[Ranks], None]
@@ -44,7 +45,11 @@ class Processes:
     world_size: int
     main_rank: int  # which of them saves, draws and prints
     timeout: float  # seconds that a process waits for the others in a step
-    on_gpu: bool
+    first_gpu: int  # of this machine's processes, the others have the next ones; -1: the CPU
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.first_gpu >= 0
 
 
 def launch(worker: Worker, processes: Processes) -> NoReturn:
@@ -53,8 +58,8 @@ def launch(worker: Worker, processes: Processes) -> NoReturn:
     The exit status is 0, 2 after a UserError, 1 after another failure, and 128 + the signal's
     number after a signal. `worker` must be picklable.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _join_torchrun(worker, processes)
+    if are_others() and ("TORCHELASTIC_RUN_ID" in os.environ or not processes.distributed):
+        _join_others(worker, processes)
     if not processes.distributed:
         sys.exit(_status_alone(worker))
     _check(processes, processes.world_size)
@@ -82,26 +87,47 @@ def _check(processes: Processes, local_world_size: int) -> None:
             f"0..{world_size - 1}"
         )
     gpus = torch.cuda.device_count()
-    if processes.on_gpu and 0 < gpus < local_world_size:
+    needed = processes.first_gpu + local_world_size
+    if processes.on_gpu and 0 < gpus < needed:
+        first = f" from --use_gpu {processes.first_gpu} on" if processes.first_gpu else ""
         raise UserError(
-            f"{local_world_size} processes on this machine need as many GPUs, it has {gpus}"
+            f"{local_world_size} processes on this machine need a GPU each{first}, it has {gpus}"
         )
 
 
-# --- torchrun's processes ---
+# --- The processes of torchrun, or of another launcher ---
 
 
-def _join_torchrun(worker: Worker, processes: Processes) -> NoReturn:
-    rank, world_size, local_rank = (
-        int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    )
+def _join_others(worker: Worker, processes: Processes) -> NoReturn:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    found = {name: number_of(name) for name in names}
+    rank, world_size, local_rank, local_world_size = found.values()
+    if rank is None or world_size is None or local_rank is None or local_world_size is None:
+        missing = ", ".join(name for name, value in found.items() if value is None)
+        raise UserError(
+            "RANK and WORLD_SIZE in the environment say that this is one of several processes, and "
+            f"no number is in {missing}: start them by torchrun, or set LOCAL_RANK and "
+            "LOCAL_WORLD_SIZE, which process on this machine it is and of how many"
+        )
     processes = replace(processes, world_size=world_size)
-    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"])
     _check(processes, local_world_size)
     _end_with_launcher()
     timeout = timedelta(seconds=processes.timeout)
-    store = next(dist.rendezvous("env://", timeout=timeout))[0]
-    ranks = Ranks(rank, world_size, local_rank, processes.main_rank, store, local_world_size)
+    try:
+        store = next(dist.rendezvous("env://", timeout=timeout))[0]
+    except dist.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        say(f"error: the processes did not meet at {place}: {error}", error=True)
+        sys.exit(FAILURE_STATUS)
+    ranks = Ranks(
+        rank,
+        world_size,
+        local_rank,
+        processes.main_rank,
+        store,
+        local_world_size,
+        processes.timeout,
+    )
     _run_rank(worker, processes, ranks)
 
 
@@ -145,7 +171,8 @@ def _spawned(rank: int, worker: Worker, processes: Processes, port: int, began: 
     timeout = timedelta(seconds=processes.timeout)
     store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
     world_size = processes.world_size
-    ranks = Ranks(rank, world_size, rank, processes.main_rank, store, local_world_size=world_size)
+    main_rank = processes.main_rank
+    ranks = Ranks(rank, world_size, rank, main_rank, store, world_size, processes.timeout)
     _run_rank(worker, processes, ranks)
 
 
@@ -160,14 +187,15 @@ def _wait_for(processes: list, received: list[int], store: dist.Store) -> int:
         if deadline is None and any(process.exitcode for process in processes):
             deadline = time.monotonic() + GRACE
         is_late = deadline is not None and time.monotonic() > deadline
-        if is_late and store.add(SAVING, 0) == 0:
+        if is_late and not _one_saves(processes, alive, store):
             break
         alive = [process for process in processes if process.is_alive()]
     for process in alive:
         process.kill()
         process.join()
     if received:
-        return 128 + received[0]
+        is_lost = store.add(NOT_SAVED, 0) > 0
+        return FAILURE_STATUS if is_lost else 128 + received[0]
     codes = [process.exitcode for process in processes]
     # These have been explained by the process itself.
     stop_codes = [128 + number for number in STOP_SIGNALS]
@@ -176,6 +204,13 @@ def _wait_for(processes: list, received: list[int], store: dist.Store) -> int:
         return explained[0]
     _name_the_culprits(processes, alive, codes)
     return FAILURE_STATUS if any(codes) else 0
+
+
+def _one_saves(processes: list, alive: list, store: dist.Store) -> bool:
+    """Whether one of those that are alive saves before it ends; a dead one never says that it is
+    done.
+    """
+    return any(store.add(saving_key(processes.index(process)), 0) > 0 for process in alive)
 
 
 def _name_the_culprits(processes: list, unanswering: list, codes: list[int]) -> None:
@@ -218,6 +253,7 @@ def _run_rank(worker: Worker, processes: Processes, ranks: Ranks) -> NoReturn:
     status = 0
     try:
         join_group(processes, ranks)
+        ranks.beat()
         with _quiet_unless(ranks.is_main):
             try:
                 worker(ranks)
@@ -262,6 +298,8 @@ def _explain(error: BaseException, processes: Processes, ranks: Ranks) -> int:
     """Say what ended this process, once where several say the same; its exit status."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED_STATUS
+    if isinstance(error, NotSaved):
+        ranks.tell_of_lost_save()
     if isinstance(error, UserError | OSError | NotSaved) or is_out_of_memory(error):
         sentence = str(error) or TOO_LITTLE_MEMORY
         if _is_first_to_say(sentence, ranks):

@@ -1,6 +1,7 @@
 """This process among those of a run, and what they tell each other."""
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,9 @@ from utils.errors import UserError, name_list
 
 POLL_SECONDS = 0.2  # between two looks at whether the others are ready
 PATIENCE = 1.0  # seconds for the store to answer a process that ends
-SAVING = "saving"  # the store's count of processes that save before they end
+BEAT_SECONDS = 1.0  # between two signs of life
 FAILED = "failed"  # the store's count of processes that ended with an error
+NOT_SAVED = "not saved"  # the store's count of processes whose last save failed
 
 
 class OtherRankFailed(RuntimeError):
@@ -50,6 +52,7 @@ class Ranks:
     main_rank: int = 0
     store: dist.Store | None = None  # that all processes reach
     local_world_size: int = 1  # processes on this machine
+    timeout: float = math.inf  # seconds without a sign of life, after which one counts as lost
     _asked: tuple[Tensor, Any] | None = None  # by the last call of `any`
     _meetings: int = 0
 
@@ -62,33 +65,61 @@ class Ranks:
         """Wait until every process has arrived here, however long that takes.
 
         For work that differs from process to process, such as decoding images: it does not count
-        against --timeout, which is for the steps of training. A process that dies is noticed by
-        the launcher. Raises OtherRankFailed where another process has ended with an error.
+        against --timeout, which is for the steps of training. Raises OtherRankFailed where another
+        process has ended with an error, or gives no sign of life for that long.
         """
         if self.store is None or self.world_size == 1:
             return
         self._meetings += 1
         key = f"meeting {self._meetings}"
         self.store.add(key, 1)
+        neighbour = beat_key((self.rank + 1) % self.world_size)  # each is watched by one
+        count, since = -1, time.monotonic()
         while self.store.add(key, 0) < self.world_size:
             if self.store.add(FAILED, 0) > 0:
                 raise OtherRankFailed("another process has failed")
+            before, count = count, self.store.add(neighbour, 0)
+            if count != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > self.timeout:
+                raise OtherRankFailed("timed out: another process gives no sign of life")
             time.sleep(POLL_SECONDS)
+
+    def beat(self) -> None:
+        """From now on, give signs of life, for the processes in `wait_for_all`; called by each for
+        itself.
+        """
+        if self.store is None or self.world_size == 1:
+            return
+        store = self.store.clone()  # one for each thread
+        key = beat_key(self.rank)
+
+        def go_on() -> None:
+            with contextlib.suppress(RuntimeError):  # the store has gone with its process
+                while True:
+                    store.add(key, 1)
+                    time.sleep(BEAT_SECONDS)
+
+        threading.Thread(target=go_on, daemon=True).start()
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
         """While this process, perhaps alone, saves after an error: the launcher does not end it
         meanwhile.
         """
-        self._tell(SAVING, 1)
+        self._tell(saving_key(self.rank), 1)
         try:
             yield
         finally:
-            self._tell(SAVING, -1)
+            self._tell(saving_key(self.rank), -1)
 
     def tell_of_failure(self) -> None:
         """Tell the processes in `wait_for_all` that this one has failed; called by it alone."""
         self._tell(FAILED, 1)
+
+    def tell_of_lost_save(self) -> None:
+        """Tell the launcher that what was to be saved at the end was not; called by it alone."""
+        self._tell(NOT_SAVED, 1)
 
     def _tell(self, key: str, amount: int) -> None:
         """Add to a count in the store; give up where the store has gone, or does not answer because
@@ -182,6 +213,24 @@ class Ranks:
         answer = torch.tensor(float(flag))
         dist.broadcast(answer, self.main_rank)
         return flag if self.is_main else bool(answer.item())
+
+
+def beat_key(rank: int) -> str:
+    """The store's count of a process's signs of life."""
+    return f"alive {rank}"
+
+
+def saving_key(rank: int) -> str:
+    """The store's count that is 1 while a process saves before it ends."""
+    return f"saving {rank}"
+
+
+def bits_of(network: torch.nn.Module) -> int:
+    """A number that is equal for equal weights, and for others hardly ever."""
+    total = 0
+    for place, value in enumerate(network.state_dict().values()):
+        total += (place + 1) * int(_digest(value.detach().float()))
+    return total
 
 
 def _digest(parameter: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ played.
 
 import copy
 import math
+import signal
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from utils import launch as launch_module
 from utils.devices import Precision, choose_device, choose_precision
 from utils.errors import NotSaved, Stopped, UserError
 from utils.launch import Processes, launch
-from utils.ranks import Ranks
+from utils.processes_of_others import are_others
+from utils.ranks import NOT_SAVED, Ranks, saving_key
 
 
 def play_gpus(monkeypatch, count, capability=(9, 0)):
@@ -28,6 +30,8 @@ def test_device(monkeypatch):
     play_gpus(monkeypatch, 2)
     assert str(choose_device(1, Ranks())) == "cuda:1" and str(choose_device(-1, Ranks())) == "cpu"
     assert str(choose_device(0, Ranks(rank=5, world_size=8, local_rank=1))) == "cuda:1"
+    with pytest.raises(UserError, match="GPU 2 is not there"):
+        choose_device(1, Ranks(rank=5, world_size=8, local_rank=1))
     with pytest.raises(UserError, match="GPU 2 is not there: this machine has 2"):
         choose_device(2, Ranks())
 
@@ -90,8 +94,8 @@ def test_only_fp16_scales_the_loss():
         )
 
 
-def processes(world_size, main_rank=0, on_gpu=True, distributed=True):
-    return Processes(distributed, world_size, main_rank, timeout=10, on_gpu=on_gpu)
+def processes(world_size, main_rank=0, first_gpu=0, distributed=True):
+    return Processes(distributed, world_size, main_rank, timeout=10, first_gpu=first_gpu)
 
 
 def test_wrong_numbers_of_processes(monkeypatch):
@@ -99,9 +103,12 @@ def test_wrong_numbers_of_processes(monkeypatch):
         with pytest.raises(UserError, match="outside the 2 processes 0..1"):
             launch(None, processes(2, main_rank))
     play_gpus(monkeypatch, 2)
-    with pytest.raises(UserError, match="4 processes on this machine need as many GPUs, it has 2"):
+    with pytest.raises(UserError, match="4 processes on this machine need a GPU each, it has 2"):
         launch(None, processes(4))
-    launch_module._check(processes(4, on_gpu=False), 4)  # on the CPU there may be any number
+    with pytest.raises(UserError, match="a GPU each from --use_gpu 1 on, it has 2"):
+        launch(None, processes(2, first_gpu=1))
+    launch_module._check(processes(1, first_gpu=1), 1)
+    launch_module._check(processes(4, first_gpu=-1), 4)  # on the CPU there may be any number
 
 
 def end_with(error):
@@ -110,6 +117,55 @@ def end_with(error):
             raise error
 
     return worker
+
+
+OF_ANOTHER_LAUNCHER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (OF_ANOTHER_LAUNCHER, True),
+        (OF_ANOTHER_LAUNCHER | {"WORLD_SIZE": "1"}, False),  # a leftover, or nothing to share
+        (OF_ANOTHER_LAUNCHER | {"WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}, True),
+        (OF_ANOTHER_LAUNCHER | {"RANK": ""}, False),
+        ({"TORCHELASTIC_RUN_ID": "x"}, False),  # of a program that torchrun has started
+        ({}, False),
+    ],
+)
+def test_who_has_started_this_process(monkeypatch, facts, expected):
+    for name in (*OF_ANOTHER_LAUNCHER, "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    assert are_others() is expected
+
+
+def test_another_launcher_has_to_say_which_process_of_the_machine_it_is(monkeypatch):
+    for name, value in OF_ANOTHER_LAUNCHER.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="no number is in LOCAL_RANK, LOCAL_WORLD_SIZE: start them"):
+        launch(None, processes(2, first_gpu=-1, distributed=False))
+
+
+class Counts(dict):
+    """A store's counts."""
+
+    def add(self, key, amount):
+        self[key] = self.get(key, 0) + amount
+        return self[key]
+
+
+def test_a_signal_and_a_last_save_that_failed():
+    assert launch_module._wait_for([], [signal.SIGTERM], Counts()) == 143
+    assert launch_module._wait_for([], [signal.SIGTERM], Counts({NOT_SAVED: 1})) == 1
+
+
+def test_a_dead_process_does_not_save():
+    dead, waiting = object(), object()
+    counts = Counts({saving_key(0): 1})
+    assert not launch_module._one_saves([dead, waiting], [waiting], counts)
+    assert launch_module._one_saves([dead, waiting], [dead, waiting], counts)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def _member(
     torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     ranks = Ranks(rank, count, rank, store=store)
-    join_group(Processes(count > 1, count, 0, TIMEOUT, on_gpu=False), ranks)
+    join_group(Processes(count > 1, count, 0, TIMEOUT, first_gpu=-1), ranks)
     loop = training_loop(training, ranks)
     with contextlib.suppress(EOFError, KeyboardInterrupt):  # the side that measures has gone
         while (steps := end.recv()) is not LEAVE:

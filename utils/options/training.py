@@ -1,6 +1,5 @@
 """What the training scripts share of their options: tables made from train.py's, checks, values."""
 
-import os
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
@@ -9,6 +8,7 @@ from typing import Any, NoReturn
 from utils.errors import UserError
 from utils.options.table import Option, Table, checked_default, options_of, plain_values
 from utils.options.types import PathType
+from utils.processes_of_others import are_others, number_of
 from utils.training.run_options import RunOptions
 
 WITH_WARMUP = "warmup_cosine"  # the learning-rate schedule that has a warm-up
@@ -129,7 +129,14 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
         remarks.append(f"--weight_decay {args.weight_decay:g} has no effect with --optim adam")
     if args.minutes is not None and args.epochs is not None:
         remarks.append(f"--epochs {args.epochs} has no effect: --minutes sets the length")
-    if args.distributed or "TORCHELASTIC_RUN_ID" in os.environ:
+    if are_others():
+        started = number_of("WORLD_SIZE")
+        if args.world_size not in (usual["world_size"], started):
+            remarks.append(
+                f"--world_size {args.world_size} has no effect: {started} processes were started"
+            )
+        return remarks
+    if args.distributed:
         return remarks
     if args.world_size != usual["world_size"] or args.main_gpu != 0:
         remarks.append(
@@ -155,6 +162,6 @@ def launch_training(worker: Callable, args: Namespace) -> NoReturn:
         world_size=args.world_size,
         main_rank=args.main_gpu,
         timeout=args.timeout,
-        on_gpu=args.use_gpu >= 0,
+        first_gpu=args.use_gpu,
     )
     launch(worker, processes)

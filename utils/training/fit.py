@@ -208,19 +208,31 @@ class TrainingLoop:
 
     def save_after(self, error: Exception) -> None:
         """Save what is done, where an error from outside ends the run between two saves."""
-        state = self.state
-        if not state.is_whole or self.saved_step is None:
+        if self.saved_step is None:
+            self.recorder.error(str(error))
             return
+        # First, since a checkpoint without the rows of its steps would not be the same run.
+        has_rows = self.write_last_rows()
         with self.ranks.saving():  # the launcher waits meanwhile
-            try:
-                # First, since a checkpoint without the rows of its steps would not be the same run.
-                self.recorder.metrics(self.meter.flush(self.schedule.steps_per_epoch))
-            except RuntimeError:  # another process was lost before they could be summed
-                return
-            if state.step != self.saved_step and state.weights_are_finite():
-                number = self.schedule.number(state.step)
-                self.recorder.save(state, self.schedule.epoch(state.step), number, wait=False)
-            self.recorder.ended_by(error, state.step)
+            if has_rows and self.state.step != self.saved_step:
+                self.save_alone()
+            self.recorder.ended_by(error, self.saved_step)
+
+    def write_last_rows(self) -> bool:
+        """Write what was measured of the steps that are done; whether that could be had."""
+        try:
+            self.recorder.metrics(self.meter.flush(self.schedule.steps_per_epoch))
+        except RuntimeError:  # another process was lost before they could be summed
+            return False
+        return True
+
+    def save_alone(self) -> None:
+        """Save the state, if it is that of one step and finite; the others may be gone."""
+        state = self.state
+        if state.is_whole and state.weights_are_finite():
+            number = self.schedule.number(state.step)
+            self.recorder.save(state, self.schedule.epoch(state.step), number, wait=False)
+            self.saved_step = state.step
 
     # --- A step ---
 

@@ -46,6 +46,7 @@ def latent_inputs(
     """
     line = _line(dataset, codec, flip)
     if cache == "none":
+        ranks.wait_for_all()  # other machines may have a cache
         return paired or dataset, [f"{line}, encoded at each use"]
     start = time.perf_counter()
     quiet = not ranks.is_main

@@ -21,7 +21,7 @@ from utils.data.split import Split, recorded_split, split_set
 from utils.devices import choose_device, choose_precision, prepare_for_training
 from utils.errors import UserError, advice_on_memory
 from utils.free_memory import free_memory
-from utils.ranks import Ranks
+from utils.ranks import Ranks, bits_of
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.folder import RunFolder
 from utils.training.fit import fit
@@ -104,6 +104,7 @@ class TrainingRun:
         """
         split = self._choose_split(images) if self.ranks.is_main else None
         self.ranks.wait_for_all()
+        self._check_start(images)
         return self.ranks.gather(split)[self.ranks.main_rank]
 
     def _choose_split(self, images: ImageSet) -> Split:
@@ -118,6 +119,15 @@ class TrainingRun:
         finder = near_copy_finder(images)
         is_asked_for = self.options.val_fraction is not None
         return split_set(images.checksums, images.labels.array, share, finder, is_asked_for)
+
+    def _check_start(self, images: ImageSet) -> None:
+        """Raise UserError where another machine was given other options or images, before anything
+        is shared that depends on them.
+        """
+        may_differ = dict.fromkeys(self.options.of_a_machine)
+        facts = {**self.options.record, **may_differ, "images": len(images)}
+        facts["the images"] = images.fingerprint()
+        self.ranks.check_agreement(facts)
 
     # --- What is trained, and for how long ---
 
@@ -226,8 +236,11 @@ class TrainingRun:
     def _check_agreement(self, state: TrainState) -> None:
         """Raise UserError where another machine was given other options or images."""
         may_differ: dict[str, Any] = dict.fromkeys(self.options.of_a_machine)
-        facts = {**state.args, **may_differ, **state.config["data"], "step": state.step}
+        data = {**state.config["data"], "held_out": None}  # it follows the main process's word
+        facts = {**state.args, **may_differ, **data, "step": state.step}
         facts["the autoencoder"] = state.config.get("codec", {}).get("hash")
+        if self.options.pretrain or self._source is not None:
+            facts["the weights to start from"] = bits_of(state.ema.network)
         self.ranks.check_agreement(facts)
 
     # --- Plan, fit ---

@@ -377,6 +377,36 @@ def test_an_optimizer_takes_over_its_own_kind_of_state(now):
         assert "another optimizer" in remarks[0] and len(state.optimizer.state) == 0
 
 
+def test_an_error_within_an_update_ends_the_run_with_what_was_saved():
+    """The state is of no step then, and is not saved; that the run has ended is said."""
+    state = new_state()
+    step, count = state.optimizer.step, 0
+
+    def lost(*args, **options):
+        nonlocal count
+        count += 1
+        if count == 7:
+            raise RuntimeError("Connection closed by peer, gloo/transport/tcp/pair.cc:1")
+        return step(*args, **options)
+
+    state.optimizer.step = lost
+    recorder, _, error = run(batches(), state=state)
+    assert "gloo" in str(error) and recorder.saved == [0, 4]
+    assert recorder.errors == [f"{error}; saved at step 4"]
+    assert [row["step"] for row in recorder.rows] == list(range(1, 7))
+
+
+def test_an_error_before_the_first_save_is_recorded():
+    recorder = FakeRecorder()
+
+    def fails(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder.save = fails
+    recorder, _, error = run(batches(), recorder=recorder)
+    assert recorder.errors == [str(error)]
+
+
 def test_what_is_still_to_come():
     schedule = Schedule(12, 4, lambda step: 0.1, preview_epochs=2, numbered_epochs=1)
     assert schedule.previews_left(0) == 2  # after epochs 2 and 3, which is the last

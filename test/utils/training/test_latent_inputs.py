@@ -80,6 +80,15 @@ def test_how_long_encoding_takes(images, cache, monkeypatch):
     assert seconds(known) == 0.0 and seconds(unknown) == 1.0 and seconds(known, "ram") == 1.0
 
 
+def test_a_machine_without_a_cache_meets_the_others_too(images):
+    met = []
+    ranks = Ranks()
+    ranks.wait_for_all = lambda: met.append(1)
+    for kind in ("none", "ram"):
+        latent_inputs.latent_inputs(images, new_codec(), False, kind, ranks)
+    assert len(met) == 2
+
+
 def test_each_step_draws_from_the_posterior(images, cache):
     codec = new_codec()
     dataset = load_latents(images, codec, with_mirror=False, quiet=True, cache_folder=cache)

@@ -35,7 +35,8 @@ SHIFT_X, SHIFT_Y = 7, 8
 def draw_augmentations(n: int, probability: float, generator: Generators) -> Tensor:
     """The numbers of n images, (n, 9) float32, on the CPU.
 
-    Each change but mirroring left to right, which half of the images get, has this probability.
+    Each change has this probability, but for mirroring: half of the images are mirrored left to
+    right, and half as many as the probability says top to bottom.
     Each image draws the same count of random numbers, whatever happens to it.
     """
     chance = draw_uniforms(n, 7, generator)

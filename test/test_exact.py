@@ -18,9 +18,11 @@ import torch
 from helpers import ROOT, TINY, assert_equal_states, metrics, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model import networks
 from tools import train as train_script
 from utils import devices
 from utils.data import StepSampler
+from utils.generation import load_for_inference
 from utils.runs.files import read_checkpoint, save_checkpoint
 from utils.training import length, recipe, run, run_length
 from utils.training.stepping import Stepping
@@ -514,6 +516,28 @@ def test_time_steps_by_equal_weights_are_refused_in_a_resumed_run_too(images, tm
     options = ["--time_steps", "weighted", "--allow_changes", "--epochs", 2, "--resume"]
     with pytest.raises(train_script.opt.UserError, match="which is uniform"):
         train(images, tmp_path, "a", "--num_workers", 0, *options)
+
+
+def test_a_network_as_the_documentation_writes_one_is_trained(images, tmp_path, monkeypatch):
+    """Augmented, with classes and previews, timed for a plan, resumed, rebuilt from its file."""
+    page = (ROOT / "docs/code.md").read_text(encoding="utf-8")
+    example = page.partition("```python run\n")[2].partition("```")[0]
+    for registry in (networks.DENOISERS, networks.NETWORKS):
+        monkeypatch.setitem(registry, "plain", None)
+        monkeypatch.delitem(registry, "plain")  # and after the test again
+    found = {}
+    exec(compile(example, "code.md", "exec"), found)
+    for registry in (networks.DENOISERS, networks.NETWORKS):
+        monkeypatch.setitem(registry, "cspdarkunet", found["Plain"])
+    options = ["--network", "cspdarkunet", "--num_workers", 0, "--num_vis", 1]
+    train(images, tmp_path, "a", *options, "--minutes", 1, "--plan", tiny=OF_A_PRESET)
+    train(images, tmp_path, "a", *options, "--epochs", 1, "--augment", 0.5)
+    said = train(images, tmp_path, "a", *options, "--epochs", 2, "--augment", 0.5, "--resume")
+    assert "8 of 8 steps" in said or "step 8 of 8" in said
+    network, *_ = load_for_inference(tmp_path / "a" / "ema_last.pt")
+    assert type(network) is found["Plain"] and network.config["augmentation"] == 9
+    with pytest.raises(train_script.opt.UserError, match="a Plain keeps all its activations"):
+        train(images, tmp_path, "b", *options, "--checkpoint_activations", 0)
 
 
 def test_a_bare_resume_keeps_the_sampler_and_what_saves_memory(images, tmp_path):

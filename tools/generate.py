@@ -60,7 +60,7 @@ OPTIONS: opt.Table = {
     ],
     "editing": [
         Option("--init_image",     None,        opt.path,            "begin with this image instead of noise"),
-        Option("--strength",       None,        opt.strength,        "with --init_image: the share of the network calls that are made; little keeps much of the image; not set: 0.6, with --mask 1"),
+        Option("--strength",       None,        opt.strength,        "with --init_image: the share of the network calls that are made; little keeps much of the image; not set: 0.6, with --mask or --outpaint 1"),
         Option("--mask",           None,        opt.path,            "with --init_image: paint only where this image is white; the rest stays to the bit"),
         Option("--repeats",        1,           opt.positive,        "with --mask or --outpaint: make each step so many times, so that both parts agree better"),
         Option("--outpaint",       None,        opt.borders,         "with --init_image: paint borders around it, so many pixels at the top,right,bottom,left"),

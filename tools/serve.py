@@ -3,7 +3,7 @@
 
     python tools/serve.py                                               # weight/ and results/, on this machine alone: http://127.0.0.1:8000
     python tools/serve.py --weights my_weights --port 8080              # weights from another folder
-    python tools/serve.py --host 0.0.0.0 --token "$(openssl rand -hex 16)"  # for other machines, which must know the token
+    python tools/serve.py --host 0.0.0.0 --token SECRET                 # for other machines, which must know the token
     python tools/serve.py --socket 8001                                 # the socket service too
 
 It needs `pip install -r requirements-serve.txt`. Ctrl-C or SIGTERM ends it as soon as the jobs under way have ended, a second one at once.

@@ -253,7 +253,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     data = held_out_data(source.images, trained.images, split) | source.data_config()
     state = run.build_state(build_config(args, trained, data, diffusion, earlier))
     check_size(state, source)
-    checkpoint_activations(args, state)
+    save_memory(args, state)
     keep_autoencoder(args, state, source)
 
     # Resume or pretrain, before any long work
@@ -651,12 +651,12 @@ def keep_autoencoder(args: Namespace, state: TrainState, source: DiffusedImages)
     state.versions["latents"] = "encoded at each use" if args.cache == "none" else "kept"
 
 
-def checkpoint_activations(args: Namespace, state: TrainState) -> None:
-    """Let the network keep less for the backward pass. Raises UserError for a level that it does
-    not have.
-    """
+def save_memory(args: Namespace, state: TrainState) -> None:
+    """Let the network keep less for the backward pass. Raises UserError where it cannot."""
+    from model.networks import checkpoint_activations
+
     try:
-        state.network.checkpoint_activations(args.checkpoint_activations)  # type: ignore[operator]
+        checkpoint_activations(state.network, args.checkpoint_activations)
     except ValueError as error:
         raise opt.UserError(f"--checkpoint_activations: {error}") from None
 

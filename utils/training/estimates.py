@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.networks import build_network, check_image_size
+from model.networks import build_network, check_image_size, checkpoint_activations
 from utils.call_memory import FusedAttention
 
 BACKWARD = 2  # times the operations of a forward pass
@@ -55,8 +55,7 @@ def cost_of(
     """
     with torch.device("meta"):
         built = build_network(network)
-        if checkpointed:
-            built.checkpoint_activations(checkpointed)  # type: ignore[operator]
+        checkpoint_activations(built, checkpointed)
         image = torch.empty(1, network["in_channels"], *size)
         t = torch.zeros(1, dtype=torch.long)
     return _cost_of_call(built, image, t)

@@ -9,6 +9,7 @@ import torch
 from model.codecs import PixelCodec
 from model.condition import Condition, LabelCondition
 from model.diffusion import GaussianDiffusion
+from model.networks import checkpoint_activations
 from utils.training.diffusion_task import DiffusionTask
 from utils.training.new_state import new_state
 from utils.training.run import TrainingRun
@@ -53,7 +54,7 @@ def seconds_of_recipe(
     known = {name: value for name, value in values.items() if name in OF_A_RUN}
     options = run.options.with_settled(**known)
     state = new_state(run.kind, {"network": network}, options, run.precision, run.ranks)
-    state.network.checkpoint_activations(checkpointed)  # type: ignore[operator]
+    checkpoint_activations(state.network, checkpointed)
     stand_in = None
     planes = network["in_channels"]
     if condition is not None:

@@ -108,7 +108,7 @@ def changes(checkpoint: Checkpoint, state: TrainState) -> list[str]:
     return [
         f"{name} {before[name]} before, {value} now"
         for name, value in now.items()
-        if name in before and value != before[name]
+        if name in before and plain(value) != plain(before[name])
     ]
 
 

@@ -283,7 +283,7 @@ def build_router(services: Services) -> APIRouter:
         job: Found,
         last_event_id: Annotated[str | None, Header(max_length=40)] = None,
     ) -> AsyncIterator[ServerSentEvent]:
-        """The job as it comes: events `progress`, `preview` and `end`, with rising ids."""
+        """The job as it comes: events `status`, `progress`, `preview`, `end`, with rising ids."""
         async for event in job_events(job, services, _event_id(last_event_id)):
             yield event
 

@@ -35,7 +35,7 @@ OPTIONS: opt.Table = {
         shared("--clip_sample", True),
         Option("--cfg_scale",    None,                 opt.not_negative, "guidance scales to compare, as of generate.py; not set: the usual one", several=True),
         shared("--cfg_interval", None),
-        Option("--guide_scale",  None,                 opt.not_negative, "scales to compare by which the guide leads that the weights hold; not set: the usual one", several=True),
+        Option("--guide_scale",  None,                 opt.not_negative, "guide scales to compare (of the guide stored in the weights); not set: the usual one", several=True),
         Option("--guide_labels", None,                 opt.switch,    "compare images whose guide is told the class (True), is not (False), or both", several=True),
         shared("--use_ema", True),
         Option("--write",        True,                 opt.switch,    "write the best one into the checkpoint"),

@@ -40,7 +40,7 @@ OPTIONS: opt.Table = {
     ],
     "limits": [
         Option("--max_queue",       64,               opt.positive,     "jobs that are not finished, at a time; more are answered with 429"),
-        Option("--max_client_jobs", 16,               opt.positive,     "of them of one client"),
+        Option("--max_client_jobs", 16,               opt.positive,     "unfinished jobs of one client, at most"),
         Option("--max_images",      64,               opt.positive,     "images of a job"),
         Option("--max_steps",       1000,             opt.positive,     "sampling steps"),
         Option("--max_side",        1024,             opt.positive,     "pixels of an image's height and width"),

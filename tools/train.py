@@ -94,7 +94,7 @@ OPTIONS: opt.Table = {
     ],
     "diffusion": [
         Option("--noise_schedule",    "cosine",        opt.NOISE_SCHEDULES, "noise schedule"),
-        Option("--noise_shift",       None,            opt.noise_shift,     "so many times as much noise at each time step, as larger images need; not set: for the flow a 64th of the image's side, at least 1, otherwise 1"),
+        Option("--noise_shift",       None,            opt.noise_shift,     "multiplies the noise at each time step, as larger images need; not set: for the flow a 64th of the side of the image (or latent), at least 1, otherwise 1"),
         Option("--zero_terminal_snr", False,           opt.switch,          "let the last time step be pure noise; not with --prediction eps"),
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),

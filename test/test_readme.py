@@ -5,10 +5,12 @@ import re
 import shlex
 from itertools import zip_longest
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers import ROOT
 
+from model import networks
 from tools.option_tables import PAGE, load_script, with_tables
 
 READMES = [ROOT / "README.md", ROOT / "README_zh.md"]
@@ -131,7 +133,8 @@ def examples() -> list:
 @pytest.mark.parametrize("example", examples())
 def test_the_python_examples_run(example, monkeypatch):
     monkeypatch.chdir(ROOT)
-    exec(compile(example, "example", "exec"), {"__name__": "example"})
+    with mock.patch.dict(networks.DENOISERS), mock.patch.dict(networks.NETWORKS):
+        exec(compile(example, "example", "exec"), {"__name__": "example"})
 
 
 def test_imports_go_one_way():

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils import options as opt
-from utils.class_names import labels_of, name_of
+from utils.class_names import ONE_OF_EACH, asks_for_each, labels_in_turn, name_of, remark_on_class
 from utils.options import Option, shared
 from utils.text import composed
 
 if TYPE_CHECKING:  # what runs imports it where it needs it, so that --help answers at once
-    from torch import Tensor
-
+    from utils.overview_pictures import Overviews
     from utils.steering import Steering
 
 USUAL_BATCH = 32  # images per network call
@@ -96,12 +95,8 @@ OPTIONS: opt.Table = {
 # fmt: on
 
 TIMEOUT = 3600.0  # seconds that a process waits for the others' images
-MOST_IN_GRID = 256  # images that are shown together
-MOST_IN_FILM = 256  # images of an interpolation that are shown one after the other
-LARGEST_GRID = 8192  # pixels a side; a WebP ends at 16,383
 MOST_FRAMES = 60  # of an animation
 FILMED = 16  # images in an animation
-ONE_OF_EACH = "-1"  # as --class_name
 USUAL_COUNT = 8  # images
 
 
@@ -180,6 +175,7 @@ def generate(args, ranks) -> None:
     """One process: its share of the images, written as they are done."""
     from utils.devices import choose_device, choose_precision
     from utils.generation import ImageGenerator
+    from utils.overview_pictures import Overviews
     from utils.runs.folder import new_folder
 
     # Weights and their metadata
@@ -233,7 +229,7 @@ def generate(args, ranks) -> None:
         return
     opt.say(f"{images_in_words(count)} of {height}x{width} in {folder}")
     verdict = "" if copies is None else copies.write(nearest, folder)
-    write_overviews(args, overviews, labels, names, folder, settings, steering)
+    write_overviews(args, overviews, names, labels, folder, settings)
     if verdict:
         opt.say(verdict)
 
@@ -278,63 +274,14 @@ def about_image(args, place: int, names: list[str], steering: Steering | None) -
     return about
 
 
-class Overviews:
-    """What shows images together: the first ones in a grid, those of an interpolation in a film."""
-
-    def __init__(self, count: int, steering: Steering | None, is_film: bool):
-        self.count = count
-        self.in_grid = range(min(count, MOST_IN_GRID))  # places
-        self.in_film = evenly(count, MOST_IN_FILM) if is_film else []
-        self.frames: list = []  # of an animation of the denoising
-        self._columns = columns_of(len(self.in_grid)) * (1 if steering is None else 2)
-        self._grid: dict[int, Tensor] = {}  # by place, and so the next one
-        self._film: dict[int, Tensor] = {}
-
-    def add(self, place: int, pixels: Tensor) -> None:
-        """(C,H,W) uint8. Kept are copies, and no views of a batch, which would stay; in the grid
-        smaller by a whole factor where it would be larger than files and memory like.
-        """
-        import torch.nn.functional as F
-
-        if place in self.in_film:
-            self._film[place] = pixels.clone()
-        if place not in self.in_grid:
-            return
-        factor = -(-self._columns * max(pixels.shape[-2:]) // LARGEST_GRID)
-        small = pixels.clone()
-        if factor > 1:
-            size = [max(1, side // factor) for side in pixels.shape[-2:]]
-            small = F.interpolate(pixels[None].float(), size, mode="area")[0].round().byte()
-        self._grid[place] = small
-
-    def gather(self, ranks) -> None:
-        """Those of all processes."""
-        for grid, film in ranks.gather((self._grid, self._film)):
-            self._grid |= grid
-            self._film |= film
-
-    def grid(self) -> list[Tensor]:
-        return [self._grid[place] for place in self.in_grid]
-
-    def film(self) -> list[Tensor]:
-        return [self._film[place] for place in self.in_film]
-
-
 def write_overviews(
-    args,
-    overviews: Overviews,
-    labels: list | None,
-    names: list[str],
-    folder: Path,
-    settings: dict,
-    steering: Steering | None,
+    args, overviews: Overviews, names: list[str], labels: list | None, folder: Path, settings: dict
 ) -> None:
-    """The grid and the films, and a line on each."""
-    write_grid(overviews.grid(), labels, names, args, folder, settings, steering)
-    if overviews.in_film:
-        write_film(overviews.film(), folder / "interpolation.webp")
-    if overviews.frames:
-        write_animation(overviews.frames, folder / f"denoising.{args.animate}")
+    """What shows the images together, as far as it was asked for, and a line on each."""
+    grid = folder / f"grid.{args.image_format}"
+    overviews.write_grid(grid, names, labels, args.seed, settings)
+    overviews.write_film(folder / "interpolation.webp")
+    overviews.write_animation(folder / f"denoising.{args.animate}")
 
 
 # --- What the checkpoint and the options say ---
@@ -495,28 +442,10 @@ def choose_labels(args, class_names: list[str]) -> tuple[list | None, str]:
     if asked is None:
         labels = labels_of_conditions(args, class_names)
         return labels or [i % len(class_names) for i in range(args.num_images)], ""
-    known = [composed(name) for name in class_names]
-    name = composed(asked)
-    is_number = asked.isascii() and asked.isdecimal() and int(asked) < len(class_names)
-    if name in known:
-        label = known.index(name)
-        remark = ""
-        if is_number and int(asked) != label:
-            remark = (
-                f"--class_name {asked} is the class of that name, number {label}; "
-                f"number {asked} is the class {class_names[int(asked)]}"
-            )
-        if asked == ONE_OF_EACH:
-            remark = f"--class_name {asked} is the class of that name, not one image of each class"
-        return [label] * args.num_images, remark
-    if asked == ONE_OF_EACH:
-        return list(range(len(class_names))), ""
-    if is_number:
-        label = int(asked)
-        return [label] * args.num_images, f"class number {asked} is {class_names[label]}"
-    several = labels_of(asked, class_names)
-    if several is not None and len(several) > 1:
-        return [several] * args.num_images, ""
+    found = labels_in_turn(asked, class_names)
+    if found is not None:
+        times = 1 if asks_for_each(asked, class_names) else args.num_images
+        return found * times, remark_on_class(asked, class_names)
     choices = opt.name_list(f"{i} {name}" for i, name in enumerate(class_names))
     raise opt.UserError(
         f"--class_name {asked!r} is unknown; known are {choices}, or -1 for one of each"
@@ -637,77 +566,6 @@ def write_mask(generator, mask, pixels, folder: Path, place: int, about: dict):
     save_image(mask_picture(generator.codec, mask), file, about)
     pair = behind_conditions(label_map_of(generator.codec), mask[None], pixels[None])
     return torch.cat(list(pair), dim=2)
-
-
-def write_animation(frames: list, file: Path) -> None:
-    """Pairs (x_t, estimate of x0), each (N,C,H,W) uint8 -> a film."""
-    from utils.pictures import save_animation
-
-    save_animation(frames, file)
-    opt.say(f"the denoising, x_t beside the estimate of x0, in {file}")
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """At most so many of the places of `count` images, the first and the last one among them."""
-    if count <= most:
-        return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
-
-
-def columns_of(count: int) -> int:
-    """Of a grid of so many images."""
-    return 16 if count >= 64 else min(8, max(1, round(count**0.5 * 1.2)))
-
-
-def write_film(pixels: list, file: Path) -> None:
-    """Images (C,H,W) uint8 one after the other, there and back."""
-    from utils.pictures import save_film
-
-    save_film(pixels, file)
-    opt.say(f"one after the other in {file}")
-
-
-def write_grid(
-    pixels: list,
-    labels: list | None,
-    names: list[str],
-    args,
-    folder: Path,
-    settings: dict,
-    steering: Steering | None,
-) -> None:
-    """The first images in one picture, with class and seed below each, behind their conditions."""
-    import torch
-
-    from utils.pictures import image_grid, save_image
-
-    count = len(pixels)
-    columns = columns_of(count)
-    fallbacks = []
-    if names:
-        fallbacks = [
-            f"class {label}" if isinstance(label, int) else "several classes"
-            for label in (labels or [])[:count]
-        ]
-    seeds = [str(args.seed + i) for i in range(count)]
-    captions, shown = names[:count], torch.stack(pixels)
-    if steering is not None:
-        shown = steering.before(shown)
-        columns *= 2
-        captions, fallbacks, seeds = (
-            [text for own in texts for text in ("", own)] for texts in (captions, fallbacks, seeds)
-        )
-    grid = image_grid(
-        shown,
-        columns,
-        captions=captions,
-        fallbacks=fallbacks,
-        caption_ends=seeds,
-    )
-    file = folder / f"grid.{args.image_format}"
-    save_image(grid, file, settings)
-    which = f"the first {count}" if count == MOST_IN_GRID else "all of them"
-    opt.say(f"{which} together in {file}")
 
 
 if __name__ == "__main__":

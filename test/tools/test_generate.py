@@ -19,6 +19,7 @@ from utils import generation
 from utils.call_memory import memory_of_row
 from utils.errors import TooLittleMemory, UserError
 from utils.free_memory import SHARE_OF_MEMORY
+from utils.overview_pictures import Overviews
 from utils.runs.files import read_checkpoint
 
 
@@ -403,7 +404,7 @@ def test_where_memory_runs_out_advice_is_given(weights, tmp_path, monkeypatch, b
 def test_overviews_hold_copies_of_bounded_size():
     """Neither the batches that images come from, nor grids that no file takes."""
     batch = torch.arange(32 * 3 * 8 * 8).reshape(32, 3, 8, 8).to(torch.uint8)
-    overviews = generate.Overviews(1000, None, is_film=True)
+    overviews = Overviews(1000, None, is_film=True)
     for place in range(1000):
         overviews.add(place, batch[place % 32])
     assert [image.untyped_storage().nbytes() for image in overviews.grid()] == [3 * 8 * 8] * 256
@@ -413,7 +414,7 @@ def test_overviews_hold_copies_of_bounded_size():
     assert (places[0], places[-1]) == (0, 999) and places == sorted(places)
     assert torch.equal(overviews.film()[-1], batch[999 % 32])
 
-    large = generate.Overviews(256, None, is_film=False)
+    large = Overviews(256, None, is_film=False)
     stripes = torch.zeros(1, 1024, 512, dtype=torch.uint8)
     stripes[:, ::2] = 200
     large.add(0, stripes)

@@ -10,7 +10,7 @@ from model.guidance import NOTHING, Label
 from model.networks import check_image_size
 from model.samplers import SAMPLERS
 from model.samplers.inversion import USUAL_ROUNDS
-from utils.class_names import ONE_OF_EACH, label_of, labels_of, name_of
+from utils.class_names import asks_for_each, labels_in_turn, name_of
 from utils.data.conditions import read_condition
 from utils.editing import Edit, Wishes, WrongWish
 from utils.errors import UserError, name_list
@@ -150,7 +150,7 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     if upscaler is not None and weight.makes_masks:
         raise invalid(f"{weight.name} makes masks too, which nothing enlarges", "upscale")
     labels = _labels(asked, weight)
-    count = _count(asked, labels, limits)
+    count = _count(asked, weight, labels, limits)
     if labels is not None:
         labels = tuple(_as_row(labels[i % len(labels)], weight) for i in range(count))
     image_size = _image_size(asked.image_size, weight, limits)
@@ -235,14 +235,9 @@ def _labels(asked: Asked, weight: Weight) -> tuple[Label, ...] | None:
         return asked.labels
     if asked.class_name is None:
         return tuple(range(len(weight.classes)))
-    label = label_of(asked.class_name, weight.classes)
-    if label is not None:
-        return (label,)
-    if asked.class_name == ONE_OF_EACH:
-        return tuple(range(len(weight.classes)))
-    several = labels_of(asked.class_name, weight.classes)
-    if several is not None:
-        return (several,)
+    found = labels_in_turn(asked.class_name, weight.classes)
+    if found is not None:
+        return tuple(found)
     classes = name_list(weight.classes, len(weight.classes))
     raise invalid(
         f"class_name {asked.class_name!r:.80} is unknown; known are {classes}",
@@ -261,11 +256,11 @@ def _as_row(label: Label, weight: Weight) -> Label:
     return (*(NOTHING,) * weight.numbers, *labels)
 
 
-def _count(asked: Asked, labels: tuple[Label, ...] | None, limits: Limits) -> int:
+def _count(asked: Asked, weight: Weight, labels: tuple[Label, ...] | None, limits: Limits) -> int:
     count = asked.num_images
     if count is None:
         count = DEFAULT_IMAGES
-        if asked.class_name == ONE_OF_EACH and labels is not None:
+        if labels is not None and asks_for_each(asked.class_name, weight.classes):
             count = len(labels)
     if not 1 <= count <= limits.max_images:
         raise invalid(f"num_images is 1 to {limits.max_images}, not {count}", "num_images")

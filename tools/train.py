@@ -778,9 +778,10 @@ def build_evaluation(
     task: DiffusionTask,
 ) -> RunEvaluation:
     """What measures the averaged network."""
+    from utils.data.split import lowest_numbers
     from utils.evaluation.features import EFFICIENTNET, build_features
     from utils.training.evaluation import RunEvaluation
-    from utils.training.held_out import HeldOutLoss, SampleOfImages, first_by_content
+    from utils.training.held_out import HeldOutLoss, SampleOfImages
     from utils.training.sample_score import SampleScore
 
     ranks, precision = run.ranks, run.precision
@@ -789,7 +790,8 @@ def build_evaluation(
         everything = source.images if source.paired is None else source.paired
         learned = trained.images if trained.paired is None else trained.paired
         held_out = SampleOfImages.of(everything, split.held_out[: evaluations.images])
-        training = SampleOfImages.of(learned, first_by_content(learned, evaluations.images))
+        chosen = lowest_numbers(learned.checksums, evaluations.images)
+        training = SampleOfImages.of(learned, chosen)
         held_out_loss = HeldOutLoss(
             task, held_out, training, precision, ranks, args.batch_size, args.seed
         )

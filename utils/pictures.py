@@ -98,7 +98,7 @@ def image_grid(
     below = _readable_or(captions, () if row_names else fallbacks) or [""] * count
     ends = list(caption_ends) or [""] * count
 
-    grid = _plan_grid(pixels, columns, names, has_captions)
+    grid = _plan_grid(pixels, names, has_captions)
     mode = mode_of(pixels.shape[1])
     size = (grid.margin + columns * grid.step_x, rows * grid.step_y)
     canvas = Image.new(mode, size, "white")
@@ -130,7 +130,7 @@ class _Grid:
     step_y: int
 
 
-def _plan_grid(pixels: Tensor, columns: int, names: Sequence[str], has_captions: bool) -> _Grid:
+def _plan_grid(pixels: Tensor, names: Sequence[str], has_captions: bool) -> _Grid:
     height, width = pixels.shape[-2:]
     wanted = LEAST_IMAGE_WITH_CAPTION if has_captions else LEAST_IMAGE
     scale = max(1, wanted // max(height, width))

@@ -79,20 +79,19 @@ class ConditionEmbedding(nn.Module):
             if self.augmentation is None:
                 raise ValueError("a network that was built without augmentations was given some")
             embedding = embedding + self.augmentation(augmentation)
-        if self.label is None and self.numbers is None:
-            return embedding
-        if labels is None or labels.dim() == 1:
-            if self.numbers is not None:
-                unknown = torch.full((len(t), self.count), math.nan, device=t.device)
-                embedding = embedding + self._of_numbers(unknown)
-            if self.label is None:
-                return embedding
-            return embedding + self._of_label(labels, t)
+        rows = labels if labels is not None and labels.dim() == 2 else None
         if self.numbers is not None:
-            embedding = embedding + self._of_numbers(labels[:, : self.count])
-        if self.label is None:
-            return embedding
-        return embedding + self._of_several(labels[:, self.count :])
+            if rows is None:
+                numbers = torch.full((len(t), self.count), math.nan, device=t.device)
+            else:
+                numbers = rows[:, : self.count]
+            embedding = embedding + self._of_numbers(numbers)
+        if self.label is not None:
+            if rows is None:
+                embedding = embedding + self._of_label(labels, t)
+            else:
+                embedding = embedding + self._of_several(rows[:, self.count :])
+        return embedding
 
     def _check_labels(self, labels: Tensor | None) -> None:
         """Raise ValueError for labels that the network was built without."""

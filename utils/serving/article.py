@@ -1,5 +1,5 @@
-"""The article's own service, which other programs were written for: what its clients send and get,
-over HTTP or a socket.
+"""The web service of IDDM, as the article on it has it: what the programs that were written for it
+send and get, over HTTP or a socket.
 """
 
 import asyncio

@@ -14,7 +14,6 @@ from model.randomness import mix
 from model.samplers.base import evaluation_mode
 from utils.data import ImageSet
 from utils.data.conditions import ConditionedSet
-from utils.data.split import lowest_numbers
 from utils.devices import Precision
 from utils.errors import ReadError
 from utils.ranks import Ranks
@@ -60,11 +59,6 @@ class SampleOfImages:
         pixels, labels, _ = zip(*items, strict=True)
         numbers = [int(images.checksums[place]) for place in places]
         return cls(torch.stack(pixels), default_collate(labels), numbers)
-
-
-def first_by_content(images: ImageSet | ConditionedSet, count: int) -> np.ndarray:
-    """The places of `count` images, or of all, chosen by their pixels alone."""
-    return lowest_numbers(images.checksums, count)
 
 
 class HeldOutLoss:

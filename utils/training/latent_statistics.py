@@ -9,11 +9,11 @@ from model.codecs import LatentCodec, frozen_autoencoder, images_per_call
 from utils.console import Progress
 from utils.data import ImageSet
 from utils.data.image_set import stacked_pixels
+from utils.data.split import lowest_numbers
 from utils.devices import Precision
 from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.runs.autoencoders import StoredAutoencoder
-from utils.training.held_out import first_by_content
 from utils.training.state import TrainState
 
 MOST_MEASURED = 10_000  # images, where the autoencoder is ready-made
@@ -67,7 +67,7 @@ def build_latent_codec(
         network = frozen_autoencoder(stored.network, stored.weights)
         mean, std = stored.latents_mean, stored.latents_std
         if mean is None or std is None:
-            some = dataset.subset(first_by_content(dataset, MOST_MEASURED))
+            some = dataset.subset(lowest_numbers(dataset.checksums, MOST_MEASURED))
             found = latent_statistics(network, some, device, ranks, lambda: False)
             assert found is not None  # nothing asks it to stop
             mean, std = found

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from model.transfer import to_device
+from utils.data.loader import Batch
 from utils.ranks import Ranks
 from utils.training.randomness import image_generators
 
-Batch = tuple[Tensor, ...]
 Draws = dict[str, Tensor]
 
 # (batch, generators: one per image) -> all that the loss of this batch needs at random, on the CPU

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-AUTO = "auto"
-
 # Half a level's side may fall so far below `lowest_side`: 7 pixels will do where 8 are asked for.
 SMALLEST_SHARE = 0.75
 

@@ -20,7 +20,6 @@ from utils.training.passes import (
     usable_memory,
 )
 from utils.training.recipe import (
-    AUTO,
     PRESETS,
     largest_affordable,
     nearest_preset,
@@ -31,6 +30,7 @@ from utils.training.recipe import (
 )
 from utils.training.recipe_timing import seconds_of_recipe
 from utils.training.run import TrainingRun
+from utils.training.run_options import AUTO
 
 # Where --epochs sets the length, no network is chosen that would take longer.
 LONGEST_RUN = 2 * 3600.0  # seconds

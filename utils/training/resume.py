@@ -15,7 +15,8 @@ from utils.runs.files import read_checkpoint
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
-from utils.training.recipe import AUTO, EARLIER, plain
+from utils.training.recipe import EARLIER, plain
+from utils.training.run_options import AUTO
 from utils.training.state import TrainState
 
 ENLARGING = "up."  # the layer of an upscaler whose shape depends on its scale

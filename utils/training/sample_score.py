@@ -8,12 +8,13 @@ from model.guidance import Label
 from model.metrics import kernel_distance
 from utils.console import Progress
 from utils.data import ImageSet
+from utils.data.split import lowest_numbers
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.from_weights import in_proportion
 from utils.generation import ImageGenerator
 from utils.pixel_planes import as_colour
 from utils.ranks import Ranks
-from utils.training.held_out import SampleOfImages, first_by_content
+from utils.training.held_out import SampleOfImages
 
 MOST_REAL = 5000  # training images that generated ones are compared with
 
@@ -26,7 +27,7 @@ def labels_as_in(training: ImageSet, count: int) -> list[Label] | None:
         return None
     if training.conditions is None:
         return [*in_proportion(training.label_counts().tolist(), count)]
-    places = np.resize(first_by_content(training, count), count)
+    places = np.resize(lowest_numbers(training.checksums, count), count)
     return [tuple(row) for row in training.conditions.rows[places].tolist()]
 
 
@@ -72,7 +73,7 @@ class SampleScore:
         return {"kid": value, "kid_se": standard_error}
 
     def _features_of_training(self, training: ImageSet) -> Tensor:
-        places = first_by_content(training, MOST_REAL)
+        places = lowest_numbers(training.checksums, MOST_REAL)
         mine = places[self.ranks.rank :: self.ranks.world_size]
         parts = [self._nothing()]
         with self._progress("features of training images", len(mine)) as progress:

@@ -346,7 +346,7 @@ def start_as_machines(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["--dataset_path", images, "--result_path", results, "--run_name", "a"]
-    place += ["--use_gpu", "-1", "--vis", "False"]
+    place += ["--use_gpu", "-1", "--vis", "False", "--distributed"]
     facts = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     facts |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [

@@ -247,6 +247,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
     earlier = earlier_network(args, run)
     run.seconds_ahead = seconds_to_encode(args, run, trained)
     choice = settle(args, run, source, trained, earlier)
+    memory = memory_lines(args, run, trained, earlier)
 
     # What is trained: network, EMA, optimizer
     diffusion = build_diffusion(args, trained.size)
@@ -293,7 +294,8 @@ def train(args: Namespace, ranks: Ranks) -> None:
             balance=trained.images.labels.array if args.balance else None,
             plan_lines=[
                 *lines_of_options(args, trained),
-                *preset_lines(args, run, choice, state, task, trained, inputs, length),
+                *preset_lines(args, run, choice, state, task, inputs, length),
+                *memory,
                 *latent_lines,
             ],
             remarks=plan_remarks(args, source, previews, choice, length),
@@ -324,6 +326,11 @@ def load_images(args: Namespace, run: TrainingRun) -> DiffusedImages:
     paired = find_conditions(args, images, quiet, autoencoder)
     if paired is not None:
         images = paired.images
+    if autoencoder is not None and autoencoder.in_channels != images.channels:
+        raise opt.UserError(
+            f"the autoencoder {autoencoder.source} takes images of {autoencoder.in_channels} "
+            f"channels, and these have {images.channels}: --mode L makes them grey"
+        )
     condition, masks = choose_role(args, paired, autoencoder)
     args.conditional = images.is_labelled
     if args.conditional:
@@ -445,6 +452,26 @@ def settle(
     check_time_steps(args)
     run.take(opt.run_options(args, OPTIONS))
     return choice
+
+
+def memory_lines(
+    args: Namespace, run: TrainingRun, trained: DiffusedImages, earlier: dict
+) -> list[str]:
+    """Lines of the plan of a resumed run that will hardly fit into memory; before anything of it is
+    there. A new run's choice of a recipe says so itself.
+    """
+    from utils.training.estimates import cost_of
+    from utils.training.passes import shortage_lines, usable_memory
+
+    if run.resumed is None:
+        return []
+    network = network_config(args, trained, earlier)
+    try:
+        cost = cost_of(network, trained.size, args.checkpoint_activations)
+    except ValueError:  # refused later, with its own sentence
+        return []
+    needed = cost.memory(args.batch_size, run.precision.dtype)
+    return shortage_lines(needed, usable_memory(run))
 
 
 def choose_recipe(
@@ -628,17 +655,11 @@ def network_config(args: Namespace, trained: DiffusedImages, earlier: dict) -> d
 
 
 def check_size(state: TrainState, source: DiffusedImages) -> None:
-    """Raise UserError for images that the network, or the autoencoder before it, does not take."""
+    """Raise UserError for sizes that the network, or the autoencoder before it, does not take."""
     from model.networks import check_image_size
 
-    images, autoencoder = source.images, source.autoencoder
-    if autoencoder is not None and autoencoder.in_channels != images.channels:
-        raise opt.UserError(
-            f"the autoencoder {autoencoder.source} takes images of {autoencoder.in_channels} "
-            f"channels, and these have {images.channels}: --mode L makes them grey"
-        )
     try:
-        check_image_size(*images.image_size, state.network.downsample_factor * source.factor)
+        check_image_size(*source.images.image_size, state.network.downsample_factor * source.factor)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
 
@@ -683,9 +704,14 @@ def seconds_to_encode(args: Namespace, run: TrainingRun, trained: DiffusedImages
 
     if trained.autoencoder is None or not (args.plan or args.minutes is not None):
         return 0.0
-    device = run.precision.device
     return seconds_of_encoding(
-        trained.images, trained.autoencoder, args.flip, args.cache, device, trained.paired
+        trained.images,
+        trained.autoencoder,
+        args.flip,
+        args.cache,
+        run.precision.device,
+        run.ranks,
+        trained.paired,
     )
 
 
@@ -910,20 +936,13 @@ def preset_lines(
     choice: RecipeChoice | None,
     state: TrainState,
     task: DiffusionTask,
-    trained: DiffusedImages,
     inputs: TrainingSet,
     length: RunLength,
 ) -> list[str]:
-    """Lines of the plan on the preset, those beside it, and memory."""
-    from utils.training.estimates import cost_of
-    from utils.training.passes import shortage_lines, usable_memory
-
-    if choice is not None:
-        return choice.lines(run.stepping.seconds(state, task, inputs), length)
-    lines = [] if args.preset == opt.AUTO else [f"preset      {args.preset}, as before"]
-    cost = cost_of(state.config["network"], trained.size, args.checkpoint_activations)
-    needed = cost.memory(args.batch_size, run.precision.dtype)
-    return lines + shortage_lines(needed, usable_memory(run))
+    """Lines of the plan on the preset, and those beside it."""
+    if choice is None:
+        return [] if args.preset == opt.AUTO else [f"preset      {args.preset}, as before"]
+    return choice.lines(run.stepping.seconds(state, task, inputs), length)
 
 
 def plan_remarks(

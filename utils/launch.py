@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from utils.console import make_output_robust, say
 from utils.errors import TOO_LITTLE_MEMORY, NotSaved, Stopped, UserError, is_out_of_memory
-from utils.processes_of_others import are_others, number_of
+from utils.processes_of_others import is_of_torchrun, joins_others, number_of
 from utils.ranks import NOT_SAVED, Ranks, is_lost_connection, saving_key
 from utils.start import begin_at, start
 
@@ -58,7 +58,7 @@ def launch(worker: Worker, processes: Processes) -> NoReturn:
     The exit status is 0, 2 after a UserError, 1 after another failure, and 128 + the signal's
     number after a signal. `worker` must be picklable.
     """
-    if are_others() and ("TORCHELASTIC_RUN_ID" in os.environ or not processes.distributed):
+    if joins_others(processes.distributed):
         _join_others(worker, processes)
     if not processes.distributed:
         sys.exit(_status_alone(worker))
@@ -78,7 +78,7 @@ def _status_alone(worker: Worker) -> int:
     return 0
 
 
-def _check(processes: Processes, local_world_size: int) -> None:
+def _check(processes: Processes, gpus_needed: int) -> None:
     """Raise UserError for an impossible number of processes."""
     world_size = processes.world_size
     if not 0 <= processes.main_rank < world_size:
@@ -87,11 +87,11 @@ def _check(processes: Processes, local_world_size: int) -> None:
             f"0..{world_size - 1}"
         )
     gpus = torch.cuda.device_count()
-    needed = processes.first_gpu + local_world_size
+    needed = processes.first_gpu + gpus_needed
     if processes.on_gpu and 0 < gpus < needed:
         first = f" from --use_gpu {processes.first_gpu} on" if processes.first_gpu else ""
         raise UserError(
-            f"{local_world_size} processes on this machine need a GPU each{first}, it has {gpus}"
+            f"{gpus_needed} processes on this machine need a GPU each{first}, it has {gpus}"
         )
 
 
@@ -110,15 +110,15 @@ def _join_others(worker: Worker, processes: Processes) -> NoReturn:
             "LOCAL_WORLD_SIZE, which process on this machine it is and of how many"
         )
     processes = replace(processes, world_size=world_size)
-    _check(processes, local_world_size)
+    gpus_needed = local_world_size
+    if not is_of_torchrun():
+        if torch.cuda.device_count() == 1:
+            gpus_needed, local_rank = 1, 0  # each process has been given a GPU, and sees no other
+        if not processes.on_gpu or not torch.cuda.is_available():
+            _share_threads(local_world_size)
+    _check(processes, gpus_needed)
     _end_with_launcher()
-    timeout = timedelta(seconds=processes.timeout)
-    try:
-        store = next(dist.rendezvous("env://", timeout=timeout))[0]
-    except dist.DistError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        say(f"error: the processes did not meet at {place}: {error}", error=True)
-        sys.exit(FAILURE_STATUS)
+    store = _met(processes)
     ranks = Ranks(
         rank,
         world_size,
@@ -129,6 +129,32 @@ def _join_others(worker: Worker, processes: Processes) -> NoReturn:
         processes.timeout,
     )
     _run_rank(worker, processes, ranks)
+
+
+def _share_threads(local_world_size: int) -> None:
+    """Where processes on this machine may use the same cores, each takes its share of threads."""
+    cores = os.cpu_count() or 1
+    is_bound = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < cores
+    if "OMP_NUM_THREADS" not in os.environ and not is_bound:
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_world_size))
+
+
+def _met(processes: Processes) -> dist.Store:
+    """The store of the processes, when all of them have come. Ctrl-C ends the wait; ends this
+    process where they do not come.
+    """
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    if not is_of_torchrun():
+        rank = os.environ["RANK"]
+        say(f"process {rank} of {processes.world_size} waits for the others at {place}", error=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's would wait for torch
+    try:
+        return next(dist.rendezvous("env://", timeout=timedelta(seconds=processes.timeout)))[0]
+    except dist.DistError as error:
+        say(f"error: the processes did not meet at {place}: {error}", error=True)
+        sys.exit(FAILURE_STATUS)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 # --- New processes on this machine ---
@@ -263,6 +289,10 @@ def _run_rank(worker: Worker, processes: Processes, ranks: Ranks) -> NoReturn:
     except BaseException as error:
         ranks.tell_of_failure()
         os._exit(_explain(error, processes, ranks))
+    if not ranks.stop_beating():  # Python must not end while a thread is in torch's code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

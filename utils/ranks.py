@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ class Ranks:
     timeout: float = math.inf  # seconds without a sign of life, after which one counts as lost
     _asked: tuple[Tensor, Any] | None = None  # by the last call of `any`
     _meetings: int = 0
+    _beating: threading.Thread | None = None
+    _is_over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_main(self) -> bool:
@@ -96,11 +98,20 @@ class Ranks:
 
         def go_on() -> None:
             with contextlib.suppress(RuntimeError):  # the store has gone with its process
-                while True:
+                while not self._is_over.is_set():
                     store.add(key, 1)
-                    time.sleep(BEAT_SECONDS)
+                    self._is_over.wait(BEAT_SECONDS)
 
-        threading.Thread(target=go_on, daemon=True).start()
+        self._beating = threading.Thread(target=go_on, daemon=True)
+        self._beating.start()
+
+    def stop_beating(self) -> bool:
+        """No signs of life any more; False where the last one is still on its way."""
+        self._is_over.set()
+        if self._beating is None:
+            return True
+        self._beating.join(PATIENCE)
+        return not self._beating.is_alive()
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:

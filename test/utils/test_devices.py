@@ -14,7 +14,7 @@ from utils import launch as launch_module
 from utils.devices import Precision, choose_device, choose_precision
 from utils.errors import NotSaved, Stopped, UserError
 from utils.launch import Processes, launch
-from utils.processes_of_others import are_others
+from utils.processes_of_others import is_one_of_several, joins_others, own_environment
 from utils.ranks import NOT_SAVED, Ranks, saving_key
 
 
@@ -138,14 +138,38 @@ def test_who_has_started_this_process(monkeypatch, facts, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in facts.items():
         monkeypatch.setenv(name, value)
-    assert are_others() is expected
+    assert is_one_of_several() is expected
+    assert joins_others(distributed=True) is expected
+    assert joins_others(distributed=False) is (expected and "TORCHELASTIC_RUN_ID" in facts)
+    assert not {*OF_ANOTHER_LAUNCHER, "TORCHELASTIC_RUN_ID"} & set(own_environment())
 
 
 def test_another_launcher_has_to_say_which_process_of_the_machine_it_is(monkeypatch):
     for name, value in OF_ANOTHER_LAUNCHER.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="no number is in LOCAL_RANK, LOCAL_WORLD_SIZE: start them"):
-        launch(None, processes(2, first_gpu=-1, distributed=False))
+        launch(None, processes(2, first_gpu=-1))
+
+
+@pytest.mark.parametrize(("gpus", "gpu"), [(1, 0), (4, 3)])
+def test_processes_of_another_launcher_may_see_one_gpu_each(monkeypatch, gpus, gpu):
+    """Or all of the machine's."""
+    play_gpus(monkeypatch, gpus)
+    facts = OF_ANOTHER_LAUNCHER | {"RANK": "3", "WORLD_SIZE": "4"}
+    for name, value in (facts | {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch_module, "_end_with_launcher", lambda: None)
+    monkeypatch.setattr(launch_module, "_met", lambda processes: None)
+    found = []
+
+    def run_rank(_worker, _processes, ranks):
+        found.append(ranks)
+        raise SystemExit
+
+    monkeypatch.setattr(launch_module, "_run_rank", run_rank)
+    with pytest.raises(SystemExit):
+        launch(None, processes(2))
+    assert str(choose_device(0, found[0])) == f"cuda:{gpu}" and found[0].local_world_size == 4
 
 
 class Counts(dict):

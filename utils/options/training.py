@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from utils.errors import UserError
 from utils.options.table import Option, Table, checked_default, options_of, plain_values
 from utils.options.types import PathType
-from utils.processes_of_others import are_others, number_of
+from utils.processes_of_others import is_one_of_several, joins_others, number_of
 from utils.training.run_options import RunOptions
 
 WITH_WARMUP = "warmup_cosine"  # the learning-rate schedule that has a warm-up
@@ -129,7 +129,7 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
         remarks.append(f"--weight_decay {args.weight_decay:g} has no effect with --optim adam")
     if args.minutes is not None and args.epochs is not None:
         remarks.append(f"--epochs {args.epochs} has no effect: --minutes sets the length")
-    if are_others():
+    if joins_others(args.distributed):
         started = number_of("WORLD_SIZE")
         if args.world_size not in (usual["world_size"], started):
             remarks.append(
@@ -138,6 +138,12 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
         return remarks
     if args.distributed:
         return remarks
+    if is_one_of_several():
+        remarks.append(
+            f"RANK and WORLD_SIZE in the environment say that this is one of "
+            f"{number_of('WORLD_SIZE')} processes: --distributed joins them, and without it each "
+            "trains alone"
+        )
     if args.world_size != usual["world_size"] or args.main_gpu != 0:
         remarks.append(
             f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.options.table import ROOT
+from utils.processes_of_others import own_environment
 from utils.serving.process_identity import ProcessIdentity, identity_of
 
 SECONDS_TO_END = 1.0  # that the threads of a process have which is dead already
@@ -35,6 +36,7 @@ class ChildProcesses:
                 stdout=descriptor,
                 stderr=descriptor,
                 cwd=ROOT,
+                env=own_environment(),
                 start_new_session=True,
             )
         finally:

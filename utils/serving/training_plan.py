@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from utils.options.table import ROOT
+from utils.processes_of_others import own_environment
 from utils.serving.processes import Trainings
 from utils.serving.refusal import (
     INVALID_REQUEST,
@@ -86,6 +87,7 @@ class Planner:
                     stdout=output,
                     stderr=errors,
                     cwd=ROOT,
+                    env=own_environment(),
                     start_new_session=True,
                 )
             except OSError:

@@ -19,7 +19,6 @@ from utils.data.latents import (
     load_latents,
     shape_of,
 )
-from utils.errors import UserError
 from utils.ranks import Ranks
 from utils.runs.autoencoders import StoredAutoencoder
 from utils.training.latent_statistics import MOST_MEASURED
@@ -65,28 +64,24 @@ def seconds_of_encoding(
     flip: bool,
     cache: str,
     device: torch.device,
+    ranks: Ranks,
     paired: ConditionedSet | None = None,
 ) -> float:
     """About how long it takes until all latents are there, and the numbers to normalise them with:
     measured on some images, by this process's clock. 0 where they lie in the cache, or are encoded
-    at each use.
-
-    Raises UserError where the autoencoder does not take the images.
+    at each use; and where the autoencoder does not take the images, which is refused later.
     """
-    if cache == "none":
-        return 0.0
     try:
         network = frozen_autoencoder(stored.network, stored.weights)
         channels = stored.network["latent_channels"]
         codec = LatentCodec(network, [0.0] * channels, [1.0] * channels).to(device)
         steering = _encoded_conditions(paired)
         sets = [dataset] if steering is None else [dataset, steering]
-        missing = [each for each in sets if cache == "ram" or not are_cached(each, codec, flip)]
-        to_encode = sum(len(each) for each in missing)
+        to_encode = sum(len(each) for each in sets if _is_missing(each, codec, flip, cache))
         if stored.latents_mean is None:
-            to_encode += min(MOST_MEASURED, len(dataset))
-    except ValueError as error:
-        raise UserError(f"{stored.source}: {error}") from None
+            to_encode += min(MOST_MEASURED, len(dataset)) // ranks.world_size
+    except ValueError:
+        return 0.0
     if to_encode == 0:
         return 0.0
     some = first_batch(dataset, min(MOST_TIMED, images_per_call(*dataset.image_size)))
@@ -95,6 +90,13 @@ def seconds_of_encoding(
     start = time.perf_counter()
     encode_in_ram()
     return (time.perf_counter() - start) / len(some) * to_encode
+
+
+def _is_missing(images: ImageSet, codec: LatentCodec, flip: bool, cache: str) -> bool:
+    """Whether their latents are to be encoded before the first step."""
+    if cache == "none":
+        return False
+    return cache == "ram" or not are_cached(images, codec, flip)
 
 
 def _encoded_conditions(paired: ConditionedSet | None) -> ImageSet | None:

@@ -239,7 +239,8 @@ class TrainingRun:
         data = {**state.config["data"], "held_out": None}  # it follows the main process's word
         facts = {**state.args, **may_differ, **data, "step": state.step}
         facts["the autoencoder"] = state.config.get("codec", {}).get("hash")
-        if self.options.pretrain or self._source is not None:
+        from_file = self.options.pretrain or self._source is not None
+        if from_file and self.ranks.world_size > 1:
             facts["the weights to start from"] = bits_of(state.ema.network)
         self.ranks.check_agreement(facts)
 

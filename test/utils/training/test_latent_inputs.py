@@ -72,10 +72,11 @@ def test_how_long_encoding_takes(images, cache, monkeypatch):
     cpu = torch.device("cpu")
 
     def seconds(stored, kind="auto"):
-        return seconds_of_encoding(images, stored, False, kind, cpu)
+        return seconds_of_encoding(images, stored, False, kind, cpu, Ranks())
 
     assert seconds(known) == 1.0 and seconds(unknown) == 2.0
-    assert seconds(known, "none") == 0.0 and not cache.exists()
+    assert seconds(known, "none") == 0.0 and seconds(unknown, "none") == 1.0
+    assert not cache.exists()
     load_latents(images, codec, with_mirror=False, quiet=True, cache_folder=cache)
     assert seconds(known) == 0.0 and seconds(unknown) == 1.0 and seconds(known, "ram") == 1.0
 

@@ -35,5 +35,7 @@ def pages(before: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators do as they do")
 def test_a_process_that_computes_on_the_cpu_uses_freed_memory_again():
-    assert pages("") > 30_000  # without it: this measures something
-    assert pages("choose_device(-1, Ranks())") < 300
+    fresh = pages("")
+    assert fresh > 300_000  # nine rounds' worth of every tensor: without it, all of them
+    # Mostly it is none at all. A small block that settles in a hole may cost one tensor's place once.
+    assert pages("choose_device(-1, Ranks())") < fresh / 10

@@ -9,21 +9,33 @@ from torch import Tensor, nn
 
 from model.modules.layers import zero_init
 
-# In training on a CPU, up to so many positions, attention written out is faster than torch's fused
-# kernel, whose backward pass is slow in bf16.
+# On a CPU, up to so many positions, attention written out is faster than torch's fused kernel: in
+# 16 bits, where the kernel's backward pass is slow, and in training in fp32.
 FEW_POSITIONS = 256
+FEW_POSITIONS_FP32 = 144
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, each (B, heads, L, d), with memory that grows as L where there
     are many positions.
     """
-    length, d = q.shape[-2:]
-    is_written_out = q.device.type == "cpu" and length <= FEW_POSITIONS and torch.is_grad_enabled()
-    if not is_written_out:
+    if not _is_faster_written_out(q):
         return F.scaled_dot_product_attention(q, k, v)
-    weights = (q * d**-0.5) @ k.mT  # (B, heads, L, L)
-    return weights.softmax(-1).to(v.dtype) @ v
+    b, heads, length, d = q.shape
+    q, k, v = (each.reshape(b * heads, length, d) for each in (q, k, v))
+    nothing = q.new_empty(1, 1, 1)  # what the product would be added to
+    weights = torch.baddbmm(nothing, q, k.mT, beta=0, alpha=d**-0.5)  # (B heads, L, L)
+    mixed = torch.bmm(weights.softmax(-1).to(v.dtype), v)
+    return mixed.view(b, heads, length, d)
+
+
+def _is_faster_written_out(q: Tensor) -> bool:
+    length = q.shape[-2]
+    if q.device.type != "cpu":
+        return False
+    if q.dtype == torch.float32:
+        return torch.is_grad_enabled() and length <= FEW_POSITIONS_FP32
+    return length <= FEW_POSITIONS
 
 
 class AttentionBlock(nn.Module):

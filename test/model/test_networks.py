@@ -211,11 +211,11 @@ def test_ema_follows_the_closed_form():
     assert not ema.network.weight.requires_grad
 
 
-@pytest.mark.parametrize("positions", [1, 49, 256, 257, 400])
+@pytest.mark.parametrize("positions", [1, 49, 144, 145, 256, 257, 400])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_attention_is_softmax_of_products(positions, dtype, is_trained):
-    """However it is computed: in training written out for few positions, else by torch's kernel."""
+    """However it is computed: written out for few positions, else by torch's kernel."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, 3, positions, 8, generator=generator, dtype=torch.float64).to(dtype)

@@ -37,5 +37,5 @@ def pages(before: str) -> int:
 def test_a_process_that_computes_on_the_cpu_uses_freed_memory_again():
     fresh = pages("")
     assert fresh > 300_000  # nine rounds' worth of every tensor: without it, all of them
-    # Mostly it is none at all. A small block that settles in a hole may cost one tensor's place once.
+    # Mostly it is none. A small block that settles in a hole may cost one tensor's place once.
     assert pages("choose_device(-1, Ranks())") < fresh / 10

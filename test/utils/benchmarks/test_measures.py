@@ -60,6 +60,11 @@ def test_what_is_short_is_repeated_within_its_turn():
     assert 0.005 <= seconds["short"][0] < 0.05
 
 
+def test_the_first_of_repeated_runs_does_not_count():
+    pauses = iter([0.2, 0.001, 0.001])
+    assert timer_of(lambda: time.sleep(next(pauses)), CPU)(2) < 0.1
+
+
 def test_spread_is_the_distance_between_quartiles():
     assert spread_of([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
     assert spread_of([7.0]) == 0

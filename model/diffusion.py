@@ -137,7 +137,7 @@ class GaussianDiffusion:
         noise_schedule: str = "linear",  # or cosine, sqrt_linear, sqrt, flow
         beta_start: float = 1e-4,  # this and beta_end: for T = 1000; cosine and flow have none
         beta_end: float = 2e-2,
-        prediction: str = "eps",  # what the output means; or x0, or v (see `velocity`)
+        prediction: str = "eps",  # what the output means; or x0, or v (see `velocity_weights`)
         noise_shift: float = 1.0,  # so many times as much noise at each time step
         zero_terminal_snr: bool = False,  # pure noise at the last time step
     ):
@@ -257,19 +257,20 @@ class GaussianDiffusion:
             return noise
         if self.prediction == "x0":
             return x0
-        noise_weight, image_weight = self.velocity(t)
-        return noise_weight.to(x0) * noise - image_weight.to(x0) * x0
+        alpha, sigma = self.levels.alpha(t).to(x0), self.levels.sigma(t).to(x0)
+        noise_weight, image_weight = self.velocity_weights(alpha, sigma)
+        return noise_weight * noise - image_weight * x0
 
-    def velocity(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """What v is made of: v = a noise - b x0; a and b, each (B,1,1,1).
+    def velocity_weights(
+        self, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        """What v is made of at this noise level: v = a noise - b x0; a and b.
 
-        alpha_t noise - sigma_t x0 where the variance is preserved (Salimans & Ho 2202.00512), and
-        noise - x0 in rectified flow (Liu et al. 2209.03003). In both a alpha_t + b sigma_t = 1.
+        alpha noise - sigma x0 where the variance is preserved (Salimans & Ho 2202.00512), and
+        noise - x0 in rectified flow (Liu et al. 2209.03003). In both a alpha + b sigma = 1, so that
+        x0 = a x_t - sigma v, and noise = b x_t + alpha v.
         """
-        alpha, sigma = self.levels.alpha(t), self.levels.sigma(t)
-        if self.is_flow:
-            return torch.ones_like(alpha), torch.ones_like(sigma)
-        return alpha, sigma
+        return (1.0, 1.0) if self.is_flow else (alpha, sigma)
 
     def draw(
         self,
@@ -416,7 +417,7 @@ class GaussianDiffusion:
             return x0, (alpha * x0).sub_(x_t).div_(-sigma)
         if self.prediction == "eps":
             return x0, prediction
-        image_weight = 1.0 if self.is_flow else sigma
+        _, image_weight = self.velocity_weights(alpha, sigma)
         return x0, (image_weight * x_t).add_(alpha * prediction)
 
     def _x0(
@@ -427,6 +428,6 @@ class GaussianDiffusion:
         if self.prediction == "eps":
             x0 = (x_t - sigma * prediction).div_(alpha.clamp(min=SMALLEST_ALPHA))
         else:
-            noise_weight = 1.0 if self.is_flow else alpha
+            noise_weight, _ = self.velocity_weights(alpha, sigma)
             x0 = (noise_weight * x_t).sub_(sigma * prediction)
         return x0.clamp_(-1, 1) if clip else x0

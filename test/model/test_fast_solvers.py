@@ -106,7 +106,7 @@ def exact_network(sampler):
         variance = signal**2 * STD**2 + sigma**2
         eps = sigma * (x - signal * MEAN) / variance
         x0 = MEAN + signal * STD**2 * (x - signal * MEAN) / variance
-        a, b = (weight.to(x) for weight in sampler.velocity(t))
+        a, b = sampler.velocity_weights(signal, sigma)
         return {"eps": eps, "x0": x0, "v": a * eps - b * x0}[sampler.prediction]
 
     return network

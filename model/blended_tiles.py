@@ -1,5 +1,6 @@
 """Large images piece by piece: in overlapping tiles, blended linearly where they overlap."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -47,7 +48,7 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     """Where tiles begin that cover a side: evenly spread, neighbours share `overlap` or more."""
     if length <= tile:
         return [0]
-    count = -(-(length - overlap) // (tile - overlap))
+    count = math.ceil((length - overlap) / (tile - overlap))
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 

@@ -5,6 +5,7 @@ with that many of its real neighbours (a halo), and only the tile itself is kept
 network pads with zeros at the true border of the image, as in one call, and nowhere else.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -47,8 +48,8 @@ def spans(length: int, tile: int, radius: int) -> list[Span]:
     """
     if length < 1 or tile < 0 or radius < 0:
         raise ValueError(f"cannot cut {length} pixels into tiles of {tile} with a halo of {radius}")
-    count = -(-length // tile) if tile else 1
-    part = -(-length // count)
+    count = math.ceil(length / tile) if tile else 1
+    part = math.ceil(length / count)
     window = min(length, part + 2 * radius)
     found = []
     for start in range(0, length, part):

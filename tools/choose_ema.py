@@ -9,6 +9,7 @@ An average of each length is put together from the snapshots of two, and makes t
 the same seeds. The best becomes ema_chosen.pt in the run's folder. It needs requirements-metrics.txt.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def choose(args) -> None:
         folder_of_real, features, checkpoint.image_size, checkpoint.channels, args.batch_size
     )
     questions = Questions(args.num_images, args.seed, labels, args.batch_size, args.num_shown)
-    batches = -(-args.num_images // args.batch_size)
+    batches = math.ceil(args.num_images / args.batch_size)
     total = len(args.lengths) * batches * generator.calls
     answers = {}
     with opt.Progress(total, title="sampling", unit="call", leave=False) as progress:

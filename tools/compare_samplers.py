@@ -11,6 +11,7 @@ best is written into the checkpoint: generate.py, evaluate.py and the server the
 nobody says how. It needs requirements-metrics.txt.
 """
 
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -170,7 +171,7 @@ def compare(args) -> None:
     }
 
     # The candidates
-    batches = -(-args.num_images // args.batch_size)
+    batches = math.ceil(args.num_images / args.batch_size)
     calls = batches * sum(each.calls for each in generators)
     results = []
     with opt.Progress(calls, title="sampling", unit="call", leave=False) as progress:

@@ -242,7 +242,7 @@ def settle_batch(args, generator, count: int, ranks) -> None:
     """How many of the images go through the network together, where nobody says it."""
     from utils.generation import choose_batch
 
-    most = min(USUAL_BATCH, -(-count // ranks.world_size))
+    most = min(USUAL_BATCH, math.ceil(count / ranks.world_size))
     asked = args.batch_size
     args.batch_size, remark = choose_batch([generator], asked, most, ranks.local_world_size)
     if remark and ranks.is_main:
@@ -515,7 +515,7 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
     mine = range(count)[ranks.rank :: ranks.world_size]
     starts = range(0, len(mine), args.batch_size)
     calls = generator.calls if edit is None else edit.calls(generator.sampler)
-    every = -(-calls // MOST_FRAMES)
+    every = math.ceil(calls / MOST_FRAMES)
     filming = args.animate is not None and ranks.is_main
     total = len(starts) * calls
     with opt.Progress(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ class Overviews:
             self._film[place] = pixels.clone()
         if place not in self.in_grid:
             return
-        factor = -(-self._columns * max(pixels.shape[-2:]) // LARGEST_GRID)
+        factor = math.ceil(self._columns * max(pixels.shape[-2:]) / LARGEST_GRID)
         small = pixels.clone()
         if factor > 1:
             size = [max(1, side // factor) for side in pixels.shape[-2:]]

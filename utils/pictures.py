@@ -4,6 +4,7 @@ All pixels here are uint8; `model.codecs` makes them from what a network puts ou
 """
 
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def image_grid(
     _check_pixels(pixels, dimensions=4)
     pixels = shown_pixels(pixels)
     count = len(pixels)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     has_captions = bool(captions or caption_ends)
     _check_texts(count, rows, row_names, captions, fallbacks, caption_ends)
 

@@ -4,6 +4,7 @@ Tan & Le 1905.11946 without squeeze-and-excitation and with ReLU6, as TensorFlow
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -121,7 +122,7 @@ def same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
 
     An odd number has one more behind: torch's own padding would shift the picture.
     """
-    length_out = -(-length // stride)
+    length_out = math.ceil(length / stride)
     total = max((length_out - 1) * stride + kernel - length, 0)
     before = total // 2
     return before, total - before

@@ -138,7 +138,7 @@ def check_image_size(height: int, width: int, factor: int) -> None:
     if height % factor == 0 and width % factor == 0:
         return
     smaller = [max(side // factor, 1) * factor for side in (height, width)]
-    larger = [-(-side // factor) * factor for side in (height, width)]
+    larger = [math.ceil(side / factor) * factor for side in (height, width)]
     raise ValueError(
         f"image size {height},{width}: both must be multiples of {factor}; "
         f"{smaller[0]},{smaller[1]} and {larger[0]},{larger[1]} would work"

@@ -7,6 +7,7 @@ computing while the other side has its turn.
 
 import contextlib
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def _check(training: Training, processes: int, threads: int) -> None:
     if training.global_batch % processes != 0:
         raise UserError(
             f"a global batch of {training.global_batch} images cannot be shared out evenly to "
-            f"{processes} processes; {processes * -(-training.global_batch // processes)} can"
+            f"{processes} processes; {processes * math.ceil(training.global_batch / processes)} can"
         )
     if threads < processes:
         raise UserError(

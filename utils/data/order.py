@@ -1,6 +1,7 @@
 """Which images each training step sees."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sized
 
 import numpy as np
@@ -64,7 +65,7 @@ class StepSampler(Sampler[int]):
         if self.balance is not None:
             order = balanced(order, self.balance, generator)
         needed = self.steps_per_epoch * self.batch_size * self.world_size
-        repeats = -(-needed // self.images)
+        repeats = math.ceil(needed / self.images)
         filled = order.repeat(repeats)[:needed]
         return filled[self.rank :: self.world_size].tolist()
 
@@ -79,7 +80,7 @@ def balanced(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tenso
     images, places = [], []
     for label, share in zip(classes, shares.tolist(), strict=True):
         own = order[labels[order] == label]
-        images.append(own.repeat(-(-share // len(own)))[:share])
+        images.append(own.repeat(math.ceil(share / len(own)))[:share])
         chance = torch.rand(share, generator=generator, dtype=torch.float64)
         places.append((torch.arange(share) + chance) / max(share, 1))
     return torch.cat(images)[torch.cat(places).argsort(stable=True)]
@@ -87,4 +88,4 @@ def balanced(order: Tensor, labels: Tensor, generator: torch.Generator) -> Tenso
 
 def steps_per_epoch(images: int, global_batch: int) -> int:
     """Steps in which each image is seen once; the last one is filled up from the beginning."""
-    return -(-images // global_batch)
+    return math.ceil(images / global_batch)

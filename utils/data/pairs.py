@@ -1,5 +1,6 @@
 """Pairs of one picture at two sizes, to learn to enlarge from."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def starts(side: int, crop: int) -> list[int]:
     apart.
     """
     last = side - min(2 * crop, side)
-    count = -(-last // crop) + 1
+    count = math.ceil(last / crop) + 1
     return [round(i * last / max(1, count - 1)) for i in range(count)]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class CopyReport:
             captions += [self.names[place], self.nearest[place]]
             mark = " copy" if self.copies[place] else ""
             ends += [f"{self.distance[place]:.3f}{mark}", ""]
-        factor = -(-LEAST_WIDTH // self.closest.shape[-1])
+        factor = math.ceil(LEAST_WIDTH / self.closest.shape[-1])
         pixels = self.closest.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
         columns = 2 * min(PAIRS_PER_ROW, len(self.closest_places))
         return image_grid(pixels, columns, captions=captions, caption_ends=ends)

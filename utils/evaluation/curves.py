@@ -1,5 +1,6 @@
 """The curves of a run's evaluations as a picture: a panel for each time step."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ def draw_curves(evaluations: Sequence[Evaluation], verdict: Verdict) -> Image.Im
     """All panels in one picture. There must be an evaluation."""
     panels = list(_panels(evaluations, verdict))
     columns = min(PANELS_PER_ROW, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / columns)
     picture = Image.new("RGB", (columns * PANEL_WIDTH, rows * PANEL_HEIGHT), "white")
     for i, panel in enumerate(panels):
         row, column = divmod(i, columns)

@@ -100,7 +100,7 @@ def _loss_cells(evaluation: Evaluation) -> str:
 
 def thinned(evaluations: list[Evaluation]) -> list[Evaluation]:
     """Some of many: the last one is among them."""
-    every = -(-len(evaluations) // MOST_ROWS)
+    every = math.ceil(len(evaluations) / MOST_ROWS)
     return evaluations[::-1][::every][::-1] if every else []
 
 

@@ -1,6 +1,7 @@
 """The folders of images that trainings may use: those directly in one folder of the server."""
 
 import argparse
+import math
 import threading
 import time
 from collections import Counter
@@ -106,7 +107,7 @@ class DataFolders:
             return DataFolder(name, error=without_paths(str(error), [self.root]))
         if len(index) == 0:
             return DataFolder(name, error=f"no images: {index.account.why_empty()}")
-        places = range(0, len(index), -(-len(index) // LOOKED_AT_FOR_SIZE))
+        places = range(0, len(index), math.ceil(len(index) / LOOKED_AT_FOR_SIZE))
         return DataFolder(
             name=name,
             images=len(index),

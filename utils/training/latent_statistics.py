@@ -1,5 +1,6 @@
 """Mean and standard deviation of each latent channel, which latents are normalised with."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -96,7 +97,7 @@ def latent_statistics(
     sums = torch.zeros(2, channels, dtype=torch.float64)  # of z and of z^2
     mine = range(ranks.rank, len(dataset), ranks.world_size)
     at_once = images_per_call(*dataset.image_size)
-    longest = -(-len(dataset) // ranks.world_size)  # of the processes' shares
+    longest = math.ceil(len(dataset) / ranks.world_size)  # of the processes' shares
     title = "statistics of the latents"
     with Progress(len(mine), title=title, leave=False, shown=ranks.is_main) as progress:
         for first in range(0, longest, at_once):

@@ -4,6 +4,7 @@ A matrix is moved along its momentum with all singular values made nearly equal,
 which the gradient seldom takes are learned as fast as the others.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -165,7 +166,7 @@ def orthogonal_of_all(stacks: list[Tensor], ranks: Ranks) -> list[Tensor]:
     """
     if ranks.world_size == 1:
         return orthogonal(stacks)
-    shares = [-(-len(stack) // ranks.world_size) for stack in stacks]
+    shares = [math.ceil(len(stack) / ranks.world_size) for stack in stacks]
     parts = [slice(share * ranks.rank, share * (ranks.rank + 1)) for share in shares]
     mine = orthogonal([stack[part] for stack, part in zip(stacks, parts, strict=True)])
     together = list(stacks)

@@ -38,6 +38,7 @@ from utils.runs.names import (
     SLIM,
     STATUS,
     averages_name,
+    can_be_resumed,
     epochs_of,
     holds_a_run,
     numbered_name,
@@ -72,10 +73,7 @@ class RunFolder:
             self._lock = FolderLock(path)
             if not resume and holds_a_run(path):
                 self._lock.close()
-                raise UserError(
-                    f"{path} holds an earlier run: resume it with --resume, or choose another "
-                    "--run_name"
-                )
+                raise UserError(_holds_a_run(path))
         except OSError as error:
             raise cannot_be_written(path, error) from None
         self._failures = Failures(path)
@@ -276,6 +274,13 @@ class RunFolder:
                 warn_once("remove", f"{file} could not be removed: {reason(error)}")
 
 
+def _holds_a_run(path: Path) -> str:
+    """Why a new run cannot have the folder, and what would work."""
+    if can_be_resumed(path):
+        return f"{path} holds an earlier run: resume it with --resume, or choose another --run_name"
+    return f"{path} holds files of an earlier run: choose another --run_name, or move them away"
+
+
 def cannot_be_written(path: Path, error: OSError) -> UserError:
     return UserError(f"the results folder {path} cannot be written: {reason(error)}")
 
@@ -308,10 +313,11 @@ def find_checkpoint(path: Path, start_epoch: int) -> tuple[dict, Path]:
     if start_epoch >= 0:
         return find_numbered(path, start_epoch)
     last, previous = path / LAST, path / PREVIOUS
-    if not last.exists() and not previous.exists():
-        raise UserError(
-            f"--resume: there is no checkpoint in {path}; leave --resume out to start the run"
-        )
+    if not can_be_resumed(path):
+        instead = "leave --resume out to start the run"
+        if holds_a_run(path):
+            instead = "--start_epoch resumes from a numbered one, --run_name names another run"
+        raise UserError(f"--resume: there is no checkpoint in {path}; {instead}")
     try:
         return read_checkpoint(last), last
     except UserError as error:

@@ -34,9 +34,21 @@ def step_of_averages(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def can_be_resumed(path: Path) -> bool:
+    """Whether an earlier run has left a checkpoint that --resume takes without --start_epoch."""
+    return any((path / name).exists() for name in (LAST, PREVIOUS))
+
+
 def holds_a_run(path: Path) -> bool:
-    """Whether an earlier run has left a checkpoint or metrics in the folder."""
-    return any((path / name).exists() for name in (LAST, PREVIOUS, METRICS))
+    """Whether an earlier run has left metrics or weights of any kind in the folder, which a new run
+    would write over.
+    """
+    names = (LAST, PREVIOUS, METRICS, SLIM, BEST, BEST_SLIM)
+    if any((path / name).exists() for name in names):
+        return True
+    kept = [file.name for file in path.glob("ckpt_*.pt")]
+    averages = [file.name for file in (path / AVERAGES).glob("*")]
+    return bool(epochs_of(kept)) or any(step_of_averages(name) is not None for name in averages)
 
 
 def preview_name(epoch: int) -> str:

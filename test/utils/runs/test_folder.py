@@ -268,6 +268,22 @@ def test_a_file_system_without_locks(tmp_path, unwarned, monkeypatch, capsys, na
         RunFolder(tmp_path / "run", resume=False)
 
 
+@pytest.mark.parametrize(
+    "kept",
+    ["ema_last.pt", "ema_best.pt", "ckpt_best.pt", "ckpt_50.pt", "averages/step_000000500.pt"],
+)
+def test_weights_of_any_kind_are_not_written_over(tmp_path, kept):
+    file = tmp_path / "run" / kept
+    file.parent.mkdir(parents=True)
+    save_checkpoint({"format_version": 2, "state": {"step": 500, "epoch": 5}}, file)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="holds files of an earlier run: choose another --run_name"):
+        RunFolder(tmp_path / "run", resume=False)
+    with pytest.raises(UserError, match="--run_name names another run"):
+        find_checkpoint(tmp_path / "run", -1)
+    assert file.read_bytes() == before
+
+
 def test_a_second_run_without_locks_is_noticed_at_the_next_save(tmp_path, unwarned, monkeypatch):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -23,9 +23,23 @@ set -u
 
 run_name=$1
 shift
-resume=()
-if [ -e "results/$run_name/ckpt_last.pt" ]; then
-    resume=(--resume)
+
+results=results
+begins=() # the options that only the beginning of a run takes
+others=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --pretrain | --pretrain=*) begins+=("$1") ;;
+        --pretrain_path=*) begins+=("$1") ;;
+        --pretrain_path) begins+=("$1" "${2-}"); shift ;;
+        --result_path=*) results=${1#*=}; others+=("$1") ;;
+        --result_path) results=${2-}; others+=("$1" "$results"); shift ;;
+        *) others+=("$1") ;;
+    esac
+    shift
+done
+if [ -e "$results/$run_name/ckpt_last.pt" ] || [ -e "$results/$run_name/ckpt_prev.pt" ]; then
+    begins=(--resume)
 fi
 
 first_machine=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -44,7 +58,7 @@ srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "$processes" \
     --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     --rdzv_backend c10d --rdzv_endpoint "$first_machine:29500" \
-    tools/train.py --run_name "$run_name" "$@" "${resume[@]}" &
+    tools/train.py --run_name "$run_name" "${others[@]}" "${begins[@]}" &
 step=$!
 
 wait "$step"

@@ -135,11 +135,11 @@ class Slurm:
             file.write_text(f"#!/bin/bash\n{text}\n")
             file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
-    def start(self) -> subprocess.Popen:
+    def start(self, *options: str) -> subprocess.Popen:
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
         job |= {"SLURM_CPUS_PER_TASK": "16", "SLURM_GPUS_ON_NODE": "4"}
         job["PATH"] = f"{self.folder / 'bin'}:{os.environ['PATH']}"
-        command = ["bash", str(DEPLOY / "slurm.sh"), "flowers", "--image_size", "64"]
+        command = ["bash", str(DEPLOY / "slurm.sh"), "flowers", *options]
         return subprocess.Popen(command, cwd=self.folder, env={**os.environ, **job})
 
     @property
@@ -155,7 +155,7 @@ def slurm(tmp_path: Path) -> Slurm:
 
 class TestSlurm:
     def test_when_the_time_is_up_the_run_saves_and_the_job_is_queued_again(self, slurm) -> None:
-        job = slurm.start()
+        job = slurm.start("--image_size", "64")
         wait_until((slurm.folder / "step").exists, 10)
         job.send_signal(signal.SIGTERM)
         assert job.wait(20) == 143
@@ -169,5 +169,21 @@ class TestSlurm:
         (slurm.folder / "results" / "flowers").mkdir(parents=True)
         (slurm.folder / "results" / "flowers" / "ckpt_last.pt").touch()
         (slurm.folder / "short").touch()
-        assert slurm.start().wait(20) == 0
+        assert slurm.start("--image_size", "64").wait(20) == 0
         assert slurm.calls[-1].endswith("--run_name flowers --image_size 64 --resume")
+
+    @pytest.mark.parametrize("path", [["--result_path", "my runs"], ["--result_path=my runs"]])
+    @pytest.mark.parametrize(
+        "pretrain",
+        [["--pretrain", "--pretrain_path", "w.pt"], ["--pretrain", "--pretrain_path=w.pt"]],
+    )
+    def test_it_resumes_a_run_that_began_with_other_weights(self, slurm, path, pretrain) -> None:
+        (slurm.folder / "short").touch()
+        options = [*pretrain, *path, "--image_size", "64"]
+        assert slurm.start(*options).wait(20) == 0
+        begun = f"{' '.join(path)} --image_size 64"
+        assert slurm.calls[-1].endswith(f"--run_name flowers {begun} {' '.join(pretrain)}")
+        (slurm.folder / "my runs" / "flowers").mkdir(parents=True)
+        (slurm.folder / "my runs" / "flowers" / "ckpt_prev.pt").touch()
+        assert slurm.start(*options).wait(20) == 0
+        assert slurm.calls[-1].endswith(f"--run_name flowers {begun} --resume")

@@ -7,9 +7,9 @@
     python tools/export.py weight/demo.pt demo.onnx --format onnx
 
 diffusers: a folder that DDPMPipeline and DDIMPipeline load. It is unconditional, so that of a network
-with classes one is chosen and becomes part of the weights. safetensors: the weights under our names,
-with the config in the header; generate.py reads it back with the options of bare weights. onnx: the
-network as a graph, for any batch; it needs requirements-export.txt.
+with classes one is chosen and becomes part of the weights. safetensors: all weights under our names,
+with the config in the header; our own scripts read it like the checkpoint. onnx: the network as a
+graph, for any batch; it needs requirements-export.txt.
 """
 
 import sys
@@ -71,7 +71,7 @@ def export(args) -> None:
         from utils.exchange.to_files import export_onnx
 
         export_onnx(checkpoint, args.out, args.use_ema)
-    if checkpoint.guide is not None:
+    if checkpoint.guide is not None and args.format != "safetensors":
         opt.say("the guide that the weights hold stays behind")
     opt.say(f"{args.weight} as {args.format} in {args.out}")
 

@@ -3,6 +3,8 @@ is checked before memory is asked for.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from model.modules.layers import ACTIVATIONS
 
@@ -42,6 +44,27 @@ SWITCHES_OF_AUTOENCODER = ("mid_block_add_attention", "use_quant_conv", "use_pos
 LARGEST_WIDTH = 2048
 
 
+def _is_number(value: object) -> bool:
+    # `type`, not isinstance: True is an int too
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_switch(value: object) -> bool:
+    return type(value) is bool
+
+
+# Option of a U-Net: whether a value is one, and what it has to be.
+VALUES_OF_UNET: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dropout": (lambda value: _is_number(value) and 0 <= value < 1, "a probability below 1"),
+    "norm_eps": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "freq_shift": (_is_number, "a number"),
+    "mid_attention": (_is_switch, "True or False"),
+    "asymmetric_padding": (_is_switch, "True or False"),
+    "cos_first": (_is_switch, "True or False"),
+    "act": (lambda value: value in list(ACTIVATIONS), f"one of {', '.join(ACTIVATIONS)}"),
+}
+
+
 def check_unet_config(config: dict) -> None:
     """Raise ValueError, naming the option, where a value of a U-Net's config is out of bounds."""
     for key, largest in LARGEST.items():
@@ -53,10 +76,9 @@ def check_unet_config(config: dict) -> None:
             raise ValueError(
                 f"network option {key} is a whole number from 0 to {largest}, not {config[key]!r}"
             )
-    if not 0 <= config["dropout"] < 1:
-        raise ValueError(
-            f"network option dropout is a probability below 1, not {config['dropout']!r}"
-        )
+    for key, (is_right, expected) in VALUES_OF_UNET.items():
+        if not is_right(config[key]):
+            raise ValueError(f"network option {key} is {expected}, not {config[key]!r}")
     if config["channels"] % 2:
         raise ValueError(
             f"network option channels must be even (sine and cosine halves), "

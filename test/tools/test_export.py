@@ -1,9 +1,11 @@
 """export.py and folders of diffusers: the same images in both libraries."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -14,6 +16,7 @@ from helpers import ROOT, TINY, copy_some
 from PIL import Image
 
 from model.samplers import build_sampler
+from utils.errors import UserError
 from utils.generation import load_for_inference
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
@@ -105,10 +108,82 @@ def test_safetensors_has_the_weights_and_the_config(script, tmp_path):
         config = json.loads(file.metadata()["config"])
         assert config["network"] == json.loads(json.dumps(checkpoint.config["network"]))
         assert config["data"]["class_names"] == checkpoint.class_names
-        for name in file.keys():  # noqa: SIM118
-            assert torch.equal(file.get_tensor(name), checkpoint.ema[name])
-    bare = read_checkpoint(tmp_path / "demo.safetensors")["network"]
-    assert bare.keys() == checkpoint.ema.keys()
+        for name, weight in checkpoint.ema.items():
+            assert torch.equal(file.get_tensor(name), weight)
+
+
+def test_what_was_exported_as_safetensors_makes_the_same_images(script, tmp_path):
+    """With its guide, and without an option that says what it is."""
+    script("export", DEMO, tmp_path / "demo.safetensors", "--format", "safetensors")
+    options = ["--num_images", 2, "--class_name", "boot", "--sample_steps", 3]
+    for name, weights in (("a", DEMO), ("b", tmp_path / "demo.safetensors")):
+        script("generate", "--weight_path", weights, *options, "--generate_name", name)
+    for image in ("00000.png", "00001.png"):
+        pixels = [np.asarray(Image.open(tmp_path / "results" / run / image)) for run in ("a", "b")]
+        assert np.array_equal(*pixels)
+    back, checkpoint = Checkpoint.read(tmp_path / "demo.safetensors"), Checkpoint.read(DEMO)
+    assert back.config == json.loads(json.dumps(checkpoint.config))
+    assert (back.guide is None) == (checkpoint.guide is None)
+
+
+def test_an_upscaler_exported_as_safetensors_upscales(script, tmp_path):
+    script(
+        "export",
+        ROOT / "weight/upscaler_x2.pt",
+        tmp_path / "x2.safetensors",
+        "--format",
+        "safetensors",
+    )
+    image = next((ROOT / "datasets/demo").rglob("*.png"))
+    Image.open(image).convert("RGB").save(tmp_path / "small.png")
+    script(
+        "upscale",
+        tmp_path / "small.png",
+        tmp_path / "large.png",
+        "--weight_path",
+        tmp_path / "x2.safetensors",
+    )
+    with Image.open(tmp_path / "large.png") as large:
+        assert large.size == (56, 56)
+
+
+def augmented_run(script, tmp_path, *options):
+    images = copy_some(tmp_path / "images")
+    common = ["--dataset_path", images, *TINY, "--vis", "False", "--conditional", "False"]
+    script("train", *common, "--epochs", 1, "--lr", 0.01, *options)
+    return tmp_path / "results/demo/ema_last.pt"
+
+
+def test_a_network_that_learned_of_augmentations_goes_out_without_them(script, tmp_path):
+    weights = augmented_run(script, tmp_path, "--augment", 0.5)
+    script("export", weights, tmp_path / "out")
+    network, config, _ = load_for_inference(weights)
+    back, _, _ = load_for_inference(tmp_path / "out")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    assert (network(x, t) - back(x, t)).abs().max() < 1e-5
+    theirs = UNet2DModel.from_pretrained(tmp_path / "out/unet", local_files_only=True)
+    assert (network(x, t) - theirs(x, t).sample).abs().max() < 1e-5
+
+
+def test_norms_of_different_groups_are_not_exported(script, tmp_path):
+    options = ["--channels", 8, "--channel_mult", "1,3", "--norm_groups", 6, "--head_channels", 8]
+    weights = augmented_run(script, tmp_path, *options)
+    error = script("export", weights, tmp_path / "out", status=2).stderr
+    assert "its norms have 2, 6 groups" in error, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_short_process_goes_out_as_its_betas(script, tmp_path):
+    """Scaled to 10 steps the largest beta would be 2: it is 0.999."""
+    weights = augmented_run(script, tmp_path, "--noise_schedule", "linear", "--noise_steps", 10)
+    script("export", weights, tmp_path / "out")
+    _, config, _ = load_for_inference(weights)
+    scheduler = diffusers.DDPMScheduler.from_pretrained(
+        tmp_path / "out/scheduler", local_files_only=True
+    )
+    ours = build_sampler("ddim", config).alphas_cumprod
+    assert (scheduler.alphas_cumprod.double() - ours).abs().max() < 1e-6
+    assert (scheduler.alphas_cumprod > 0).all()
 
 
 def test_mistakes(script, tmp_path):
@@ -245,14 +320,64 @@ def test_old_names_and_bin_files(tmp_path):
         ({"layers_per_block": 1}, "hold what this network has not"),
         ({"act_fn": "mish"}, "mish"),
         ({"sample_size": "big"}, "sample_size"),
+        ({"attn_norm_num_groups": 8}, "the same as norm_num_groups, 32, is"),
+        ({"downsample_padding": 2}, "only 1 or 0 is"),
+        ({"resnet_time_scale_shift": "ada_group"}, "only 'default' or 'scale_shift' is"),
+        ({"add_attention": "no"}, "mid_attention is True or False"),
+        ({"norm_eps": None}, "norm_eps is a number above 0"),
+        ({"freq_shift": "a"}, "freq_shift is a number"),
+        ({"flip_sin_to_cos": "a"}, "cos_first is True or False"),
+        ({"dropout": None}, "dropout is a probability below 1"),
+        ({"act_fn": ["silu"]}, "act is one of"),
+        ({"down_block_types": [["DownBlock2D"]] * 3}, "the same on the way up"),
     ],
 )
-def test_what_our_network_cannot_be_is_said(script, tmp_path, change, message):
+def test_what_our_network_cannot_be_is_said(tmp_path, change, message):
     pipeline_of(tmp_path / "theirs")
-    file = tmp_path / "theirs/unet/config.json"
+    change_json(tmp_path / "theirs/unet/config.json", change)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_checkpoint(tmp_path / "theirs")
+
+
+def change_json(file, change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    error = script("generate", "--weight_path", tmp_path / "theirs", status=2).stderr
-    assert message in error, error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps '1000'"),
+        ({"num_train_timesteps": 0}, "noise_steps must lie in 1"),
+        ({"beta_start": None}, "beta_start None"),
+        ({"beta_end": "x"}, "beta_end 'x'"),
+        ({"beta_end": 2.0}, "cannot be used"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule ['linear']"),
+        ({"prediction_type": {}}, "prediction_type {}"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler"),
+        ({"rescale_betas_zero_snr": True}, "prediction eps says nothing"),
+    ],
+)
+def test_what_our_process_cannot_be_is_said(tmp_path, change, message):
+    pipeline_of(tmp_path / "theirs")
+    change_json(tmp_path / "theirs/scheduler/scheduler_config.json", change)
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_checkpoint(tmp_path / "theirs")
+
+
+def test_a_scheduler_in_the_folder_itself_counts(tmp_path):
+    """So the first pipelines were saved, and diffusers looks there too."""
+    scheduler = diffusers.DDIMScheduler(
+        500, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+    )
+    pipeline_of(tmp_path / "theirs", scheduler)
+    for file in ("unet/config.json", "scheduler/scheduler_config.json"):
+        (tmp_path / "theirs" / file).rename(tmp_path / "theirs" / Path(file).name)
+    weights = "diffusion_pytorch_model.safetensors"
+    (tmp_path / "theirs/unet" / weights).rename(tmp_path / "theirs" / weights)
+    _, process, _ = load_for_inference(tmp_path / "theirs")
+    assert (process["noise_steps"], process["noise_schedule"]) == (500, "cosine")
+    assert process["prediction"] == "v"
 
 
 def test_other_folders_and_schedulers(script, tmp_path):

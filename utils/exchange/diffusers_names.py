@@ -24,6 +24,8 @@ IN_ATTENTION = {
     "qkv": ("to_q", "to_k", "to_v"),
     "out": ("to_out.0",),
 }
+# Without a counterpart; it adds nothing to images that are not augmented, as none do in sampling.
+ONLY_OURS = ("condition.augmentation.weight",)
 IN_MIDDLE = {"middle_in": "0", "middle_out": "1"}
 
 
@@ -45,6 +47,8 @@ def diffusers_names(network: nn.Module) -> Iterator[tuple[str, list[str]]]:
     config: dict = network.config  # type: ignore[assignment]
     levels = len(config["channel_mult"])
     for name in network.state_dict():
+        if name in ONLY_OURS:
+            continue
         yield name, _names(name.split("."), levels)
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from model.diffusion import GaussianDiffusion
 from model.networks import build_network
 from model.noise_schedule import REFERENCE_STEPS
 from utils.errors import UserError
@@ -25,6 +26,24 @@ CLASS = "UNet2DModel"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 UNET, SCHEDULER = "unet", "scheduler"
+
+# The schedulers of processes that keep the variance, whose noise a list of betas defines. Others
+# (flow matching, EDM, consistency models, ...) are of networks that take something else.
+SCHEDULERS = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)
 ATTENTIONS = ".attentions."
 
 # What diffusers takes where its config does not say.
@@ -48,8 +67,10 @@ DEFAULTS: dict[str, Any] = {
     "flip_sin_to_cos": True,
     "dropout": 0.0,
 }
-# Options that our network has in one way alone.
+# Options that our network does not have in every way that diffusers has.
 ONLY: dict[str, tuple] = {
+    "downsample_padding": (1, 0),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
     "time_embedding_dim": (None,),
@@ -95,7 +116,7 @@ def read_diffusers_unet(folder: Path) -> dict:
         "kind": "diffusion",
         "config": {
             "network": cast(dict, network.config),
-            "diffusion": _process(folder / SCHEDULER / SCHEDULER_CONFIG),
+            "diffusion": _process(folder),
             "codec": {"name": "pixels"},
             "data": {
                 "image_size": _size(options, file),
@@ -117,7 +138,8 @@ def network_config(options: dict, file: Path) -> dict:
         raise UserError(f"{file} {what}; the network that is read here is {CLASS}")
     for key, allowed in ONLY.items():
         if options.get(key, allowed[0]) not in allowed:
-            raise _unsupported(file, key, options[key], f"only {allowed[0]!r} is")
+            choice = " or ".join(map(repr, allowed))
+            raise _unsupported(file, key, options[key], f"only {choice} is")
     known = {*DEFAULTS, *ONLY}
     unknown = [key for key in options if key not in known and not key.startswith("_")]
     if unknown:
@@ -125,8 +147,7 @@ def network_config(options: dict, file: Path) -> dict:
     values = {key: options.get(key, default) for key, default in DEFAULTS.items()}
     widths, channels, mults = _widths(values["block_out_channels"], file)
     scale_shift = values["resnet_time_scale_shift"] == "scale_shift"
-    if scale_shift and values["attn_norm_num_groups"] is None and values["add_attention"]:
-        raise _unsupported(file, "attn_norm_num_groups", None, "with scale_shift a number is")
+    _check_groups_of_attention(values, scale_shift, file)
     return {
         "name": "unet",
         "in_channels": values["in_channels"],
@@ -139,13 +160,24 @@ def network_config(options: dict, file: Path) -> dict:
         "head_channels": values["attention_head_dim"],
         "dropout": values["dropout"],
         "time_embedding": "scale_shift" if scale_shift else "additive",
-        "act": {"swish": "silu"}.get(values["act_fn"], values["act_fn"]),
+        "act": "silu" if values["act_fn"] == "swish" else values["act_fn"],
         "norm_groups": values["norm_num_groups"],
         "norm_eps": values["norm_eps"],
         "asymmetric_padding": values["downsample_padding"] == 0,
         "freq_shift": values["freq_shift"],
         "cos_first": values["flip_sin_to_cos"],
     }
+
+
+def _check_groups_of_attention(values: dict, scale_shift: bool, file: Path) -> None:
+    """The attention in the middle has a number of groups of its own there, and no norm at all with
+    scale_shift and without such a number. Ours has the groups of all other norms.
+    """
+    groups, usual = values["attn_norm_num_groups"], values["norm_num_groups"]
+    if not values["add_attention"] or groups == usual or (groups is None and not scale_shift):
+        return
+    instead = f"the same as norm_num_groups, {usual!r}, is"
+    raise _unsupported(file, "attn_norm_num_groups", groups, instead)
 
 
 def _widths(widths: Any, file: Path) -> tuple[list[int], int, list[int]]:
@@ -169,10 +201,10 @@ def _attention_levels(values: dict, count: int, file: Path) -> list[int]:
 
 def _with_attention(types: Any, plain: str) -> list[bool] | None:
     """Whether each level has attention; None for other types."""
-    kinds = {plain: False, f"Attn{plain}": True}
-    if not isinstance(types, list) or any(kind not in kinds for kind in types):
+    with_attention = f"Attn{plain}"
+    if not isinstance(types, list) or any(kind not in (plain, with_attention) for kind in types):
         return None
-    return [kinds[kind] for kind in types]
+    return [kind == with_attention for kind in types]
 
 
 def _size(options: dict, file: Path) -> list[int]:
@@ -186,9 +218,24 @@ def _size(options: dict, file: Path) -> list[int]:
     return sides
 
 
-def _process(file: Path) -> dict:
-    """The diffusion process of a scheduler's config. UserError for one that ours cannot be."""
+def _process(folder: Path) -> dict:
+    """The diffusion process of the folder's scheduler. UserError for one that ours cannot be."""
+    places = (folder / SCHEDULER / SCHEDULER_CONFIG, folder / SCHEDULER_CONFIG)
+    file = next((place for place in places if place.exists()), places[0])
     options = read_config(file) if file.exists() else {}
+    kind = options.get("_class_name", SCHEDULERS[0])
+    if kind not in SCHEDULERS:
+        raise _unsupported(file, "_class_name", kind, f"{', '.join(SCHEDULERS)} are")
+    process = _process_of(options, file)
+    try:
+        GaussianDiffusion(**process)
+    except ValueError as error:
+        raise UserError(f"{file} cannot be used: {error}") from None
+    return process
+
+
+def _process_of(options: dict, file: Path) -> dict:
+    """The same, of a scheduler's config."""
     steps = options.get("num_train_timesteps", 1000)
     schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
@@ -196,17 +243,23 @@ def _process(file: Path) -> dict:
     prediction = options.get("prediction_type", "epsilon")
     if options.get("trained_betas") is not None:
         raise _unsupported(file, "trained_betas", "a list", "a named beta_schedule is")
-    if schedule not in schedules:
+    if schedule not in list(schedules):  # a list: what a file holds may have no hash
         raise _unsupported(file, "beta_schedule", schedule, f"one of {', '.join(schedules)} is")
-    if prediction not in predictions:
+    if prediction not in list(predictions):
         raise _unsupported(file, "prediction_type", prediction, f"{', '.join(predictions)} are")
+    start, end = options.get("beta_start", 1e-4), options.get("beta_end", 2e-2)
+    if type(steps) is not int:
+        raise _unsupported(file, "num_train_timesteps", steps, "a whole number is")
+    for key, beta in (("beta_start", start), ("beta_end", end)):
+        if type(beta) not in (int, float):
+            raise _unsupported(file, key, beta, "a number is")
     scale = steps / REFERENCE_STEPS
     process = {
         "noise_steps": steps,
         "noise_schedule": schedules[schedule],
         "prediction": predictions[prediction],
-        "beta_start": options.get("beta_start", 1e-4) * scale,
-        "beta_end": options.get("beta_end", 2e-2) * scale,
+        "beta_start": start * scale,
+        "beta_end": end * scale,
     }
     if options.get("rescale_betas_zero_snr"):
         process["zero_terminal_snr"] = True

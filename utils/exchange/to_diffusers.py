@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from model.noise_schedule import FLOW, REFERENCE_STEPS
+from model.noise_schedule import FLOW, LARGEST_BETA, REFERENCE_STEPS
 from model.samplers import build_sampler
 from utils.errors import UserError
 from utils.exchange.diffusers_names import diffusers_state
@@ -38,7 +38,6 @@ def model_options(config: dict[str, Any]) -> dict[str, Any]:
     levels = {level % count for level in config["attention_levels"]}
     attends = [level in levels for level in range(count)]
     is_scale_shift = config["time_embedding"] == "scale_shift"
-    groups = config["norm_groups"]
     return {
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"] or config["in_channels"],
@@ -49,8 +48,6 @@ def model_options(config: dict[str, Any]) -> dict[str, Any]:
         "attention_head_dim": config["head_channels"],
         "resnet_time_scale_shift": "scale_shift" if is_scale_shift else "default",
         "act_fn": ACTIVATIONS[config["act"]],
-        "norm_num_groups": groups,
-        "attn_norm_num_groups": groups,  # or else the middle has no norm under scale_shift
         "norm_eps": config["norm_eps"],
         "add_attention": config["mid_attention"],
         "downsample_padding": 0 if config["asymmetric_padding"] else 1,
@@ -58,6 +55,22 @@ def model_options(config: dict[str, Any]) -> dict[str, Any]:
         "flip_sin_to_cos": config["cos_first"],
         "dropout": config["dropout"],
     }
+
+
+def group_options(network: nn.Module) -> dict[str, int]:
+    """The groups of all its norms. A norm of ours has fewer where `norm_groups` does not divide its
+    channels; UserError where they do not all have the same number then.
+    """
+    found = {layer.num_groups for layer in network.modules() if isinstance(layer, nn.GroupNorm)}
+    if len(found) > 1:
+        numbers = ", ".join(map(str, sorted(found)))
+        raise UserError(
+            f"its norms have {numbers} groups, where diffusers has one number for all: a network "
+            "whose --norm_groups divides the width of every level can be exported"
+        )
+    (groups,) = found
+    # The second one is of the attention in the middle, which has no norm under scale_shift without.
+    return {"norm_num_groups": groups, "attn_norm_num_groups": groups}
 
 
 def export_pipeline(
@@ -74,6 +87,7 @@ def export_pipeline(
         "_class_name": "UNet2DModel",
         "sample_size": size[0] if size[0] == size[1] else list(size),
         **model_options(cast(dict, network.config)),
+        **group_options(network),
     }
     scheduler = scheduler_options(checkpoint.config["diffusion"])
     weights = diffusers_state(network)
@@ -128,12 +142,15 @@ def scheduler_options(process: dict[str, Any]) -> dict[str, Any]:
         "timestep_spacing": "trailing",
         "variance_type": "fixed_small",
     }
-    if schedule in SCHEDULES and process.get("noise_shift", 1.0) == 1:
-        scale = REFERENCE_STEPS / steps
+    scale = REFERENCE_STEPS / steps
+    start = process.get("beta_start", 1e-4) * scale
+    end = process.get("beta_end", 2e-2) * scale
+    is_named = schedule in SCHEDULES and process.get("noise_shift", 1.0) == 1
+    if is_named and end <= LARGEST_BETA:  # larger ones are cut off there, but not in diffusers
         options |= {
             "beta_schedule": SCHEDULES[schedule],
-            "beta_start": process.get("beta_start", 1e-4) * scale,
-            "beta_end": process.get("beta_end", 2e-2) * scale,
+            "beta_start": start,
+            "beta_end": end,
             "rescale_betas_zero_snr": process.get("zero_terminal_snr", False),
         }
         return options

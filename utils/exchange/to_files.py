@@ -1,7 +1,6 @@
 """A checkpoint's network as one file: safetensors or ONNX."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.runs import safetensors
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.exported import to_exported
 from utils.runs.inference import inference_network
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
@@ -19,10 +19,11 @@ BATCH = 2  # of the example that the graph is made from; any other works too
 
 
 def export_safetensors(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> None:
-    """The weights under our names, and the checkpoint's config as JSON in the header's "config"."""
-    weights = checkpoint.weights(use_ema)
-    config = json.dumps({"kind": checkpoint.kind, **checkpoint.config}, default=list)
-    safetensors.write(weights, file, {"config": config, "format": "pt"})
+    """All weights that images are made with, and in the header what they are for; see
+    `utils.runs.exported`.
+    """
+    weights, metadata = to_exported(checkpoint, use_ema)
+    safetensors.write(weights, file, metadata)
 
 
 class _Call(nn.Module):
@@ -45,9 +46,15 @@ def export_onnx(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> Non
     """The network as an ONNX graph: x (B,C,H,W) at the size of training, t (B,) and, where it has
     classes, labels (B,), of which the number of classes is the null label -> prediction (B,C,H,W).
 
-    Raises UserError where a package is missing, or for a checkpoint of another kind.
+    Raises UserError where a package is missing, for a checkpoint of another kind, and for networks
+    that are told numbers.
     """
     checkpoint.check_kind("diffusion")
+    if checkpoint.numbers:
+        raise UserError(
+            f"{checkpoint.source} learned numbers, which a graph is not told: --format safetensors "
+            "keeps all"
+        )
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {' and '.join(missing)}: {INSTALL}")

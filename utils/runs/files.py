@@ -13,6 +13,7 @@ import torch
 
 from utils.errors import UserError
 from utils.runs import archive, foreign, safetensors
+from utils.runs.exported import from_exported
 from utils.runs.names import PREVIOUS
 from utils.runs.safeguards import keep_copy, reason, sync_file, sync_folder
 from utils.runs.state_dicts import find_weights
@@ -90,8 +91,8 @@ def read_checkpoint(path: Path) -> dict:
     Bare weights come back as {"network": weights}, and where the file has averaged weights too,
     {"network": weights, "ema": averaged}: a state_dict alone or within the dict of another
     program, in torch's format (also that before 1.6) or as safetensors. Prefixes of wrappers, such
-    as `module.`, are taken off. A folder of diffusers' unconditional pipelines, or of their
-    network, comes back as a checkpoint.
+    as `module.`, are taken off. What export.py has written as safetensors, and a folder of
+    diffusers' unconditional pipelines or of their network, come back as a checkpoint.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -134,17 +135,20 @@ def read_metadata(path: Path) -> dict:
     names and shapes, but no numbers, so that a large file is described in milliseconds.
 
     Raises UserError for any other file. Damage within the tensors is found by `read_checkpoint`. A
-    folder of diffusers is read as there, tensors and all.
+    folder of diffusers, and what export.py has written, is read as there, tensors and all.
     """
     if path.is_dir():
         return _read_folder(path)
     try:
         with open_regular(path) as file:
             head = file.read(foreign.HEAD_BYTES)
-            if not archive.is_zip(file, head):
+            if archive.is_zip(file, head):
+                archive.check_zip(file, path, checksums=False)
+                contents = archive.load(file, path, device="meta")
+            elif safetensors.is_safetensors(head):
+                contents = read_contents(file, path)
+            else:
                 raise UserError(f"{path} is no checkpoint of this project")
-            archive.check_zip(file, path, checksums=False)
-            contents = archive.load(file, path, device="meta")
     except OSError as error:
         raise UserError(f"the checkpoint {path} cannot be read: {reason(error)}") from None
     if not isinstance(contents, dict) or "format_version" not in contents:
@@ -164,7 +168,8 @@ def read_contents(file: IO[bytes], path: Path) -> Any:
     """What lies in the file, of whichever format; UserError where it is none that can be read."""
     head = file.read(foreign.HEAD_BYTES)
     if safetensors.is_safetensors(head):
-        return safetensors.read(file, path)
+        weights, metadata = safetensors.read(file, path)
+        return from_exported(weights, metadata, FORMAT_VERSION) or weights
     if archive.is_zip(file, head):
         archive.check_zip(file, path)
     elif archive.is_legacy(head):

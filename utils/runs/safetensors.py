@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.runs.foreign import shown
 
 LENGTH_BYTES = 8
+METADATA = "__metadata__"  # of a header: texts about the file
 MAX_HEADER = 16 * 2**20  # bytes: over 100,000 tensors; JSON takes many times its size in memory
 ALIGNMENT = 8  # bytes: of the numbers' beginning
 MAX_DIMENSIONS = 32
@@ -58,9 +59,9 @@ def is_safetensors(head: bytes) -> bool:
     return 2 <= length < 2**40 and head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
 
 
-def read(file: IO[bytes], path: Path) -> dict[str, Tensor]:
-    """All tensors of the file by their names. UserError where the file is damaged, or holds numbers
-    of a kind that is not in DTYPES.
+def read(file: IO[bytes], path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of the file by their names, and what its header says beside them. UserError where
+    the file is damaged, or holds numbers of a kind that is not in DTYPES.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -76,9 +77,9 @@ def read(file: IO[bytes], path: Path) -> dict[str, Tensor]:
             f"{path} is a safetensors file with a header of {length:,} bytes; up to {MAX_HEADER:,} "
             "are read"
         )
-    entries = parse_header(file.read(length), path)
+    entries, metadata = parse_header(file.read(length), path)
     check_layout(entries, data_size, path)
-    return {entry.name: read_tensor(file, entry, path) for entry in entries}
+    return {entry.name: read_tensor(file, entry, path) for entry in entries}, metadata
 
 
 def write(
@@ -89,7 +90,7 @@ def write(
     Raises OSError where the disk refuses it, ValueError for numbers of a kind not in DTYPES.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     place = 0
     for name, tensor in weights.items():
         if tensor.dtype not in names:
@@ -119,17 +120,21 @@ def damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path} is a damaged safetensors file: {what}; copy or download it again")
 
 
-def parse_header(data: bytes, path: Path) -> list[Entry]:
-    """The tensors that a header describes, in the order in which they lie in the file."""
+def parse_header(data: bytes, path: Path) -> tuple[list[Entry], dict[str, str]]:
+    """The tensors that a header describes, in the order in which they lie in the file, and its
+    texts about the whole.
+    """
     try:
         header = json.loads(data, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         raise damaged(path, "its header is not a JSON object with unique names") from None
     if not isinstance(header, dict):
         raise damaged(path, "its header is not a JSON object")
-    described = [(name, about) for name, about in header.items() if name != "__metadata__"]
-    entries = [parse_entry(name, about, path) for name, about in described]
-    return sorted(entries, key=lambda entry: (entry.begin, entry.end))
+    metadata = header.pop(METADATA, {})
+    are_texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    entries = [parse_entry(name, about, path) for name, about in header.items()]
+    entries.sort(key=lambda entry: (entry.begin, entry.end))
+    return entries, metadata if are_texts else {}
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -93,6 +93,12 @@ class ImageSet(Dataset):
             return self.labels[i]
         return torch.from_numpy(self.conditions.rows[i])
 
+    def label_table(self) -> np.ndarray:
+        """(N,K) int64: the labels of each image, -1 where it has fewer than K."""
+        if self.conditions is None:
+            return self.labels.array[:, None]
+        return self.conditions.label_table()
+
     def name(self, i: int) -> str:
         """The file of image i, relative to the root."""
         return self.files[i]

@@ -27,6 +27,7 @@ FILE_COLUMN, LABELS_COLUMN = "file", "labels"
 WITHOUT_ROW = f"no row in {LABELS_FILE}"
 SHOWN = 5  # names in a message
 LONGEST_CELL = 2**24  # characters; more than that is no table
+NO_LABEL = -1  # in a table of labels, where an image has fewer
 MOST_NUMBERS = 1000
 MOST_LABELS_OF_ONE = 256
 
@@ -113,8 +114,8 @@ def _add(
             'columns; several labels in a cell need quotes: "red,large"'
         )
     by_name = dict(zip(header, cells, strict=True))
-    name = composed(by_name.pop(FILE_COLUMN).strip().replace("\\", "/").removeprefix("./"))
-    if not name:
+    name = composed(by_name.pop(FILE_COLUMN))
+    if not name.strip():
         raise UserError(f"{file}, line {line}: the cell of the column {FILE_COLUMN} is empty")
     if name in rows:
         raise UserError(f"{file}, line {line}: {name} has a row in line {rows[name].line} already")
@@ -132,7 +133,7 @@ def _number(file: Path, line: int, column: str, text: str) -> float:
     if not text.strip():
         return math.nan
     try:
-        number = float(text)
+        number = math.inf if "_" in text else float(text)  # Python reads 1_000 as 1000
     except ValueError:
         number = math.inf
     if not math.isfinite(number):
@@ -181,9 +182,13 @@ class Conditions:
 
     def label_counts(self, classes: int) -> np.ndarray:
         """Images that have each label, (classes,)."""
+        labels = self.label_table()
+        return np.bincount(labels[labels != NO_LABEL], minlength=classes)
+
+    def label_table(self) -> np.ndarray:
+        """(N,K) int64: the numbers of each image's labels, NO_LABEL where it has fewer than K."""
         labels = self.rows[:, len(self.numbers) :]
-        known = labels[~np.isnan(labels)].astype(np.int64)
-        return np.bincount(known, minlength=classes)
+        return np.where(np.isnan(labels), NO_LABEL, labels).astype(np.int64)
 
 
 def match_rows(index: FolderIndex, table: LabelTable) -> list[LabelRow]:
@@ -192,24 +197,33 @@ def match_rows(index: FolderIndex, table: LabelTable) -> list[LabelRow]:
     Rows without an image become a remark. Raises UserError where no image has a row.
     """
     by_place: dict[int, LabelRow] = {}
-    found = set()
-    for place in range(len(index)):
-        name = composed(readable(index.names.raw(place)))
-        row = table.rows.get(name)
+    row_of_file: dict[str, LabelRow] = {}
+    names = [composed(readable(index.names.raw(place))) for place in range(len(index))]
+    exact = table.rows.keys() & set(names)
+    inexact = {_simple(name): row for name, row in table.rows.items() if name not in exact}
+    for place, name in enumerate(names):
+        row = table.rows.get(name) or inexact.get(name)
         if row is not None:
-            by_place[place] = row
-            found.add(name)
+            by_place[place] = row_of_file[name] = row
     if not by_place:
         examples = name_list(list(table.rows)[:SHOWN])
         raise UserError(
             f"{index.root / LABELS_FILE} has no row for any of the {len(index):,} images beside "
             f"it; its files are {examples or 'none'}: they must be relative to {index.root}"
         )
-    missing = [name for name in table.rows if name not in found]
+    used = {row.line for row in row_of_file.values()}
+    missing = [name for name, row in table.rows.items() if row.line not in used]
+    for name in missing:
+        other = row_of_file.get(_simple(name))
+        if other is not None:
+            raise UserError(
+                f"{index.root / LABELS_FILE}, line {table.rows[name].line}: {_simple(name)} has a "
+                f"row in line {other.line} already"
+            )
     if missing:
         index.remarks.append(
-            f"{len(missing):,} rows of {LABELS_FILE} name files that are not there: "
-            f"{name_list(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}"
+            f"{len(missing):,} rows of {LABELS_FILE} name files that are not there, or are left "
+            f"out: {name_list(missing[:SHOWN])}{', ...' if len(missing) > SHOWN else ''}"
         )
     for place in range(len(index)):
         if place not in by_place:
@@ -217,6 +231,11 @@ def match_rows(index: FolderIndex, table: LabelTable) -> list[LabelRow]:
     places = np.array(sorted(by_place))
     index.keep(places)
     return [by_place[int(place)] for place in places]
+
+
+def _simple(name: str) -> str:
+    """The name of a file as other systems write it, or a hand that is not careful."""
+    return name.strip().replace("\\", "/").removeprefix("./")
 
 
 def build_conditions(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +11,7 @@ OVERVIEWS = ("grid", "denoising", "interpolation")  # files with these names, an
 MASKS = "masks"  # folder of the label maps that are made with images
 FIRST_IMAGE = re.compile(rb"0*0\.\w+")
 OVERVIEW = re.compile(rb"(%s)\.\w+" % "|".join(OVERVIEWS).encode())
-MASK = re.compile(rb"%s/\d+\.png" % MASKS.encode())
+MASK = re.compile(rb"%s/(\d+)\.png" % MASKS.encode())
 
 # Entries of the text that each PNG of generate.py has.
 OF_AN_IMAGE = ("seed", "sampler")
@@ -21,18 +21,21 @@ def overviews_among(names: Sequence[bytes], root: Path) -> list[int]:
     """The places of overviews and masks among the names of files below a folder; none where the
     images beside them are not generate.py's.
     """
-    found = [place for place, name in enumerate(names) if _is_overview(name)]
+    beside = {name.rpartition(b".")[0] for name in names if b"/" not in name}
+    found = [place for place, name in enumerate(names) if _is_overview(name, beside)]
     if not found or len(found) == len(names):
         return []
-    others = (name for name in names if not _is_overview(name))
+    others = (name for name in names if not _is_overview(name, beside))
     first = next(others)
     if FIRST_IMAGE.fullmatch(first) or any(map(FIRST_IMAGE.fullmatch, others)):
         return found
     return found if _has_text_of_an_image(root, first) else []
 
 
-def _is_overview(name: bytes) -> bool:
-    return bool(OVERVIEW.fullmatch(name) or MASK.fullmatch(name))
+def _is_overview(name: bytes, beside: Container[bytes]) -> bool:
+    """Whether it is called like an overview, or like the mask of an image `beside` it."""
+    mask = MASK.fullmatch(name)
+    return bool(OVERVIEW.fullmatch(name)) or (mask is not None and mask[1] in beside)
 
 
 def _has_text_of_an_image(root: Path, name: bytes) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.data.labels_file import NO_LABEL
 from utils.errors import UserError
 
 SMALLEST_SET = 200  # images, from which on some are held out without being asked for
@@ -76,9 +77,10 @@ def split_set(
 ) -> Split:
     """Draw the images that are held out.
 
-    `checksums` (N,) are the images' own, `labels` (N,) their classes. `share` None decides: 5% of
-    200 images or more, halved or raised until 20 to 256 remain, else none. Raises UserError where
-    a share that was asked for leaves fewer than 8; one that was not then leaves none.
+    `checksums` (N,) are the images' own, `labels` (N,K) the classes of each, NO_LABEL where there
+    are fewer than K. `share` None decides: 5% of 200 images or more, halved or raised until 20 to
+    256 remain, else none. Raises UserError where a share that was asked for leaves fewer than 8;
+    one that was not then leaves none.
     """
     if share == 0 or (share is None and len(checksums) < SMALLEST_SET):
         return NOTHING_HELD_OUT
@@ -206,7 +208,7 @@ def _draw_singly(
     is_drawn = numbers < share
     # A class all of whose images were drawn would not be learned.
     trained_classes = np.unique(labels[~is_drawn])
-    is_drawn &= np.isin(labels, trained_classes)
+    is_drawn &= (np.isin(labels, trained_classes) | (labels == NO_LABEL)).all(1)
     drawn = np.flatnonzero(is_drawn)
     drawn = drawn[np.argsort(numbers[drawn], kind="stable")]
 
@@ -228,11 +230,11 @@ def _draw_groups(
     """
     wanted = max(1, round(share * len(numbers)))
     seeds = np.argsort(numbers, kind="stable")[:wanted]
-    left = np.bincount(labels)
+    left = _counts(labels)
     held_out: list[np.ndarray] = []
     free = wanted
     for group in _whole_groups(seeds, connected, largest=wanted):
-        taken = np.bincount(labels[group], minlength=len(left))
+        taken = _counts(labels[group], len(left))
         if len(group) > free or ((taken > 0) & (taken >= left)).any():
             continue
         held_out.append(group)
@@ -241,6 +243,11 @@ def _draw_groups(
     places = np.sort(np.concatenate([np.empty(0, np.int64), *held_out]))
     order = np.argsort(numbers[places], kind="stable")
     return Split(share, places[order], np.empty(0, np.int64))
+
+
+def _counts(labels: np.ndarray, classes: int = 0) -> np.ndarray:
+    """Images of each class; at least so many classes are counted."""
+    return np.bincount(labels[labels != NO_LABEL], minlength=classes)
 
 
 def _whole_groups(seeds: np.ndarray, connected: Connected, largest: int) -> list[np.ndarray]:

@@ -118,7 +118,7 @@ class TrainingRun:
                 return split
         finder = near_copy_finder(images)
         is_asked_for = self.options.val_fraction is not None
-        return split_set(images.checksums, images.labels.array, share, finder, is_asked_for)
+        return split_set(images.checksums, images.label_table(), share, finder, is_asked_for)
 
     def _check_start(self, images: ImageSet) -> None:
         """Raise UserError where another machine was given other options or images, before anything

@@ -60,9 +60,26 @@ def test_images_without_a_row_and_rows_without_an_image_are_named(tmp_path):
     assert len(found) == 3
     text = "\n".join(describe(found))
     assert "1 .png: no row in labels.csv (extra.png)" in text
-    assert "2 rows of labels.csv name files that are not there: gone.png, lost.png" in text
+    assert "2 rows of labels.csv name files that are not there, or are left out: gone.png" in text
     assert found.account.seen == found.account.used + found.account.left_out == 5
     assert "blue" not in found.class_names
+
+
+def test_a_name_is_looked_for_as_it_is_written_first(tmp_path):
+    images(tmp_path, [" a.png", "a.png", "b\\c.png", "b/c.png", "d.png"])
+    write(tmp_path, "file,labels\n a.png,one\na.png,two\nb\\c.png,three\n./d.png ,four\n")
+    found = load_image_set(tmp_path, (8, 8), None, quiet=True)
+    labels = {found.files[i]: found.class_names[int(found[i][1])] for i in range(len(found))}
+    assert labels == {" a.png": "one", "a.png": "two", "b\\c.png": "three", "d.png": "four"}
+    assert "1 .png: no row in labels.csv (b/c.png)" in "\n".join(describe(found))
+
+
+@pytest.mark.parametrize("first", ["a.png", ".\\a.png"])
+def test_a_file_has_one_row(tmp_path, first):
+    images(tmp_path, ["a.png"])
+    write(tmp_path, f"file,labels\n{first},one\n./a.png,two\n")
+    with pytest.raises(UserError, match="line [23]: a.png has a row in line [23] already"):
+        load_image_set(tmp_path, (8, 8), None, quiet=True)
 
 
 def test_a_broken_image_takes_its_labels_with_it(tmp_path):
@@ -144,6 +161,7 @@ def test_accents_are_compared_as_people_see_them(tmp_path):
         ("file,labels\nother.png,red\n", "has no row for any of the 1 images.*other.png"),
         ("file,labels\na.png,\n", "gives no image a label"),
         ("file,labels,age\na.png,red,\n", "column age of labels.csv has no number"),
+        ("file,labels,age\na.png,red,1_000\n", "'1_000' in the column age is no number"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

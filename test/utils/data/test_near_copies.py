@@ -59,7 +59,7 @@ def test_copies_are_found_wherever_they_lie(images, monkeypatch, at_once):
 
 def test_no_pair_straddles(images):
     split = split_set(
-        images.checksums, images.labels.array, None, near_copy_finder(images, quiet=True)
+        images.checksums, images.label_table(), None, near_copy_finder(images, quiet=True)
     )
     assert len(split.held_out) >= 20 and len(split.unused) > 0
     names = list(images.files)

@@ -45,7 +45,7 @@ def linked(pairs: list[tuple[int, int]]):
 
 def split(checksums, share=None, labels=None, find=no_near_copies):
     labels = np.zeros(len(checksums), int) if labels is None else labels
-    return split_set(checksums, labels, share, find)
+    return split_set(checksums, np.reshape(labels, (len(checksums), -1)), share, find)
 
 
 @pytest.mark.parametrize("count", [200, 201, 350, 1000, 2000, 5000, 6000, 60_000, 300_000])
@@ -70,6 +70,29 @@ def test_a_share_that_is_asked_for():
     assert 160 < len(found.held_out) < 240
     with pytest.raises(UserError, match="--val_fraction 0.01 of 150 images holds out"):
         split(some_checksums(150), share=0.01)
+
+
+def some_tags(count: int, tags: int, most: int) -> np.ndarray:
+    """(count, most): up to `most` different labels an image, so that hardly two are alike."""
+    generator = np.random.default_rng(4)
+    table = np.stack([generator.permutation(tags)[:most] for _ in range(count)])
+    table[np.arange(most) >= generator.integers(1, most + 1, count)[:, None]] = -1
+    return table
+
+
+@pytest.mark.parametrize("find", [no_near_copies, linked([(i, i + 1) for i in range(0, 300, 2)])])
+def test_images_with_labels_of_their_own_are_held_out(find):
+    """What keeps an image in training is a label that no other has, not a combination of labels."""
+    checksums, tags = some_checksums(400), some_tags(400, 40, 5)
+    found = split(checksums, labels=tags, find=find)
+    assert len(found.held_out) >= FEWEST
+    assert 60 < len(split(checksums, 0.2, labels=tags).held_out) < 100
+    alone = np.full((400, 1), 41)
+    tags = np.hstack([tags, np.where(np.arange(400)[:, None] == found.held_out[0], alone, -1)])
+    again = split(checksums, labels=tags, find=find)
+    assert found.held_out[0] not in again.held_out and len(again.held_out) >= FEWEST - 2
+    trained = set(tags[again.training(400)].flatten())
+    assert trained == set(tags.flatten())
 
 
 def test_adding_pictures_moves_none():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import DEMO
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from utils.evaluation.distribution import (
     ALL_IMAGES,
@@ -82,6 +83,18 @@ def test_nor_are_its_films_and_masks(tmp_path):
         (tmp_path / name).touch()
     folder = open_folder(tmp_path, "GENERATED")
     assert list(folder.names) == ["00000.png", "masks/photo.png"]
+
+
+def test_a_class_may_be_called_masks(tmp_path):
+    """Images of generate.py in folders of classes are no masks: none lies beside their folder."""
+    text = PngInfo()
+    for key in ("seed", "sampler"):
+        text.add_text(key, "1")
+    for name in ("faces/00000.png", "faces/00001.png", "masks/00002.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name, pnginfo=text)
+    folder = open_folder(tmp_path, "GENERATED")
+    assert len(folder.names) == 3
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from utils.class_names import Label
 from utils.console import say
-from utils.pictures import image_grid, save_animation, save_film, save_image
+from utils.pictures import image_grid, reduced, save_animation, save_film, save_image
 from utils.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -51,11 +50,7 @@ class Overviews:
         if place not in self.in_grid:
             return
         factor = math.ceil(self._columns * max(pixels.shape[-2:]) / LARGEST_GRID)
-        small = pixels.clone()
-        if factor > 1:
-            size = [max(1, side // factor) for side in pixels.shape[-2:]]
-            small = F.interpolate(pixels[None].float(), size, mode="area")[0].round().byte()
-        self._grid[place] = small
+        self._grid[place] = reduced(pixels, factor)
 
     def gather(self, ranks: Ranks) -> None:
         """Those of all processes."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, uint8
@@ -39,6 +40,14 @@ GAP_BETWEEN_GRIDS = 12  # pixels, in an animation
 
 
 # --- From pixels to pictures ---
+
+
+def reduced(pixels: Tensor, factor: int) -> Tensor:
+    """(C,H,W) uint8 -> a copy with 1/factor of each side, of means of areas; factor 1: as it is."""
+    if factor <= 1:
+        return pixels.clone()
+    size = [max(1, side // factor) for side in pixels.shape[-2:]]
+    return F.interpolate(pixels[None].float(), size, mode="area")[0].round().byte()
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

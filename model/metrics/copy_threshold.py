@@ -4,6 +4,10 @@ This is calibrated on the training images alone; no held-out images are needed. 
 1% quantile of the distance from a training image to its nearest in another group of near copies.
 So it flags about 1% of new images, and as many more as the training set has near copies itself:
 where 3% of its images have a near copy in the set, so have about 3% of new images of that kind.
+
+Of fewer than 200 images the quantile is about the smallest of their distances, and more of the new
+ones are flagged: with a new image there are N + 1, of which two have the smallest distance, each
+other's; so it is one of these with a probability of about 2 / (N + 1).
 """
 
 import math
@@ -14,7 +18,7 @@ import torch
 
 from model.metrics.copies import CANDIDATES, NEAR_COPY, CopySearch, Nearest
 
-FALSE_ALARMS = 0.01  # the share of new images that are flagged
+FALSE_ALARMS = 0.01  # the share of new images that are flagged, where there are enough to measure
 SAMPLE = 2000  # training images that the threshold is calibrated on
 MOST_RELATIVES = 2000  # near copies beyond the sample whose own near copies are looked for
 Z_95 = 1.959963984540054  # the normal distribution's quantile at 97.5%
@@ -58,7 +62,15 @@ class Calibration:
     threshold: float  # an image at this distance, or nearer, counts as a copy
     sample: list[int] = field(repr=False)  # the training images that this was measured on
     with_near_copy: int  # how many of them have a near copy in the training set
+    measured: int  # how many have an image of another group, whose distances the threshold is of
     groups: Groups = field(repr=False)  # of near copies, around the sample
+
+    @property
+    def false_alarms(self) -> float:
+        """The share of new images that is flagged, as far as that can be known."""
+        if self.measured == 0:
+            return FALSE_ALARMS
+        return max(FALSE_ALARMS, 2 / (self.measured + 1))
 
 
 def calibrate(search: CopySearch, after_image: Callable[[], None] = lambda: None) -> Calibration:
@@ -81,7 +93,7 @@ def calibrate(search: CopySearch, after_image: Callable[[], None] = lambda: None
             distances.append(distance)
     threshold = quantile(distances) if distances else NEAR_COPY
     with_near_copy = sum(len(_near_copies(neighbours)) > 0 for neighbours in found)
-    return Calibration(threshold, sample, with_near_copy, groups)
+    return Calibration(threshold, sample, with_near_copy, len(distances), groups)
 
 
 def _group(search: CopySearch, sample: list[int], found: list[Nearest]) -> Groups:

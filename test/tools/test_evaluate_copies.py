@@ -41,10 +41,10 @@ def evaluate(script, folders, tmp_path, *extra, status=0):
 def test_copies_are_found_by_name(script, folders, tmp_path):
     out = evaluate(script, folders, tmp_path).stdout
     assert "6 of 12 images flagged as copies of training images: 50.0%" in out
-    assert "1% is expected of new images" in out
+    assert "3% is expected of new images" in out  # of 60 training images
     found = json.loads((tmp_path / "found.json").read_text())["copies"]
     assert found["flagged"] == 6 and found["of"] == 12 and found["share"] == 0.5
-    assert found["expected"] == 0.01 and found["interval"][0] < 0.5 < found["interval"][1]
+    assert found["expected"] == 2 / 61 and found["interval"][0] < 0.5 < found["interval"][1]
     with open(tmp_path / "results" / "evaluation" / "copies.csv", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert len(rows) == 12

@@ -4,6 +4,7 @@
 generate.py needs it; `find_copies` looks through a whole set and makes a report.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,10 +21,12 @@ from utils.devices import one_thread
 from utils.errors import ReadError, UserError
 from utils.evaluation.copy_report import CopyReport, FeatureColumn
 from utils.image_facts import mode_of
+from utils.pictures import reduced
 
 BATCH = 256  # images that are read together, at most
 LARGEST_BATCH = 2**26  # bytes of them
 CLOSEST_PAIRS = 24  # of the panel
+LARGEST_SHOWN = 256  # pixels of a side there
 COLOURS = {"L": "grey", "RGB": "in colour"}
 
 
@@ -184,8 +187,7 @@ def _compare(
                 indices.append(index)
                 distances.append(distance)
             closest = sorted(closest, key=lambda pair: (pair.distance, pair.place))[:CLOSEST_PAIRS]
-            # Not views of their batches, which would stay
-            closest = [replace(pair, pixels=pair.pixels.clone()) for pair in closest]
+            closest = [replace(pair, pixels=_shown(pair.pixels)) for pair in closest]
             progress.update(len(batch))
             batch = next(others, None)
     return torch.tensor(indices), torch.tensor(distances, dtype=torch.float64), closest
@@ -195,8 +197,13 @@ def _pairs(closest: list[_Pair], training: ImageSet) -> Tensor:
     """The pictures of pairs, generated and nearest in turn, (2K,C,H,W)."""
     pictures = []
     for pair in closest:
-        pictures += [pair.pixels, _pixels(training, pair.index)]
+        pictures += [pair.pixels, _shown(_pixels(training, pair.index))]
     return torch.stack(pictures)
+
+
+def _shown(pixels: Tensor) -> Tensor:
+    """A copy for the panel, no view of a batch, which would stay; smaller where it is large."""
+    return reduced(pixels, math.ceil(max(pixels.shape[-2:]) / LARGEST_SHOWN))
 
 
 def _feature_column(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.metrics.copy_threshold import Calibration
 from utils.console import say
 from utils.data import ImageSet, load_image_set
 from utils.errors import name_list
@@ -28,15 +29,15 @@ class CopyCheck:
         image_set = self._load(folder, image_size, shown_mode(mode_of(channels)))
         ranks.wait_for_all()
         self.images = TrainingImages(image_set, quiet=not ranks.is_main)
-        threshold = self._calibrate() if ranks.is_main else None
-        self.threshold = ranks.gather(threshold)[ranks.main_rank]
+        calibration = self._calibrate() if ranks.is_main else None
+        self.calibration = ranks.gather(calibration)[ranks.main_rank]
         self.found: dict[int, dict] = {}  # by the image's place among all
 
     def look_at(self, place: int, name: str, pixels: Tensor) -> dict:
         """(C,H,W) uint8 -> nearest (a file name), distance and copy, kept for the image `name`,
         which is at this place among all.
         """
-        (match,) = self.images.matches(shown_pixels(pixels[None]), self.threshold)
+        (match,) = self.images.matches(shown_pixels(pixels[None]), self.calibration.threshold)
         found = {
             "nearest": match.nearest,
             "distance": f"{match.distance:.4f}",
@@ -57,7 +58,8 @@ class CopyCheck:
         file = folder / "nearest.csv"
         write_table(rows, file)
         flagged = sum(row["copy"] for row in rows)
-        return f"{share_line(flagged, len(rows))}; the nearest training images are in {file}"
+        share = share_line(flagged, len(rows), self.calibration)
+        return f"{share}; the nearest training images are in {file}"
 
     def _load(self, folder: Path, image_size: tuple[int, int], mode: str) -> ImageSet:
         """The training images as the network draws its own, in grey or in colour."""
@@ -73,13 +75,13 @@ class CopyCheck:
             self._say(f"warning: left out of {folder}: {name_list(found.left_out)}")
         return found
 
-    def _calibrate(self) -> float:
+    def _calibrate(self) -> Calibration:
         """The distance up to which an image counts as a copy."""
         calibration = self.images.calibrate()
         remark = near_copy_remark(calibration)
         if remark:
             self._say(f"--nearest: {remark}")
-        return calibration.threshold
+        return calibration
 
     def _say(self, text: str) -> None:
         if self.ranks.is_main:

@@ -62,7 +62,7 @@ class CopyReport:
     def lines(self) -> list[str]:
         """For people."""
         lines = [
-            f"copies      {share_line(self.flagged, self.of)}",
+            f"copies      {share_line(self.flagged, self.of, self.calibration)}",
             f"            flagged up to a distance of {self.calibration.threshold:.4f} to the "
             f"nearest training image",
         ]
@@ -87,7 +87,7 @@ class CopyReport:
             "of": self.of,
             "share": self.share,
             "interval": list(self.interval),
-            "expected": FALSE_ALARMS,
+            "expected": self.calibration.false_alarms,
             "threshold": self.calibration.threshold,
             "feature": features.name if features else None,
             "feature_threshold": features.threshold if features else None,
@@ -123,18 +123,21 @@ class CopyReport:
             captions += [self.names[place], self.nearest[place]]
             mark = " copy" if self.copies[place] else ""
             ends += [f"{self.distance[place]:.3f}{mark}", ""]
-        factor = math.ceil(LEAST_WIDTH / self.closest.shape[-1])
-        pixels = self.closest.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+        pixels = self.closest
+        factor = math.ceil(LEAST_WIDTH / pixels.shape[-1])
+        if factor > 1:
+            pixels = pixels.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
         columns = 2 * min(PAIRS_PER_ROW, len(self.closest_places))
         return image_grid(pixels, columns, captions=captions, caption_ends=ends)
 
 
-def share_line(flagged: int, of: int) -> str:
+def share_line(flagged: int, of: int, calibration: Calibration) -> str:
     """How many images are flagged, for people."""
     low, high = wilson_interval(flagged, of)
+    expected = calibration.false_alarms
     return (
         f"{flagged:,} of {of:,} images flagged as copies of training images: {flagged / of:.1%} "
-        f"(95% interval {low:.1%} to {high:.1%}); {FALSE_ALARMS:.0%} is expected of new images"
+        f"(95% interval {low:.1%} to {high:.1%}); {expected:.0%} is expected of new images"
     )
 
 

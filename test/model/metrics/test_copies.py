@@ -9,7 +9,7 @@ import torch
 from helpers import DEMO
 from PIL import Image, ImageFilter
 
-from model.metrics import copies, copy_distance
+from model.metrics import copies, copy_distance, copy_features
 from model.metrics.copies import CopySearch
 from model.metrics.copy_distance import Geometry, bound_slack, lower_bounds, prepare, working_size
 from model.metrics.copy_features import feature_threshold, nearest_features
@@ -28,6 +28,23 @@ def demo_images(first: int, count: int) -> torch.Tensor:
         for number in range(first, first + count)
     ]
     return torch.from_numpy(np.stack(pictures))[:, None]
+
+
+@pytest.mark.parametrize("count", [10, 20, 50])
+def test_of_few_training_images_more_new_ones_are_flagged(count):
+    """Every image here is as new as any other: about 2 in N + 1, and not 1%."""
+    generator = torch.Generator().manual_seed(0)
+    shares = []
+    for _ in range(150):
+        images = torch.randint(256, (count + 8, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        search = CopySearch(images[:count])
+        calibration = calibrate(search)
+        is_flagged = search.nearest(images[count:]).distance <= calibration.threshold
+        shares.append(is_flagged.double().mean())
+    mean, error = torch.stack(shares).mean(), torch.stack(shares).std() / 150**0.5
+    assert calibration.false_alarms == 2 / (count + 1)
+    assert abs(mean - calibration.false_alarms) < 0.4 * calibration.false_alarms
+    assert mean - 3 * error > 0.01
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +386,7 @@ def test_wilson_interval():
 # --- Features ---
 
 
-def test_features_are_calibrated_alike(calibration):
+def test_features_are_calibrated_alike(calibration, monkeypatch):
     training = demo_images(0, TRAINING_PER_CLASS).flatten(1).double()
     threshold = feature_threshold(training, calibration)
     nearest = nearest_features(training[::50] * 1.7, training)
@@ -377,6 +394,12 @@ def test_features_are_calibrated_alike(calibration):
     assert nearest.distance.max() < 1e-12
     held_out = demo_images(TRAINING_PER_CLASS, HELD_OUT_PER_CLASS).flatten(1).double()
     found = nearest_features(held_out, training)
+    monkeypatch.setattr(copy_features, "TRAINING_AT_ONCE", 37)
+    monkeypatch.setattr(copy_features, "QUERIES_AT_ONCE", 11)
+    in_parts = nearest_features(held_out, training)
+    assert torch.equal(in_parts.index, found.index)
+    assert (in_parts.distance - found.distance).abs().max() < 1e-12
+    assert abs(feature_threshold(training, calibration) - threshold) < 1e-12
     assert (found.distance <= threshold).double().mean() < 0.04
     cosine = torch.nn.functional.cosine_similarity(held_out[:5, None], training[None], dim=2)
     assert (found.distance[:5] - (1 - cosine.amax(1))).abs().max() < 1e-12

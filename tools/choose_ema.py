@@ -56,10 +56,13 @@ def main(argv: list[str] | None = None) -> None:
     opt.check_seeds(args.seed, args.num_images)
     opt.check_enough_for_kid("--num_images", args.num_images)
     args.num_shown = min(args.num_shown, args.num_images)
-    choose(args)
+    from utils.runs.folder import results_folder
+
+    with results_folder(args.result_path, args.choose_name) as folder:
+        choose(args, folder)
 
 
-def choose(args) -> None:
+def choose(args, folder: Path) -> None:
     """All lengths, the table, the picture, the file."""
     from utils.devices import choose_device, choose_precision
     from utils.evaluation.averages import average_of, snapshots_of, write_chosen
@@ -70,7 +73,6 @@ def choose(args) -> None:
     from utils.generation import ImageGenerator, Sampling, choose_batch, unguided
     from utils.ranks import Ranks
     from utils.runs.checkpoint import Checkpoint
-    from utils.runs.folder import new_folder
     from utils.runs.names import SLIM
 
     # What is wrong is said before any long work
@@ -100,7 +102,6 @@ def choose(args) -> None:
     args.batch_size, batch_remark = choose_batch([generator], args.batch_size, most)
     if batch_remark:
         opt.say(batch_remark)
-    folder = new_folder(args.result_path, args.choose_name)
 
     # The averages
     real = features_of_real(

@@ -12,6 +12,7 @@ nobody says how. It needs requirements-metrics.txt.
 """
 
 import math
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +64,10 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     check(args)
-    compare(args)
+    from utils.runs.folder import results_folder
+
+    with results_folder(args.result_path, args.compare_name) as folder:
+        compare(args, folder)
 
 
 def check(args) -> None:
@@ -79,6 +83,8 @@ def check_writable(args) -> None:
     """Raise UserError where no checkpoint can say what is compared."""
     if args.weight.is_dir():
         raise opt.UserError(f"{args.weight} is a folder of diffusers: pass --write False")
+    if args.weight.exists() and not os.access(args.weight.parent, os.W_OK):
+        raise opt.UserError(f"{args.weight.parent} cannot be written: pass --write False")
     unkept = {
         "--cfg_interval": args.cfg_interval is not None,
         "--clip_sample False": not args.clip_sample,
@@ -105,7 +111,7 @@ def check_classes(args, checkpoint) -> None:
             )
 
 
-def compare(args) -> None:
+def compare(args, folder: Path) -> None:
     """All candidates, the table, the picture, the recommendation."""
     from utils.devices import choose_device, choose_precision
     from utils.evaluation import sampler_comparison as comparison
@@ -116,7 +122,6 @@ def compare(args) -> None:
     from utils.generation import ImageGenerator, Sampling, choose_batch
     from utils.ranks import Ranks
     from utils.runs.checkpoint import Checkpoint
-    from utils.runs.folder import new_folder
 
     # What is wrong is said before any long work
     if args.json is not None:
@@ -154,7 +159,6 @@ def compare(args) -> None:
     generators = [each_generator(by_guidance[each.guidance], usual[0], each) for each in candidates]
     most = min(USUAL_BATCH, args.num_images)
     args.batch_size, batch_remark = choose_batch(list(by_guidance.values()), args.batch_size, most)
-    folder = new_folder(args.result_path, args.compare_name)
     if remark:
         opt.say(f"warning: {remark}")
     if batch_remark:

@@ -11,8 +11,8 @@ The figures of distributions need `pip install -r requirements-metrics.txt`; pai
 docs/evaluating.md says what each figure means.
 """
 
-import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -70,6 +70,14 @@ OPTIONS: opt.Table = {
 }
 # fmt: on
 
+OF_FEATURES = [row for row in OPTIONS["figures"] if row.name not in ("features", "image_size")]
+OF_A_NETWORK = [
+    *OPTIONS["images of a network"],
+    *(row for row in OPTIONS["machine"] if row.name == "amp"),
+]
+NUMBER_COMPARED = {"num_images": "; --num_compared says how many images of each folder count"}
+NO_HINTS: Mapping[str, str] = {}
+
 
 def build_parser() -> opt.Parser:
     return opt.make_parser(__doc__, OPTIONS)
@@ -90,6 +98,7 @@ def check_combination(args) -> None:
     if args.run is not None:
         if any(folder is not None for folder in folders) or args.paired:
             raise opt.UserError("--run judges a run alone: leave the folders and other tests out")
+        refuse(args, [*OPTIONS["figures"], *OF_A_NETWORK], "does nothing with --run")
         return
     if args.real is None:
         raise opt.UserError("name two folders, REAL and GENERATED, or a run with --run")
@@ -111,6 +120,16 @@ def check_combination(args) -> None:
         raise opt.UserError(
             "--paired compares images of one name: it needs two folders, not --weight_path"
         )
+    if args.weight_path is None:
+        refuse(args, OF_A_NETWORK, "does nothing without --weight_path", NUMBER_COMPARED)
+    if args.features == "none":
+        refuse(args, OF_FEATURES, "does nothing with --features none")
+
+
+def refuse(args, options: list[Option], why: str, hints: Mapping[str, str] = NO_HINTS) -> None:
+    """Raise UserError where one of these options was given."""
+    for name in opt.changed_options(args, options):
+        raise opt.UserError(f"--{name} {why}{hints.get(name, '')}")
 
 
 def evaluate(args) -> None:
@@ -123,6 +142,7 @@ def evaluate(args) -> None:
     from utils.evaluation.paired import compare_pairs
     from utils.evaluation.report import Report, check_can_write, write_json
     from utils.ranks import Ranks
+    from utils.runs.folder import results_folder
 
     # What is wrong is said before any long work, a missing package after what cannot be done at all
     checkpoint = None if args.weight_path is None else read_weights(args.weight_path)
@@ -145,7 +165,7 @@ def evaluate(args) -> None:
         generated = open_folder(args.generated, "GENERATED")
         if network is not None and args.num_compared:
             check_numbers(len(real), len(generated), args.num_compared)
-    with results_folder(args) as folder:
+    with results_folder(args.result_path, args.evaluate_name) as folder:
         if maker is not None:
             maker.write(folder / "images")
             generated = open_folder(folder / "images", "GENERATED")
@@ -173,19 +193,6 @@ def evaluate(args) -> None:
     if args.json is not None:
         write_json(report.to_dict(), args.json)
         opt.say(f"all figures in {args.json}")
-
-
-@contextlib.contextmanager
-def results_folder(args):
-    """The folder for the picture, made before the long work; where that fails, none is left."""
-    from utils.runs.folder import new_folder
-
-    folder = new_folder(args.result_path, args.evaluate_name)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # not empty: it stays
-            folder.rmdir()
 
 
 class Warnings:
@@ -315,7 +322,7 @@ def read_weights(path):
 def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
     """What makes the images of --weight_path, after all checks. Raises UserError before any work."""
     from utils.devices import choose_precision
-    from utils.evaluation.distribution import check_numbers
+    from utils.evaluation.distribution import TooFewImages, check_numbers
     from utils.evaluation.from_weights import ImageMaker, labels_like
     from utils.generation import (
         ImageGenerator,
@@ -328,7 +335,11 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
 
     opt.check_seeds(args.seed, args.num_images)
     if network is not None:
-        check_numbers(len(real), args.num_images, args.num_compared)
+        try:
+            check_numbers(len(real), args.num_images, args.num_compared)
+        except TooFewImages:
+            if args.copies is None:  # else a warning says so later
+                raise
     guide = None if args.guide_path is None else Checkpoint.read(args.guide_path)
     sampling = Sampling.of_checkpoint(
         checkpoint,

@@ -7,6 +7,7 @@
 Downloads whatever --source does not have yet.
 """
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ DATASETS = {
     "flowers102": ("Flowers102", _split_name),
     "food101": ("Food101", _split_name),
 }
+NEEDS = {"flowers102": "scipy"}  # what torchvision reads their labels with
 NAMES = opt.Choice(tuple(DATASETS))
 SPLITS = opt.Choice(("train", "test"))
 
@@ -60,6 +62,8 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     out = args.out or opt.ROOT / "datasets" / args.name
+    if out.is_file():
+        raise opt.UserError(f"--out {out} is a file; name a folder")
     if out.exists() and any(out.iterdir()):
         raise opt.UserError(f"--out {out} is not empty; name another folder, or remove it first")
 
@@ -86,16 +90,29 @@ def load(args):
 
     class_name, split = DATASETS[args.name]
     kind = getattr(datasets, class_name)
+    check_packages(args.name)
     try:
         return kind(args.source, download=False, **split(args.split))
     except RuntimeError:  # "not found, use download=True"
         say(f"{args.name} is not in {args.source}: downloading")
+    except Exception as error:  # of files that an interrupted download has left
+        raise opt.UserError(
+            f"the files of {args.name} in {args.source} are damaged ({error}): remove them, and "
+            "start again"
+        ) from None
     try:
         return kind(args.source, download=True, **split(args.split))
     except Exception as error:  # whatever the network, the archive or the disk raise
         raise opt.UserError(
             f"{args.name} could not be downloaded to {args.source}: {error}"
         ) from None
+
+
+def check_packages(name: str) -> None:
+    """Raise UserError where torchvision needs a package for the set that is not here."""
+    package = NEEDS.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise opt.UserError(f"{name} needs {package}: pip install {package}")
 
 
 def folder_name(class_name: str) -> str:

@@ -156,5 +156,7 @@ def test_no_two_images_that_are_the_same_without_classes(script, weights, values
 
 @pytest.mark.metrics
 def test_missing_folder(script, weights, tmp_path):
-    done = script("compare_samplers", weights, tmp_path / "nowhere", status=2)
+    options = ["--result_path", tmp_path / "results"]
+    done = script("compare_samplers", weights, tmp_path / "nowhere", *options, status=2)
     assert "does not exist" in done.stderr
+    assert not list((tmp_path / "results").iterdir())

@@ -3,9 +3,12 @@
 import struct
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from tools import prepare_dataset
 from tools.prepare_dataset import DATASETS, folder_name
+from utils.errors import UserError
 
 
 def write_idx(path, array):
@@ -36,6 +39,28 @@ def test_fashion_mnist_becomes_class_folders(script, tmp_path, images):
         "7 images"
         in script("prepare_dataset", *command, "--per_class", 2, "--split", "test").stdout
     )
+
+
+def test_mistakes(script, tmp_path):
+    (tmp_path / "file").touch()
+    out = ["mnist", "--out", tmp_path / "file"]
+    assert "is a file; name a folder" in script("prepare_dataset", *out, status=2).stderr
+    # what an interrupted download has left
+    raw = tmp_path / "raw" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{split}-{kind}-ubyte").write_bytes(b"\0\0\x08\x03 half")
+    command = ["mnist", "--source", tmp_path / "raw", "--out", tmp_path / "out"]
+    error = script("prepare_dataset", *command, status=2).stderr
+    assert "are damaged" in error and "remove them, and start again" in error
+
+
+def test_a_package_that_a_set_needs_is_named(monkeypatch):
+    monkeypatch.setattr(prepare_dataset.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="flowers102 needs scipy: pip install scipy"):
+        prepare_dataset.check_packages("flowers102")
+    prepare_dataset.check_packages("mnist")
 
 
 def test_class_names_become_folder_names():

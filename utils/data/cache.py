@@ -18,7 +18,7 @@ import numpy as np
 
 from utils.console import say
 from utils.data.cache_file import DiskStore, MappedPixels, open_cache
-from utils.data.cache_folder import IMAGES, CacheUnavailable, make_room
+from utils.data.cache_folder import IMAGES, CacheUnavailable, make_private, make_room
 from utils.data.decode import DECODER_VERSION
 from utils.data.index import FolderIndex
 from utils.data.locks import FileLock, LocksUnsupported
@@ -139,7 +139,7 @@ def _read_from_disk(request: CacheRequest, is_asked_for: bool) -> ReadSet:
         return found
     remarks: list[str] = []
     try:
-        request.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(request.folder)
         with _turn(request, key, remarks) as lock:
             found = _usable(path, request)
             if not found:

@@ -35,6 +35,12 @@ def default_cache_folder() -> Path:
     return Path(base) / "iddm"
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only this user can read, and so the one that it lies in."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def make_room(folder: Path, needed: int, key: str, has_locks: bool, is_asked_for: bool) -> None:
     """Remove parts that nobody writes and the sets that were not used for the longest time, until
     `needed` bytes more fit. CacheUnavailable where they cannot.

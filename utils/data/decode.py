@@ -82,6 +82,8 @@ def decode(
         if mode == LABEL_MAP:
             return _label_map(picture, size)
         colour, alpha = colour_and_alpha(picture)
+        if mode == GREY_16 and picture.grey_16 is not None:
+            colour = picture.grey_16
         has_16_bits = picture.depth > 8
         brightest = _brightest(colour) if has_16_bits else 1.0
         shown = _in_mode(colour, alpha, picture.profile, mode)

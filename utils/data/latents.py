@@ -19,7 +19,13 @@ from torch import Tensor
 from model.codecs import LatentCodec, images_per_call
 from model.condition import LatentCondition, LatentLabelCondition
 from utils.console import Progress
-from utils.data.cache_folder import LATENTS, CacheUnavailable, default_cache_folder, make_room
+from utils.data.cache_folder import (
+    LATENTS,
+    CacheUnavailable,
+    default_cache_folder,
+    make_private,
+    make_room,
+)
 from utils.data.image_set import ImageSet, stacked_pixels
 from utils.data.latent_file import LatentWriter, MappedLatents, Shape, open_latents, row_checksum
 from utils.data.locks import FileLock, LocksUnsupported
@@ -216,7 +222,7 @@ def _from_disk(
     if found is not None:
         return LatentSet(images, found, is_cached=True)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         with _turn(folder / f"{key}.lock", len(images), quiet) as lock:
             found = open_latents(path, shape)  # another process may have made it
             if found is None:

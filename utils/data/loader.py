@@ -1,6 +1,5 @@
 """The batches of each training step, from data-loading workers or from this process."""
 
-import os
 import signal
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from utils.data.order import StepSampler
+from utils.data.reading import available_cores
 from utils.errors import ReadError
 
 LARGEST_AUTOMATIC = 8  # data-loading workers
@@ -99,7 +99,7 @@ def build_loader(
     per core, 8 at most. `pin`: into pinned memory, for copies to a GPU.
     """
     if num_workers < 0:
-        num_workers = 0 if dataset.is_decoded else min(LARGEST_AUTOMATIC, os.cpu_count() or 1)
+        num_workers = 0 if dataset.is_decoded else min(LARGEST_AUTOMATIC, available_cores())
     loader: DataLoader = DataLoader(
         dataset,  # type: ignore[arg-type]
         micro_batch,

@@ -36,6 +36,7 @@ class Picture:
     depth: int = 8  # bits per sample in the file
     key: tuple[int, ...] | None = None  # of a PNG: the transparent samples, in the file's range
     low_bytes: Image.Image | None = None  # of an RGB PNG with 16 bits and a key
+    grey_16: Image.Image | None = None  # of a PNG of grey and opacity with 16 bits: I;16
 
 
 def open_picture(file: BinaryIO) -> Picture:
@@ -84,7 +85,20 @@ def _open_png(file: BinaryIO) -> Picture:
     orientation = _orientation_of(image)
     if facts.exif:
         orientation = _orientation_in(facts.exif)
-    return Picture(image, facts.profile, orientation, facts.exif, facts.depth, facts.key, low_bytes)
+    grey_16 = None
+    if facts.depth == 16 and not facts.has_colour and image.mode in ("LA", "RGBA"):
+        samples = read_grey_and_alpha(facts.file)
+        grey_16 = Image.fromarray(np.ascontiguousarray(samples[..., 0]))
+    return Picture(
+        image,
+        facts.profile,
+        orientation,
+        facts.exif,
+        facts.depth,
+        facts.key,
+        low_bytes,
+        grey_16,
+    )
 
 
 def read_low_bytes(file: BinaryIO | io.BytesIO) -> Image.Image:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.data.cache_folder import LEFT_FREE, STALE_SECONDS, default_cache_folder
+from utils.data.cache_folder import LEFT_FREE, STALE_SECONDS, default_cache_folder, make_private
 from utils.errors import UserError
 from utils.runs.files import open_regular, read_contents, write_contents
 
@@ -70,7 +70,7 @@ class FeatureCache:
         }
         part = self.folder / f"{key}.{secrets.token_hex(4)}.part"
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.folder)
             self._make_room(needed)
             try:
                 with open(part, "wb") as file:

@@ -57,7 +57,7 @@ class ImageFolder:
 
 def open_folder(path: Path, role: str) -> ImageFolder:
     """List the images below a folder. UserError where there are none."""
-    if not path.exists():
+    if not os.path.exists(path):  # False too for a name that no file can have
         raise UserError(f"{role} {path} does not exist; name a folder of images")
     if not path.is_dir():
         raise UserError(f"{role} {path} is a file; name a folder of images")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from utils.errors import UserError, name_list
@@ -48,12 +49,13 @@ def load_timm_model(name: str, weights: Path | None, size: int | None) -> TimmMo
         _load_file(network, weights, name)
     else:
         network = _published(name, size)
+    network.eval()
     data = resolve_model_data_config(network)
     height, width = (size, size) if size else data["input_size"][-2:]
     return TimmModel(
         network=network,
         label=name.partition(".")[0],
-        dimension=network.num_features,
+        dimension=_dimension(network, name, (data["input_size"][0], height, width)),
         input_size=(height, width),
         interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
         mean=tuple(data["mean"]),
@@ -71,6 +73,26 @@ def _build(name: str, size: int | None, pretrained: bool) -> Any:
         return timm.create_model(name, img_size=size, **options)
     except TypeError:  # a convolutional network takes any size
         return timm.create_model(name, **options)
+    except Exception as error:  # whatever the networks raise where a size does not fit
+        raise _does_not_fit(name, size, error) from None
+
+
+def _dimension(network: Any, name: str, shape: tuple[int, int, int]) -> int:
+    """The length of its feature vectors, which not all networks say alike. Raises UserError where
+    it does not take images of this shape.
+    """
+    try:
+        with torch.no_grad():
+            return network(torch.zeros(1, *shape)).shape[1]
+    except Exception as error:
+        raise _does_not_fit(name, shape[1], error) from None
+
+
+def _does_not_fit(name: str, size: int, error: Exception) -> UserError:
+    return UserError(
+        f"timm:{name} takes no images of {size}x{size} ({first_line(error)}): choose another "
+        "--feature_size, or leave it out"
+    )
 
 
 def _published(name: str, size: int | None) -> Any:
@@ -78,12 +100,16 @@ def _published(name: str, size: int | None) -> Any:
     try:
         with _hub_offline():
             return _build(name, size, pretrained=True)
+    except UserError:
+        raise
     except Exception as error:  # whatever the hub's client raises
         reason = first_line(error)
     unreachable = _why_unreachable(os.environ.get("HF_ENDPOINT", HUB))
     if unreachable is None:
         try:
             return _build(name, size, pretrained=True)
+        except UserError:
+            raise
         except Exception as error:
             reason = first_line(error)
     else:

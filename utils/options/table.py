@@ -1,6 +1,7 @@
 """Tables of options, and the command-line parser that a table becomes."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -102,6 +103,13 @@ def checked_default(option: Option) -> Any:
     if option.several:
         return [_checked_value(option, text) for text in str(option.default).split()]
     return _checked_value(option, str(option.default))
+
+
+def changed_options(args: argparse.Namespace, options: Sequence[Option]) -> list[str]:
+    """The names of those of the options whose value is not their default."""
+    return [
+        option.name for option in options if getattr(args, option.name) != checked_default(option)
+    ]
 
 
 def _checked_value(option: Option, text: str) -> Any:

@@ -1,10 +1,11 @@
 """results/<run_name>/: everything that a run writes, and the lock that keeps others out."""
 
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -299,6 +300,17 @@ def new_folder(parent: Path, name: str) -> Path:
     raise UserError(
         f"{parent} holds {MOST_OF_ONE_NAME:,} folders named {name}; choose another name"
     )
+
+
+@contextlib.contextmanager
+def results_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A new folder for results, made before the long work. Where that fails, none is left empty."""
+    folder = new_folder(parent, name)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # not empty: it stays
+            folder.rmdir()
 
 
 def numbered_epochs(path: Path) -> list[int]:

@@ -1,5 +1,7 @@
 """Opacity and 16 bits: read, kept, shown and written as they came in."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,26 @@ def value(planes):
 
 
 # --- In and out again ---
+
+
+def test_16_bits_beside_opacity_come_in_whole(tmp_path):
+    """Pillow gives the high byte of such a PNG alone."""
+    levels = grey_16()
+    rows = b"".join(
+        b"\0" + b"".join(int(level).to_bytes(2, "big") + b"\xff\xff" for level in row)
+        for row in levels
+    )
+
+    def chunk(kind, data):
+        return (
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        )
+
+    header = (16).to_bytes(4, "big") * 2 + bytes([16, 4, 0, 0, 0])
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    file = tmp_path / "a.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks))
+    assert np.array_equal(value(decode(file, (16, 16), "I;16").pixels), levels)
 
 
 def test_16_bits_come_out_as_they_came_in(tmp_path):

@@ -14,6 +14,18 @@ from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.image_folder import open_folder
 
 
+def test_what_is_kept_is_this_user_s_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = os.umask(0o022)
+    try:
+        FeatureCache().save("a", (torch.zeros(2, 3), np.ones(2, bool), [((4, 4), 2)], 0, []))
+    finally:
+        os.umask(before)
+    folder = tmp_path / "cache" / "iddm"
+    assert list(folder.rglob("*.*"))
+    assert {oct(each.stat().st_mode & 0o777) for each in (folder, folder / "features")} == {"0o700"}
+
+
 class Means(FeatureNetwork):
     """Stands in for a network: the mean of each channel. Counts the images it sees."""
 
@@ -128,4 +140,4 @@ def test_a_folder_that_cannot_be_written_costs_a_remark(folder, network, tmp_pat
     (tmp_path / "file").write_text("no folder")
     cache = FeatureCache(tmp_path / "file" / "cache")
     assert len(read(folder, network, cache).places) == 12
-    assert "REAL are not kept in" in cache.remark and "Not a directory" in cache.remark
+    assert "REAL are not kept in" in cache.remark and "File exists" in cache.remark

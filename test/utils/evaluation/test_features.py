@@ -201,6 +201,32 @@ def test_models_of_timm(tmp_path, monkeypatch):
 
 
 @pytest.mark.metrics
+def test_the_length_of_a_model_s_features_is_that_of_its_output(tmp_path):
+    """Its own `num_features` says 288."""
+    import timm
+
+    name = "mobilenetv3_small_050"
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "weights.pt")
+    network = build_features(f"timm:{name}", tmp_path / "weights.pt", 64, CPU)
+    assert network.dimension == 1024
+    assert network(torch.zeros(1, 3, 30, 30, dtype=torch.uint8)).shape == (1, 1024)
+
+
+@pytest.mark.metrics
+@pytest.mark.parametrize(
+    ("name", "size"), [("xcit_nano_12_p16_224", 100), ("efficientformer_l1", 112)]
+)
+def test_a_size_that_a_model_does_not_take_is_said(name, size, tmp_path):
+    import timm
+
+    torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(
+        UserError, match=f"{name} takes no images of {size}x{size} .*another --feature_s"
+    ):
+        build_features(f"timm:{name}", tmp_path / "weights.pt", size, CPU)
+
+
+@pytest.mark.metrics
 def test_weights_of_timm_that_are_nowhere(tmp_path, monkeypatch):
     from huggingface_hub import constants
 

@@ -328,7 +328,7 @@ def test_upscaling(tmp_path, script_on_gpu):
         ["--sample", "unipc", "--cfg_scale", "2", "--cfg_interval", "0.1,2"],
         ["--sample", "plms", "--animate", "webp"],
         ["--image_size", "56", "--amp"],
-        ["--interpolate", "3,4"],
+        ["--interpolate", "3,4", "--class_name", "boot"],
         ["--upscale", str(ROOT / "weight" / "upscaler_x2.pt")],
     ],
     ids=lambda options: options[0].removeprefix("--") + options[1],

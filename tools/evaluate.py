@@ -328,6 +328,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         ImageGenerator,
         Sampling,
         choose_batch,
+        empty_interval,
         idle_guidance,
         sampling_remarks,
     )
@@ -341,6 +342,8 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
             if args.copies is None:  # else a warning says so later
                 raise
     guide = None if args.guide_path is None else Checkpoint.read(args.guide_path)
+    if guide is not None:
+        guide.check_kind("diffusion")
     sampling = Sampling.of_checkpoint(
         checkpoint,
         sampler=args.sample,
@@ -365,6 +368,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
     remarks = idle_guidance(checkpoint, args.cfg_scale, args.guide_labels)
     remarks += [*sampling.remarks(), *sampling_remarks(generator.sampler)]
+    remarks += empty_interval(sampling, generator.sampler)
     warnings.add(remark, label_remark, *remarks)
     return ImageMaker(
         checkpoint,

@@ -28,6 +28,8 @@ from utils.options import Option, shared
 from utils.text import composed
 
 if TYPE_CHECKING:  # what runs imports it where it needs it, so that --help answers at once
+    from torch import Tensor
+
     from utils.overview_pictures import Overviews
     from utils.steering import Steering
 
@@ -156,7 +158,7 @@ def wishes_of(args):
 
 def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
     """On options that do nothing here, or cannot give good images."""
-    from utils.generation import idle_guidance, sampling_remarks
+    from utils.generation import empty_interval, idle_guidance, sampling_remarks
 
     remarks = []
     if not checkpoint.knows_several_labels and not are_plain(labels):
@@ -168,6 +170,7 @@ def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
         *idle_guidance(checkpoint, args.cfg_scale, args.guide_labels),
         *sampling.remarks(),
         *sampling_remarks(generator.sampler),
+        *empty_interval(sampling, generator.sampler),
     ]
 
 
@@ -210,7 +213,7 @@ def generate(args, ranks) -> None:
     overviews = Overviews(count, steering, is_film=args.interpolate is not None)
     made = images_of(args, ranks, generator, labels, count, overviews.frames, edit, steering)
     for place, pixels, mask in made:
-        about = about_image(args, place, names, steering)
+        about = about_image(args, place, names, steering, edit, pixels)
         file = folder / files[place]
         if copies is not None:
             about |= copies.look_at(place, files[place], pixels)
@@ -256,7 +259,7 @@ def settings_of(args, sampling, generator, checkpoint, upscaler) -> dict:
     settings = image_settings(
         sampling, generator.sampler, generator.network, checkpoint.source, args.use_ema
     )
-    if args.guide_path is not None:
+    if args.guide_path is not None and sampling.guide_scale != 1:
         settings["guide"] = args.guide_path.name
     settings |= wishes_of(args).settings()
     if upscaler is not None:
@@ -264,9 +267,13 @@ def settings_of(args, sampling, generator, checkpoint, upscaler) -> dict:
     return settings
 
 
-def about_image(args, place: int, names: list[str], steering: Steering | None) -> dict:
+def about_image(
+    args, place: int, names: list[str], steering: Steering | None, edit, pixels: Tensor
+) -> dict:
     """What the text of a PNG says of its image, beside how it was made."""
     about: dict = {"seed": args.seed + place}
+    if edit is not None:
+        about |= edit.about(pixels, args.seed + place)
     if names:
         about["class"] = names[place]
     if steering is not None:
@@ -333,7 +340,11 @@ def open_guide(args):
     """The worse checkpoint of --guide_path, or None."""
     from utils.runs.checkpoint import Checkpoint
 
-    return None if args.guide_path is None else Checkpoint.read(args.guide_path)
+    if args.guide_path is None:
+        return None
+    guide = Checkpoint.read(args.guide_path)
+    guide.check_kind("diffusion")
+    return guide
 
 
 def choose_sampling(args, checkpoint, guide):
@@ -430,8 +441,17 @@ def choose_copies(args, generator, ranks):
 def choose_labels(args, class_names: list[str]) -> tuple[list | None, str]:
     """The class, or the classes, of each image, None for a network without; and a remark, or "".
 
-    Raises UserError for a class that the network does not know.
+    Raises UserError for a class that the network does not know, and for several where the images
+    belong together.
     """
+    labels, remark = labels_asked_for(args, class_names)
+    is_asked_for = args.class_name is not None or args.condition is not None
+    wishes_of(args).check_labels(labels, is_asked_for)
+    return labels, remark
+
+
+def labels_asked_for(args, class_names: list[str]) -> tuple[list | None, str]:
+    """The same, before it is checked."""
     asked = args.class_name
     if not class_names:
         if asked is not None:

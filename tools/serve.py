@@ -134,12 +134,19 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 def tokens_of(args) -> tuple[str, ...]:
-    """The tokens that clients may have. Raises UserError for an empty --token."""
+    """The tokens that clients may have. Raises UserError for an empty --token, and for tokens that
+    a header or a cookie cannot carry.
+    """
+    source = "--token"
     if args.token is None:
-        return listed(os.environ.get(TOKEN_VARIABLE, ""))
-    tokens = listed(args.token)
-    if not tokens:
-        raise opt.UserError("--token is empty; name what clients must know, or leave it out")
+        source = TOKEN_VARIABLE
+        tokens = listed(os.environ.get(TOKEN_VARIABLE, ""))
+    else:
+        tokens = listed(args.token)
+        if not tokens:
+            raise opt.UserError("--token is empty; name what clients must know, or leave it out")
+    if not all(token.isascii() and token.isprintable() for token in tokens):
+        raise opt.UserError(f"{source}: letters, digits and signs of ASCII alone make a token")
     return tokens
 
 

@@ -57,7 +57,10 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = parsed(argv)
     one_server.check_folders(args)
-    one_server.check_reach(args, one_server.tokens_of(args))
+    tokens = one_server.tokens_of(args)
+    one_server.check_reach(args, tokens)
+    one_server.hosts_of(args, tokens)
+    one_server.aliases_of(args)
     need_libraries()
     import ray
     from ray import serve

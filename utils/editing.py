@@ -27,6 +27,7 @@ from utils.data.reading import in_mode, why_unreadable
 from utils.errors import UserError
 from utils.generation import Beginning, ImageGenerator, Sampling
 from utils.image_facts import mode_of
+from utils.pixel_planes import share_of_range
 
 # Samplers whose next step begins where the last one ended, and nowhere else, so that a change
 # between two steps counts.
@@ -83,6 +84,8 @@ class Wishes:
         if self.mask is not None and self.outpaint is not None:
             two = f"{word('mask')} and {word('outpaint')}"
             raise WrongWish("outpaint", f"{two} both say where to paint: choose one")
+        if self.outpaint is not None and not any(self.outpaint):
+            raise WrongWish("outpaint", f"{word('outpaint')} has no border: nothing is painted")
         if self.repeats > 1 and not self.is_painted:
             choices = f"{word('mask')} or {word('outpaint')}"
             raise WrongWish("repeats", f"{word('repeats')} belongs to {choices}")
@@ -109,6 +112,27 @@ class Wishes:
                 f"{word('invert')} needs a sampler that adds no noise: {word('sample')} ddim "
                 f"{word('eta')} 0",
             )
+        if self.interpolate is not None and sampling.adds_noise:
+            raise WrongWish(
+                "interpolate",
+                f"{word('interpolate')} needs a sampler that adds no noise, which would be another "
+                f"for each image: {word('sample')} ddim {word('eta')} 0, dpmpp2m, plms or unipc",
+            )
+
+    def check_labels(self, labels: Sequence[Label] | None, are_asked_for: bool) -> None:
+        """Raise WrongWish where images that belong together would not have one class. `labels`: of
+        the images in turn; None: the network has no classes.
+        """
+        if labels is None or (are_asked_for and len(set(labels)) == 1):
+            return
+        why = {
+            "interpolate": "images between two seeds have one class",
+            "invert": "the noise of an image depends on its class",
+        }
+        for name, reason in why.items():
+            if getattr(self, name) is not None:
+                asked = self.word("class_name")
+                raise WrongWish(name, f"{reason}: choose it with {asked} for {self.word(name)}")
 
     def check_weights(self, makes_masks: bool) -> None:
         """Raise WrongWish where the weights cannot do it."""
@@ -273,8 +297,8 @@ class Edit(abc.ABC):
         """Network calls of an image, where `sampler_of` has been asked."""
         return len(sampler.calls())
 
-    def about(self, pixels: Tensor) -> dict:
-        """What is to be said of a finished image (C,H,W) uint8."""
+    def about(self, pixels: Tensor, seed: int) -> dict:
+        """What is to be said of the finished image (C,H,W) uint8 of this seed."""
         return {}
 
 
@@ -330,14 +354,19 @@ class Blended(Edit):
 
     ends: tuple[int, int]
     first_seed: int
-    count: int
+    count: int  # images, the ends included
 
     def begin(self, maker: Maker, seeds: Sequence[int]) -> Beginning:
         shape = maker.codec.shape(maker.image_size, maker.channels)
         a, b = (draw_normal(1, shape, image_generator(seed))[0] for seed in self.ends)
-        last = max(1, self.count - 1)
-        shares = [(seed - self.first_seed) / last for seed in seeds]
-        return Beginning(torch.stack([slerp(a, b, share) for share in shares]))
+        return Beginning(torch.stack([slerp(a, b, self._share(seed)) for seed in seeds]))
+
+    def about(self, pixels: Tensor, seed: int) -> dict:
+        return {"interpolate_share": round(self._share(seed), 4)}
+
+    def _share(self, seed: int) -> float:
+        """How far on the way the image of this seed is, from 0 to 1."""
+        return (seed - self.first_seed) / max(1, self.count - 1)
 
 
 @dataclass
@@ -362,14 +391,14 @@ class Inverted(Edit):
     def sampler_of(self, sampler: BaseDiffusion) -> BaseDiffusion:
         return InvertingDDIM.of(cast(DDIM, sampler))
 
-    def about(self, pixels: Tensor) -> dict:
+    def about(self, pixels: Tensor, seed: int) -> dict:
         return {"inversion_error": round(self.error(pixels), 4)}
 
     def error(self, pixels: Tensor) -> float:
         """How much the image that was drawn again (C,H,W) uint8 differs: RMS, as a share of the
         range.
         """
-        difference = (pixels.float() - self.image[0].float()) / 255
+        difference = share_of_range(pixels) - share_of_range(self.image[0])
         return difference.square().mean().sqrt().item()
 
 

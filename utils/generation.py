@@ -25,6 +25,7 @@ from utils.free_memory import SHARE_OF_MEMORY, free_memory
 from utils.guidance_choice import Guidable, Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.inference import guide_network, inference_network
+from utils.runs.names import is_of_a_run
 
 # What helps where the images of a batch do not fit into memory.
 SMALLER_BATCH = "a smaller --batch_size gives the same images"
@@ -105,6 +106,11 @@ class Sampling:
         return noise_steps if usual is None else min(usual, noise_steps)
 
     @property
+    def adds_noise(self) -> bool:
+        """Whether steps add noise of the images' seeds."""
+        return sampler_class(self.sampler).draws_noise or (self.sampler == "ddim" and self.eta > 0)
+
+    @property
     def spacing(self) -> str:
         """Which time steps are visited."""
         return self.timestep_spacing or sampler_class(self.sampler).usual_spacing
@@ -138,17 +144,27 @@ class Sampling:
         )
 
 
+def empty_interval(sampling: Sampling, sampler: BaseDiffusion) -> list[str]:
+    """A remark where no network call lies within the interval of guidance."""
+    if sampling.cfg_interval is None or not needs_null(sampling.cfg_scale):
+        return []  # without it, `Sampling.remarks` says so
+    if sampler.guided_calls(sampling.cfg_interval) > 0:
+        return []
+    low, high = sampling.cfg_interval
+    return [f"--cfg_interval {low:g},{high:g} has no effect: no step lies within it"]
+
+
 def idle_guidance(
     checkpoint: Checkpoint, cfg_scale: float | None, guide_labels: bool | None
 ) -> list[str]:
-    """Remarks on guidance that was asked for, where nothing can be told to the network."""
-    if checkpoint.can_be_told:
-        return []
+    """Remarks on guidance that was asked for, where nothing can be told to the network. (A guide
+    sees the images that steer, whether it is told labels or not.)
+    """
     has_none = f"has no effect: {checkpoint.source} was trained without classes"
     remarks = []
-    if cfg_scale not in (None, 1):
+    if cfg_scale not in (None, 1) and not checkpoint.can_be_told:
         remarks.append(f"--cfg_scale {cfg_scale:g} {has_none}")
-    if guide_labels is not None:
+    if guide_labels is not None and not (checkpoint.class_names or checkpoint.numbers):
         remarks.append(f"--guide_labels {guide_labels} {has_none}")
     return remarks
 
@@ -485,6 +501,8 @@ def image_settings(
         if network.num_classes is not None:
             settings["guide_labels"] = network.guide_labels
     settings["weights"] = Path(weights).name
+    if is_of_a_run(Path(weights).name):
+        settings["run"] = Path(weights).absolute().parent.name
     return {**settings, **cast(dict, network.config), **sampler.config}
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 OPAQUE = 255
+WHITE_16 = 65535
 STEP_16 = 257  # from an 8-bit level to the next, in 16 bits
 
 
@@ -19,6 +20,13 @@ def shown_pixels(pixels: Tensor) -> Tensor:
         high, low = pixels[..., :1, :, :].int(), pixels[..., 1:, :, :].int()
         return ((256 * high + low + STEP_16 // 2) // STEP_16).to(torch.uint8)
     return pixels
+
+
+def share_of_range(pixels: Tensor) -> Tensor:
+    """(C,H,W) uint8 of any mode -> levels from 0 to 1, float32: (C,H,W), (1,H,W) of 16 bits."""
+    if len(pixels) == 2:
+        return (256.0 * pixels[:1] + pixels[1:]) / WHITE_16
+    return pixels.float() / OPAQUE
 
 
 def as_colour(pixels: Tensor) -> Tensor:

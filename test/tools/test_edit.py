@@ -4,8 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from helpers import TINY, copy_some
 from PIL import Image
+
+from utils.editing import Inverted
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,16 @@ def test_from_one_seed_to_another(script, weights, tmp_path):
     assert max(steps) < np.abs(found[0] - found[-1]).mean()
     with Image.open(tmp_path / "results/made/interpolation.webp") as film:
         assert film.n_frames == 8
+    texts = [Image.open(tmp_path / f"results/made/0000{place}.png").text for place in range(5)]
+    shares = [float(text["interpolate_share"]) for text in texts]
+    assert shares == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_how_much_an_inverted_image_of_16_bits_differs():
+    """255 and 256 of 65,535 are neighbours, though both of their bytes differ."""
+    levels = torch.tensor([[0, 255], [1, 0]], dtype=torch.uint8)[..., None, None]
+    error = Inverted(levels[:1]).error(levels[1])
+    assert error == pytest.approx(1 / 65535, rel=1e-3)
 
 
 def test_inversion(script, weights, tmp_path):
@@ -135,7 +148,18 @@ def test_inversion(script, weights, tmp_path):
         (["--init_image", "{photo}", "--repeats", "2"], "--repeats belongs to"),
         (["--init_image", "nowhere.png"], "the image .* cannot be read"),
         (["--init_image", "{photo}", "--mask", "{photo}", "--sample", "unipc"], "choose --sample"),
-        (["--invert", "{photo}"], "--sample ddim --eta 0"),
+        (["--invert", "{photo}", "--class_name", "bag"], "--sample ddim --eta 0"),
+        (["--invert", "{photo}", "--sample", "ddim"], "depends on its class: choose it with --cl"),
+        (["--interpolate", "1,2"], "images between two seeds have one class: choose it with"),
+        (["--interpolate", "1,2", "--class_name", "-1"], "images between two seeds have one class"),
+        (
+            ["--interpolate", "1,2", "--class_name", "bag", "--sample", "ddpm"],
+            "--interpolate needs a sampler that adds no noise",
+        ),
+        (
+            ["--interpolate", "1,2", "--class_name", "bag", "--sample", "ddim", "--eta", "0.5"],
+            "--interpolate needs a sampler that adds no noise",
+        ),
         (["--invert", "{photo}", "--distributed"], "leave --distributed out"),
         (["--interpolate", "1"], "two seeds such as 3,8"),
         (["--init_image", "{photo}", "--outpaint", "1,2"], "top,right,bottom,left"),

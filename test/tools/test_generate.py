@@ -14,7 +14,7 @@ from PIL import Image
 from upscaling_helpers import upscaler, write_upscaler
 
 from tools import generate
-from tools.generate import choose_labels
+from tools.generate import labels_asked_for
 from utils import generation
 from utils.call_memory import memory_of_row
 from utils.errors import TooLittleMemory, UserError
@@ -204,6 +204,10 @@ def test_one_image_per_class_at_another_size_and_animated(script, weights, tmp_p
     [
         (["--sample", "dpmpp2m", "--eta", 1], "--eta 1 has no effect: it is for --sample ddim"),
         (["--cfg_scale", 1, "--cfg_interval", "0.3,5"], "--cfg_interval has no effect"),
+        (
+            ["--cfg_scale", 3, "--cfg_interval", "0.3,0.301"],
+            "--cfg_interval 0.3,0.301 has no effect",
+        ),
     ],
 )
 def test_what_does_nothing_is_said(script, options, remark):
@@ -211,6 +215,16 @@ def test_what_does_nothing_is_said(script, options, remark):
     assert f"warning: {remark}" in script("generate", *common, *options).stdout
     without = ["--eta", 1, "--cfg_scale", 3, "--cfg_interval", "0.3,5"]
     assert "no effect" not in script("generate", *common, *without).stdout
+
+
+def test_a_guide_is_of_the_same_kind_and_is_named_where_it_guides(script, tmp_path):
+    common = ["--num_images", 1, "--sample_steps", 2, "--guide_scale", 1]
+    upscaler = ROOT / "weight/upscaler_x2.pt"
+    error = script("generate", *common, "--guide_path", upscaler, status=2).stderr
+    assert "is a checkpoint of kind upscaler, but diffusion is needed" in error
+    script("generate", *common, "--guide_path", ROOT / "weight/demo.pt")
+    with Image.open(tmp_path / "results/generated/00000.png") as picture:
+        assert "guide" not in picture.text and picture.text["weights"] == "demo.pt"
 
 
 def test_several_classes_of_a_network_that_saw_one_each_are_a_guess(script, tmp_path):
@@ -298,21 +312,21 @@ def test_class_names_come_before_numbers():
     class Args:
         class_name, num_images, weight_path, condition = "1", 2, "w.pt", None
 
-    labels, remark = choose_labels(Args, ["1", "0"])
+    labels, remark = labels_asked_for(Args, ["1", "0"])
     assert (
         labels == [0, 0]
         and "is the class of that name, number 0; number 1 is the class 0" in remark
     )
-    assert choose_labels(Args, ["0", "1"]) == ([1, 1], "")
-    assert choose_labels(Args, ["a", "b"]) == ([1, 1], "class number 1 is b")
+    assert labels_asked_for(Args, ["0", "1"]) == ([1, 1], "")
+    assert labels_asked_for(Args, ["a", "b"]) == ([1, 1], "class number 1 is b")
     Args.class_name = None
-    assert choose_labels(Args, ["a", "b", "c"])[0] == [0, 1]
-    assert choose_labels(Args, []) == (None, "")
+    assert labels_asked_for(Args, ["a", "b", "c"])[0] == [0, 1]
+    assert labels_asked_for(Args, []) == (None, "")
     Args.class_name = "e\u0301te\u0301"  # as a Mac stores it
-    assert choose_labels(Args, ["a", "\u00e9t\u00e9"])[0] == [1, 1]
+    assert labels_asked_for(Args, ["a", "\u00e9t\u00e9"])[0] == [1, 1]
     Args.class_name = "a"
     with pytest.raises(UserError, match="trained without classes"):
-        choose_labels(Args, [])
+        labels_asked_for(Args, [])
 
 
 def test_images_are_written_as_they_are_done(weights, tmp_path):

@@ -63,6 +63,16 @@ def test_other_machines_need_a_token(monkeypatch):
         serve.check_reach(parse(["--host", host]), ())
 
 
+@pytest.mark.parametrize("token", ["p\xe4sswort", "\u043a\u043b\u044e\u0447", "a\tb"])
+def test_a_token_is_what_a_header_can_carry(monkeypatch, token):
+    parse = serve.build_parser().parse_args
+    with pytest.raises(UserError, match="--token: letters, digits and signs of ASCII"):
+        serve.tokens_of(parse(["--token", f"good,{token}"]))
+    monkeypatch.setenv(serve.TOKEN_VARIABLE, token)
+    with pytest.raises(UserError, match=f"{serve.TOKEN_VARIABLE}: letters"):
+        serve.tokens_of(parse([]))
+
+
 def test_without_the_libraries_it_names_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fastapi", None)
     with pytest.raises(UserError, match="pip install -r requirements-serve.txt"):

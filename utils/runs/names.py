@@ -34,6 +34,11 @@ def step_of_averages(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def is_of_a_run(name: str) -> bool:
+    """Whether a file of weights has one of the names that every run's files have."""
+    return name in (LAST, PREVIOUS, SLIM, BEST, BEST_SLIM) or bool(NUMBERED.fullmatch(name))
+
+
 def can_be_resumed(path: Path) -> bool:
     """Whether an earlier run has left a checkpoint that --resume takes without --start_epoch."""
     return any((path / name).exists() for name in (LAST, PREVIOUS))

@@ -2,7 +2,6 @@
 send and get, over HTTP or a socket.
 """
 
-import asyncio
 import base64
 import json
 import re
@@ -26,7 +25,7 @@ from utils.serving.http.fields import (
 )
 from utils.serving.refusal import invalid, not_found
 from utils.serving.requests import UNKNOWN_WEIGHT, Asked, GenerationRequest, resolve
-from utils.serving.services import Services
+from utils.serving.services import Services, look_at_weights
 from utils.serving.weights import DIFFUSION, UPSCALER, Weight, WeightStore
 
 BASE64: Final = "base64"
@@ -95,10 +94,8 @@ async def weight_of_path(path: str, kind: str, services: Services) -> Weight:
 
     Its text is compared with the names of what is served, and opens nothing. Raises Refusal.
     """
+    await look_at_weights(services)
     weight = _find(path, services.weights)
-    if weight is None:
-        await asyncio.to_thread(services.weights.scan_if_changed)  # it may just have come
-        weight = _find(path, services.weights)
     if weight is None:
         served = name_list(weight.name for weight in services.weights.all(kind)) or "none"
         raise not_found(

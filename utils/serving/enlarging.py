@@ -1,10 +1,12 @@
 """Enlarging images that clients send: one at a time, beside the engine's work."""
 
+import asyncio
 import logging
 import tempfile
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from utils.devices import Precision
@@ -18,6 +20,7 @@ from utils.upscaling.file import plan_output, write_upscaled
 from utils.upscaling.source import read_source
 
 MOST_WAITING = 8
+THREADS = MOST_WAITING + 1  # one more refuses whoever finds no place
 MOST_UPSCALERS = 2  # in memory
 RETRY_SECONDS = 5
 
@@ -33,6 +36,13 @@ class Enlarger:
         self._places = threading.BoundedSemaphore(MOST_WAITING)
         self._lock = threading.Lock()
         self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
+        # Threads of its own: who waits here must not keep others from asyncio's few.
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="enlarging")
+
+    async def enlarged(self, data: bytes, weight: Weight) -> bytes:
+        """The same as `enlarge`, in another thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.enlarge, data, weight)
 
     def enlarge(self, data: bytes, weight: Weight) -> bytes:
         """An image file -> a PNG of the enlarged image. Raises Refusal: 400 for what is no image

@@ -11,6 +11,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.actor import ActorHandle
+from starlette.middleware import Middleware
 
 from utils.serving.http.app import build_app
 from utils.serving.http.forwarding import ForwardJobs
@@ -61,7 +62,9 @@ class Replica:
         self._grace = grace
         self._services = make_services(name)
         self._app = build_app(self._services)
-        self._app.add_middleware(ForwardJobs, name=name, find=owners.find.remote)
+        # Innermost: a request of somebody else's job is guarded and bounded as any other.
+        forward = Middleware(ForwardJobs, name=name, find=owners.find.remote)
+        self._app.user_middleware.append(forward)
         self._services.engine.start()
         # For the other replicas, which cannot choose one when they ask by way of Ray Serve.
         host = LOOPBACK if is_on_one_machine else ray.util.get_node_ip_address()

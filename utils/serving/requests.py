@@ -1,5 +1,6 @@
 """From what a client asks to what the engine makes: defaults filled in, everything checked."""
 
+import contextlib
 import random
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,6 @@ from torch import Tensor
 from model.guidance import NOTHING, Label
 from model.networks import check_image_size
 from model.samplers import SAMPLERS
-from model.samplers.inversion import USUAL_ROUNDS
 from utils.class_names import asks_for_each, labels_in_turn, name_of
 from utils.data.conditions import read_condition
 from utils.editing import Edit, Wishes, WrongWish
@@ -158,6 +158,7 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     seeds = _seeds(asked.seed, count)
     _check_format(asked)
     image_size = _widened(asked, weight, sampling, image_size, limits)
+    _check_labels(asked, labels)
     _check_snapshots(asked.snapshots, count, image_size)
     conditions = _conditions(asked, weight, count, image_size)
     return GenerationRequest(
@@ -244,6 +245,14 @@ def _labels(asked: Asked, weight: Weight) -> tuple[Label, ...] | None:
         "class_name",
         "unknown_class",
     )
+
+
+def _check_labels(asked: Asked, labels: tuple[Label, ...] | None) -> None:
+    """Raise Refusal where images that belong together would not have one class."""
+    try:
+        asked.wishes.check_labels(labels, asked.class_name is not None or asked.labels is not None)
+    except WrongWish as wrong:
+        raise invalid(str(wrong), "class_name") from None
 
 
 def _as_row(label: Label, weight: Weight) -> Label:
@@ -408,20 +417,22 @@ def _edit(
     limits: Limits,
 ) -> Edit | None:
     wishes = asked.wishes
-    times, name = wishes.repeats, "repeats"
-    if wishes.invert is not None:
-        times, name = 1 + USUAL_ROUNDS, "invert"
-    calls = sampling.steps(weight.noise_steps) * times
-    if times > 1 and calls > limits.max_steps:
+    decoding = one_at_a_time if asked.has_pictures else contextlib.nullcontext()
+    try:
+        with decoding:
+            edit = wishes.edit(image_size, CHANNELS[weight.mode], seeds[0], len(seeds))
+    except WrongWish as wrong:
+        raise invalid(str(wrong), wrong.name) from None
+    if edit is None or (wishes.repeats == 1 and wishes.invert is None):
+        return edit
+    sampler = edit.sampler_of(sampling.build({"noise_steps": weight.noise_steps}, "cpu"))
+    calls = edit.calls(sampler)
+    if calls > limits.max_steps:
+        name = "repeats" if wishes.repeats > 1 else "invert"
         raise invalid(
             f"with {name}, an image takes {calls} network calls; {limits.max_steps} are the most",
             name,
         )
-    try:
-        with one_at_a_time:
-            edit = wishes.edit(image_size, CHANNELS[weight.mode], seeds[0], len(seeds))
-    except WrongWish as wrong:
-        raise invalid(str(wrong), wrong.name) from None
     return edit
 
 

@@ -1,5 +1,6 @@
 """What the protocols (HTTP, socket) share: one of each, made by tools/serve.py."""
 
+import asyncio
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,3 +32,9 @@ class Services:
         """The streams that would go on for ever end: the server is about to."""
         if self.training is not None:
             self.training.is_closing.set()
+
+
+async def look_at_weights(services: Services) -> None:
+    """Know the weights as they are now, or were within the last second: a training saves often."""
+    if services.weights.may_have_changed:
+        await asyncio.to_thread(services.weights.scan_if_changed)

@@ -150,7 +150,7 @@ class Stepper:
             about = {}
             if edit is not None:
                 pixels = edit.finish(pixels[None])[0]
-                about = edit.about(pixels)
+                about = edit.about(pixels, task.seed)
             task.job.about[task.place] = about
             settings = {**_settings(lane, task, bundle), **about}
             self._finisher.put(Finished(task.job, task.place, pixels, settings, mask))

@@ -124,9 +124,13 @@ class WeightStore:
         """Look again if files have come, gone or changed. Cheap where nothing has, and at most
         once in a second, whatever clients ask for.
         """
-        now = time.monotonic()
-        if now - self._last_scan >= LEAST_SECONDS_BETWEEN_SCANS:
+        if self.may_have_changed:
             self.scan()
+
+    @property
+    def may_have_changed(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() - self._last_scan >= LEAST_SECONDS_BETWEEN_SCANS
 
     def all(self, kind: str | None = None) -> list[Weight]:
         """Those that are known, by name."""

@@ -217,6 +217,7 @@ def edited_jobs(bench: Bench) -> list[Job]:
             sample_steps=steps,
             seed=7 * i,
             wishes=wishes,
+            class_name="1" if wishes.invert or wishes.interpolate else None,
         )
         for i, (sampler, steps, wishes) in enumerate(asked)
     ]

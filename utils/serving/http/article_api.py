@@ -1,6 +1,5 @@
 """The article's service over HTTP: {code, msg, data}, with a JSON text as its data."""
 
-import asyncio
 import base64
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
@@ -149,7 +148,7 @@ def build_router(services: Services) -> APIRouter:
             image = base64.b64decode(question.image, validate=True)
         except ValueError:
             raise invalid("image is no base64", "image") from None
-        enlarged = await asyncio.to_thread(enlarger.enlarge, image, weight)
+        enlarged = await enlarger.enlarged(image, weight)
         data = as_text(image_list(weight.name, [encoded(enlarged)], BASE64))
         return ArticleAnswer(code=200, msg=SUCCESS, data=data)
 

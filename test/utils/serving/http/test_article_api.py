@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import httpx
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from http_helpers import CLASSES, SIDE, Served, write_weight, write_weights
 from PIL import Image
 
+from utils.serving.enlarging import Enlarger
 from utils.serving.limits import Limits
 
 
@@ -65,6 +69,31 @@ def test_its_clients_get_what_they_expect(server):
     image = Image.open(io.BytesIO(base64.b64decode(data["image"][0]["image"])))
     assert image.format == "PNG" and image.size == (SIDE, SIDE)
     assert data["image"][0]["image_id"]
+
+
+def test_who_waits_for_an_enlargement_keeps_nobody_from_images(folder, monkeypatch):
+    """Eight may wait; asyncio's own threads are fewer on a small machine."""
+    goes_on = threading.Event()
+    enlarge = Enlarger._enlarged
+
+    def slow(self, *args):
+        goes_on.wait(60)
+        return enlarge(self, *args)
+
+    monkeypatch.setattr(Enlarger, "_enlarged", slow)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    with Served(folder) as server, ThreadPoolExecutor(10) as clients:
+        address = json.loads(ask(server, type="url").json()["data"])["image"][0]["image"]
+        sent = [clients.submit(ask, server, "/api/generate/sr", image=image) for _ in range(10)]
+        first = next(as_completed(sent, 60))
+        assert first.result().status_code == 429  # eight wait, and nobody else may
+        begun = time.monotonic()
+        httpx.get(address).raise_for_status()
+        assert time.monotonic() - begun < 5
+        goes_on.set()
+        assert sorted(each.result().status_code for each in sent) == [200] * 8 + [429] * 2
 
 
 def test_an_address_leads_to_the_same_image(server):

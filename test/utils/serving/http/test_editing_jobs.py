@@ -2,7 +2,9 @@
 
 import base64
 import io
+import os
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from utils.devices import Precision
 from utils.editing import Wishes, recover
 from utils.generation import ImageGenerator, Sampling
 from utils.runs.checkpoint import Checkpoint
+from utils.runs.files import save_checkpoint
 from utils.serving.jobs import Client
+from utils.serving.pictures import one_at_a_time
+from utils.serving.weights import LEAST_SECONDS_BETWEEN_SCANS
 
 ANYONE = Client("")
 CPU = Precision(torch.float32, torch.device("cpu"))
@@ -84,8 +89,9 @@ def expected(
     conditions: list[np.ndarray] | None = None,
     cfg_scale: float = 1.5,
     size: tuple[int, int] = (SIDE, SIDE),
+    label: int | None = None,
 ) -> np.ndarray:
-    """Those of generate.py, each made alone."""
+    """Those of generate.py, each made alone; of one class, or of each in turn."""
     checkpoint = Checkpoint.read(folder / f"{name}.pt")
     sampling = Sampling(sampler, STEPS, cfg_scale=cfg_scale)
     generator = ImageGenerator.from_checkpoint(checkpoint, sampling, CPU, size)
@@ -97,7 +103,7 @@ def expected(
         if conditions is not None:
             chosen = conditions[place % len(conditions)]
             condition = torch.from_numpy(chosen.copy())[None, None]
-        labels = [place % classes] if classes else None
+        labels = [place % classes if label is None else label] if classes else None
         images.append(generator.images([seed], labels, edit=edit, conditions=condition)[0])
     return torch.stack(images).permute(0, 2, 3, 1).numpy().astype(int)
 
@@ -138,7 +144,7 @@ def test_jobs_of_all_kinds_share_the_network_s_calls(folder):
     questions = [
         (filled, Wishes(file_of(PHOTO), 0.7, file_of(MASK), 2)),
         ({"init_image": sent(PHOTO)}, Wishes(file_of(PHOTO))),
-        ({"interpolate": [3, 8]}, Wishes(interpolate=(3, 8))),
+        ({"interpolate": [3, 8], "class_name": "cat"}, Wishes(interpolate=(3, 8))),
         ({}, Wishes()),
     ]
     with Served(folder, slow=0.02) as server, server.client() as client:
@@ -151,7 +157,10 @@ def test_jobs_of_all_kinds_share_the_network_s_calls(folder):
             job = client.get(f"/v1/jobs/{id}").json()
             files = [client.get(image["url"]).content for image in job["result"]["images"]]
             images = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
-            wanted = expected(folder, questions[place][1], [10 * place, 10 * place + 1])
+            more, wishes = questions[place]
+            label = 0 if "class_name" in more else None
+            seeds = [10 * place, 10 * place + 1]
+            wanted = expected(folder, wishes, seeds, label=label)
             assert np.abs(images.astype(int) - wanted).max() <= 1
         statistics = server.engine.statistics
         assert statistics.rows > 1.5 * statistics.network_calls
@@ -165,6 +174,46 @@ def test_a_finished_job_keeps_no_pictures(server):
     assert request.edit is None and request.conditions is None
     assert request.wishes.init_image == b"" and request.condition_count == 1
     assert job["request"]["pictures"] == ["init_image"] and job["request"]["conditions"] == 1
+
+
+def test_a_weight_that_was_saved_again_is_used(folder, tmp_path):
+    """As while its run goes on; nobody asks for the list of weights in between."""
+    for name in ("a", "b"):
+        write_weight(tmp_path / "served" / name / "ema_last.pt")
+    question = {"num_images": 1, "seed": 1, "sample_steps": 2}
+    with Served(tmp_path / "served") as server:
+        before, first = done(server, weight="a", **question)
+        checkpoint = Checkpoint.read(tmp_path / "served/a/ema_last.pt")
+        assert checkpoint.ema is not None
+        checkpoint.ema = {name: 1.5 * weight for name, weight in checkpoint.ema.items()}
+        save_checkpoint(checkpoint.to_dict(), tmp_path / "served/a/ema_last.pt")
+        time.sleep(LEAST_SECONDS_BETWEEN_SCANS)
+        _, second = done(server, weight="a", **question)
+        generator = ImageGenerator.from_checkpoint(
+            checkpoint, Sampling("ddim", 2, cfg_scale=1.5), CPU
+        )
+        wanted = generator.images([1], [0])[0].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(second[0] - wanted).max() <= 1 < np.abs(first[0] - second[0]).max()
+        # and the newest run is the one that is taken where none is named
+        os.utime(tmp_path / "served/b/ema_last.pt", (time.time() + 9, time.time() + 9))
+        time.sleep(LEAST_SECONDS_BETWEEN_SCANS)
+        assert done(server, **question)[0]["request"]["weight"] == "b"
+
+
+def test_a_plain_job_does_not_wait_for_somebody_s_picture(server):
+    with one_at_a_time:  # as while one is decoded
+        begun = time.monotonic()
+        answer = httpx.post(f"{server.url}/v1/jobs", json={"weight": "tiny", "sample_steps": 2})
+        assert answer.status_code == 202 and time.monotonic() - begun < 5
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+
+
+def test_few_repeats_of_a_short_way_are_few_calls(server):
+    """Half of 6 steps twice, and not 6 twice: what counts is what is made."""
+    question = {"weight": "tiny", "sample": "ddim", "sample_steps": STEPS, "strength": 0.5}
+    question |= {"init_image": sent(PHOTO), "mask": sent(MASK), "repeats": 2}
+    job, _ = done(server, **question)
+    assert job["steps"] == 5
 
 
 def test_outpainting(server, folder):
@@ -274,9 +323,17 @@ def bomb(side: int) -> str:
         ({"init_image": "{photo}", "mask": "{mask}", "sample": "unipc"}, "mask", "choose sample"),
         ({"init_image": "{photo}", "outpaint": [1, 0, 0, 0]}, "outpaint", "with these borders"),
         ({"init_image": "{photo}", "outpaint": [2000, 0, 0, 0]}, "outpaint", "1024 is the most"),
-        ({"invert": "{photo}", "sample": "ddpm"}, "invert", "sample ddim"),
-        ({"invert": "{photo}", "sample": "ddim", "sample_steps": 100, "weight": "long"}, "invert",
-         "600 network calls"),
+        ({"invert": "{photo}", "sample": "ddpm", "class_name": "cat"}, "invert", "sample ddim"),
+        ({"invert": "{photo}", "sample": "ddim"}, "class_name", "choose it with class_name"),
+        ({"interpolate": [3, 8]}, "class_name", "images between two seeds have one class"),
+        ({"interpolate": [3, 8], "class_name": "-1"}, "class_name", "have one class"),
+        ({"interpolate": [3, 8], "class_name": "cat", "sample": "ddpm"}, "interpolate",
+         "adds no noise"),
+        ({"init_image": "{photo}", "outpaint": [0, 0, 0, 0]}, "outpaint", "has no border"),
+        ({"init_image": "{photo}", "mask": "{mask}", "sample": "ddim", "sample_steps": 100,
+          "repeats": 11, "weight": "long"}, "repeats", "1090 network calls"),
+        ({"invert": "{photo}", "sample": "ddim", "sample_steps": 100, "class_name": "cat",
+          "weight": "long"}, "invert", "600 network calls"),
         ({"weight": "maps"}, "condition", "send some"),
         ({"weight": "tiny", "condition": "{mask}"}, "condition", "trained without conditions"),
         ({"weight": "maps", "condition": "{mask}"}, "condition", "learned the labels 0, 3, 9"),

@@ -14,6 +14,20 @@ const NUMBERS = {
   guide_scale: "guide_scale",
 };
 
+// Entries that speak of more than these settings, in words
+const LOST = {
+  init_image: "an image that it began with",
+  mask: "a mask",
+  outpaint: "borders",
+  interpolate: "the noise of two seeds",
+  invert: "an image's noise",
+  condition: "an image that steered it",
+  cfg_interval: "an interval of guidance",
+  guide: "a guide of its own",
+  upscaler: "an upscaler",
+};
+const MAIN_FILE = "ema_last"; // of a run, which is served by the run's name alone
+
 export class SettingsFile {
   /** @param onUse (settings) -> what could not be used, in words */
   constructor(server, onUse) {
@@ -97,7 +111,13 @@ export class SettingsFile {
     }
     const settings = this.settingsOf(texts);
     const isEmpty = Object.keys(settings).length === 0;
-    const remark = isEmpty ? `${file.name} holds no settings of this program.` : null;
+    const lost = this.lostOf(texts);
+    let remark = null;
+    if (isEmpty) {
+      remark = `${file.name} holds no settings of this program.`;
+    } else if (lost.length > 0) {
+      remark = `The image was also made with ${lost.join(", ")}, which is not taken over.`;
+    }
     this.show(file.name, settings, remark);
   }
 
@@ -119,15 +139,36 @@ export class SettingsFile {
       settings.guide_labels = texts.guide_labels !== "False";
     }
     if (texts.weights !== undefined) {
-      settings.weight = this.servedName(texts.weights);
+      settings.weight = this.servedName(texts.weights, texts.run);
     }
     return settings;
   }
 
-  /** generate.py writes the name of the weight's file; here it is served by a name without ".pt". */
-  servedName(name) {
-    const plain = name.replace(/\.(pt|pth|safetensors)$/, "");
-    return this.server.weight(name) === undefined ? plain : name;
+  /**
+   * The name of a weight here, from the name of its file and that of its run: demo.pt is "demo",
+   * ema_last.pt of cifar is "cifar", its ema_best.pt "cifar:ema_best".
+   */
+  servedName(file, run) {
+    const plain = file.replace(/\.(pt|pth|safetensors)$/, "");
+    const names = [file, plain];
+    if (run !== undefined) {
+      names.unshift(`${run}:${plain}`);
+      if (plain === MAIN_FILE) {
+        names.unshift(run);
+      }
+    }
+    return names.find((name) => this.server.weight(name) !== undefined) ?? names.at(-1);
+  }
+
+  /** What an image was made with that its file cannot bring back, in words. */
+  lostOf(texts) {
+    const lost = Object.entries(LOST)
+      .filter(([entry]) => texts[entry] !== undefined)
+      .map(([, words]) => words);
+    if (texts.eta !== undefined && Number(texts.eta) !== 0) {
+      lost.push("an eta");
+    }
+    return lost;
   }
 
   show(name, settings, remark) {

@@ -48,6 +48,9 @@ def model_options(config: dict[str, Any]) -> dict[str, Any]:
         "attention_head_dim": config["head_channels"],
         "resnet_time_scale_shift": "scale_shift" if is_scale_shift else "default",
         "act_fn": ACTIVATIONS[config["act"]],
+        "norm_num_groups": config["norm_groups"],
+        # Of the attention in the middle, which has no norm under scale_shift without.
+        "attn_norm_num_groups": config["norm_groups"],
         "norm_eps": config["norm_eps"],
         "add_attention": config["mid_attention"],
         "downsample_padding": 0 if config["asymmetric_padding"] else 1,
@@ -69,7 +72,6 @@ def group_options(network: nn.Module) -> dict[str, int]:
             "whose --norm_groups divides the width of every level can be exported"
         )
     (groups,) = found
-    # The second one is of the attention in the middle, which has no norm under scale_shift without.
     return {"norm_num_groups": groups, "attn_norm_num_groups": groups}
 
 

@@ -132,6 +132,7 @@ def test_a_killed_run_is_interrupted_and_resumed(folder, trainings):
     trainings.enqueue("a", "images", LONG)
     wait_for_state(trainings, "a", "running")
     wait_for(lambda: (trainings.find("a").step or 0) > 0)
+    wait_for((folder / "results" / "a" / "ckpt_last.pt").exists)  # it comes after the step
     os.kill(process_record(folder / "results" / "a")["process"]["pid"], signal.SIGKILL)
     run = wait_for_state(trainings, "a", "interrupted")
     assert json.loads((run.folder / "status.json").read_text())["state"] == "running"

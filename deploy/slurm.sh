@@ -29,8 +29,14 @@ begins=() # the options that only the beginning of a run takes
 others=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --pretrain | --pretrain=*) begins+=("$1") ;;
-        --pretrain_path=*) begins+=("$1") ;;
+        --pretrain=* | --pretrain_path=*) begins+=("$1") ;;
+        --pretrain)
+            begins+=("$1")
+            case ${2---} in # a value may follow
+                --*) ;;
+                *) begins+=("$2"); shift ;;
+            esac
+            ;;
         --pretrain_path) begins+=("$1" "${2-}"); shift ;;
         --result_path=*) results=${1#*=}; others+=("$1") ;;
         --result_path) results=${2-}; others+=("$1" "$results"); shift ;;

@@ -10,6 +10,7 @@ the same seeds. The best becomes ema_chosen.pt in the run's folder. It needs req
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     args.num_shown = min(args.num_shown, args.num_images)
     from utils.runs.folder import results_folder
 
+    if args.run.is_dir() and not os.access(args.run, os.W_OK):
+        raise opt.UserError(f"{args.run} cannot be written, and the chosen average goes there")
     with results_folder(args.result_path, args.choose_name) as folder:
         choose(args, folder)
 

@@ -83,6 +83,10 @@ def check_writable(args) -> None:
     """Raise UserError where no checkpoint can say what is compared."""
     if args.weight.is_dir():
         raise opt.UserError(f"{args.weight} is a folder of diffusers: pass --write False")
+    if args.weight.is_file() and is_safetensors_file(args.weight):
+        raise opt.UserError(
+            f"{args.weight} holds safetensors, which are not written here: pass --write False"
+        )
     if args.weight.exists() and not os.access(args.weight.parent, os.W_OK):
         raise opt.UserError(f"{args.weight.parent} cannot be written: pass --write False")
     unkept = {
@@ -95,6 +99,16 @@ def check_writable(args) -> None:
             f"checkpoints keep no {option}, so that what is best with it would not be what is made "
             "afterwards: pass --write False"
         )
+
+
+def is_safetensors_file(file: Path) -> bool:
+    from utils.runs.safetensors import LENGTH_BYTES, is_safetensors
+
+    try:
+        with open(file, "rb") as stream:
+            return is_safetensors(stream.read(LENGTH_BYTES + 1))
+    except OSError:  # said when it is read
+        return False
 
 
 def check_classes(args, checkpoint) -> None:

@@ -8,8 +8,8 @@
 
 diffusers: a folder that DDPMPipeline and DDIMPipeline load. It is unconditional, so that of a network
 with classes one is chosen and becomes part of the weights. safetensors: all weights under our names,
-with the config in the header; our own scripts read it like the checkpoint. onnx: the network as a
-graph, for any batch; it needs requirements-export.txt.
+with the config in the header; our own scripts, but not the server, read it like the checkpoint. onnx:
+the network as a graph, for any batch; it needs requirements-export.txt.
 """
 
 import sys

@@ -65,8 +65,8 @@ OPTIONS: opt.Table = {
         Option("--mask",           None,        opt.path,            "with --init_image: paint only where this image is white; the rest stays to the bit"),
         Option("--repeats",        1,           opt.positive,        "with --mask or --outpaint: make each step so many times, so that both parts agree better"),
         Option("--outpaint",       None,        opt.borders,         "with --init_image: paint borders around it, so many pixels at the top,right,bottom,left"),
-        Option("--interpolate",    None,        opt.two_seeds,       "from the noise of one seed to that of another, such as 3,8, in --num_images images and a film"),
-        Option("--invert",         None,        opt.path,            "find the noise that becomes this image, with ddim, and draw it from that again"),
+        Option("--interpolate",    None,        opt.two_seeds,       "from the noise of one seed to that of another, such as 3,8, in --num_images images of one class and a film; not with ddpm"),
+        Option("--invert",         None,        opt.path,            "find the noise that becomes this image of --class_name, with ddim, and draw it from that again"),
     ],
     "output": [
         Option("--generate_name",  "generated", opt.file_name,       "images go to <result_path>/<generate_name>"),
@@ -445,7 +445,8 @@ def choose_labels(args, class_names: list[str]) -> tuple[list | None, str]:
     belong together.
     """
     labels, remark = labels_asked_for(args, class_names)
-    is_asked_for = args.class_name is not None or args.condition is not None
+    has_choice = len(class_names) > 1
+    is_asked_for = not has_choice or args.class_name is not None or args.condition is not None
     wishes_of(args).check_labels(labels, is_asked_for)
     return labels, remark
 

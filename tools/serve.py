@@ -197,8 +197,10 @@ def open_port(host: str, port: int, option: str):
 # --- The parts ---
 
 
-def build_services(args, tokens: tuple[str, ...] = ()):
-    """What the APIs share: the engine, which is not started yet, weights and limits."""
+def build_services(args, tokens: tuple[str, ...] = (), secret: bytes | None = None):
+    """What the APIs share: the engine, which is not started yet, weights and limits. `secret`: that
+    of the other replicas, whose addresses this one then knows; not given: one of its own.
+    """
     from utils.devices import choose_device, choose_precision
     from utils.ranks import Ranks
     from utils.serving.engine import Engine
@@ -211,6 +213,7 @@ def build_services(args, tokens: tuple[str, ...] = ()):
     limits = limits_of(args)
     name = args.name or ""
     weights = WeightStore(args.weights)
+    shared_secret = {} if secret is None else {"secret": secret}
     return Services(
         engine=Engine(precision, limits, name),
         weights=weights,
@@ -220,6 +223,7 @@ def build_services(args, tokens: tuple[str, ...] = ()):
         hosts=hosts_of(args, tokens),
         aliases=aliases_of(args),
         training=build_trainings(args) if args.training else None,
+        **shared_secret,
     )
 
 

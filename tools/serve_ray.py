@@ -12,6 +12,7 @@ listed under "replicas" are those of serve.py.
 
 from __future__ import annotations
 
+import secrets
 import signal
 import sys
 import threading
@@ -47,6 +48,7 @@ OPTIONS = opt.derived_table(one_server.OPTIONS, OWN, {}, without=NOT_HERE)
 INSTALL = "pip install -r requirements-ray.txt"
 APPLICATION = "iddm"
 LOOPBACK = "127.0.0.1"
+SECRET_BYTES = 32
 TIME_TO_END = 10  # seconds beyond --grace, after which Ray ends a replica
 
 
@@ -123,7 +125,8 @@ def application(settings: dict[str, Any]) -> Application:
 def application_of(args: Namespace) -> Application:
     from utils.serving.ray_replicas import Replica
 
-    make_services = partial(services_of_replica, args, one_server.tokens_of(args))
+    tokens, secret = one_server.tokens_of(args), secrets.token_bytes(SECRET_BYTES)
+    make_services = partial(services_of_replica, args, tokens, secret)
     is_on_one_machine = one_server.is_loopback(args.host)
     return Replica.options(
         num_replicas=args.replicas,
@@ -132,9 +135,13 @@ def application_of(args: Namespace) -> Application:
     ).bind(make_services, is_on_one_machine, args.grace)
 
 
-def services_of_replica(args: Namespace, tokens: tuple[str, ...], name: str) -> Services:
-    """In the replica's process: the parts of a server of this name."""
-    return one_server.build_services(Namespace(**{**vars(args), "name": name}), tokens)
+def services_of_replica(
+    args: Namespace, tokens: tuple[str, ...], secret: bytes, name: str
+) -> Services:
+    """In the replica's process: the parts of a server of this name. All have one secret, so that
+    each lets in who has the address of an image of another one.
+    """
+    return one_server.build_services(Namespace(**{**vars(args), "name": name}), tokens, secret)
 
 
 if __name__ == "__main__":

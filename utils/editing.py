@@ -119,11 +119,12 @@ class Wishes:
                 f"for each image: {word('sample')} ddim {word('eta')} 0, dpmpp2m, plms or unipc",
             )
 
-    def check_labels(self, labels: Sequence[Label] | None, are_asked_for: bool) -> None:
+    def check_labels(self, labels: Sequence[Label] | None, are_known: bool) -> None:
         """Raise WrongWish where images that belong together would not have one class. `labels`: of
-        the images in turn; None: the network has no classes.
+        the images in turn; None: the network has no classes. They are known where they were asked
+        for, or there is no choice.
         """
-        if labels is None or (are_asked_for and len(set(labels)) == 1):
+        if labels is None or (are_known and len(set(labels)) == 1):
             return
         why = {
             "interpolate": "images between two seeds have one class",

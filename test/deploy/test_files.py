@@ -175,7 +175,11 @@ class TestSlurm:
     @pytest.mark.parametrize("path", [["--result_path", "my runs"], ["--result_path=my runs"]])
     @pytest.mark.parametrize(
         "pretrain",
-        [["--pretrain", "--pretrain_path", "w.pt"], ["--pretrain", "--pretrain_path=w.pt"]],
+        [
+            ["--pretrain", "--pretrain_path", "w.pt"],
+            ["--pretrain", "--pretrain_path=w.pt"],
+            ["--pretrain", "True", "--pretrain_path", "w.pt"],
+        ],
     )
     def test_it_resumes_a_run_that_began_with_other_weights(self, slurm, path, pretrain) -> None:
         (slurm.folder / "short").touch()

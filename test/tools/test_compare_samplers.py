@@ -155,6 +155,15 @@ def test_no_two_images_that_are_the_same_without_classes(script, weights, values
 
 
 @pytest.mark.metrics
+def test_safetensors_are_not_written_over(script, weights, tmp_path):
+    file = tmp_path / "demo.safetensors"
+    script("export", weights, file, "--format", "safetensors")
+    before = file.read_bytes()
+    assert "pass --write False" in script("compare_samplers", file, DEMO, status=2).stderr
+    assert file.read_bytes() == before
+
+
+@pytest.mark.metrics
 def test_missing_folder(script, weights, tmp_path):
     options = ["--result_path", tmp_path / "results"]
     done = script("compare_samplers", weights, tmp_path / "nowhere", *options, status=2)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from model.samplers import build_sampler
 from utils.errors import UserError
+from utils.exchange.to_diffusers import scheduler_options
 from utils.generation import load_for_inference
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
@@ -171,6 +172,15 @@ def test_norms_of_different_groups_are_not_exported(script, tmp_path):
     error = script("export", weights, tmp_path / "out", status=2).stderr
     assert "its norms have 2, 6 groups" in error, error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_short_cosine_goes_out_by_its_name():
+    process = {"noise_steps": 10, "noise_schedule": "cosine", "prediction": "v"}
+    options = scheduler_options(process)
+    assert options["beta_schedule"] == "squaredcos_cap_v2"
+    theirs = diffusers.DDPMScheduler.from_config(options).alphas_cumprod.double()
+    ours = build_sampler("ddim", process).alphas_cumprod
+    assert (theirs - ours).abs().max() < 1e-6
 
 
 def test_a_short_process_goes_out_as_its_betas(script, tmp_path):

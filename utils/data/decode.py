@@ -17,7 +17,7 @@ from utils.image_facts import GREY_16, LABEL_MAP, TRANSPARENT
 
 # Raise the first number whenever a file can give other pixels than before: it is part of the key of
 # the cache.
-DECODER_VERSION = f"1, Pillow {pillow_version}, LittleCMS {features.version('littlecms2')}"
+DECODER_VERSION = f"2, Pillow {pillow_version}, LittleCMS {features.version('littlecms2')}"
 
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

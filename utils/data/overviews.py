@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -22,20 +22,21 @@ def overviews_among(names: Sequence[bytes], root: Path) -> list[int]:
     images beside them are not generate.py's.
     """
     beside = {name.rpartition(b".")[0] for name in names if b"/" not in name}
-    found = [place for place, name in enumerate(names) if _is_overview(name, beside)]
+    masks = filter(None, map(MASK.fullmatch, names))
+    has_masks = any(mask[1] in beside for mask in masks)  # else the folder is one of images
+    found = [place for place, name in enumerate(names) if _is_overview(name, has_masks)]
     if not found or len(found) == len(names):
         return []
-    others = (name for name in names if not _is_overview(name, beside))
+    others = (name for name in names if not _is_overview(name, has_masks))
     first = next(others)
     if FIRST_IMAGE.fullmatch(first) or any(map(FIRST_IMAGE.fullmatch, others)):
         return found
     return found if _has_text_of_an_image(root, first) else []
 
 
-def _is_overview(name: bytes, beside: Container[bytes]) -> bool:
-    """Whether it is called like an overview, or like the mask of an image `beside` it."""
-    mask = MASK.fullmatch(name)
-    return bool(OVERVIEW.fullmatch(name)) or (mask is not None and mask[1] in beside)
+def _is_overview(name: bytes, has_masks: bool) -> bool:
+    """Whether it is called like an overview or, where there are masks, like one of these."""
+    return bool(OVERVIEW.fullmatch(name) or (has_masks and MASK.fullmatch(name)))
 
 
 def _has_text_of_an_image(root: Path, name: bytes) -> bool:

@@ -11,9 +11,7 @@ from model.ema import weights_of_snapshots
 from utils.errors import UserError
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import read_checkpoint, save_checkpoint
-from utils.runs.names import AVERAGES, SLIM
-
-CHOSEN = "ema_chosen.pt"
+from utils.runs.names import AVERAGES, CHOSEN, SLIM
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,10 @@ def _build(name: str, size: int | None, pretrained: bool) -> Any:
         return timm.create_model(name, img_size=size, **options)
     except TypeError:  # a convolutional network takes any size
         return timm.create_model(name, **options)
-    except Exception as error:  # whatever the networks raise where a size does not fit
-        raise _does_not_fit(name, size, error) from None
+    except Exception as error:
+        if pretrained:  # perhaps the hub's client
+            raise
+        raise _does_not_fit(name, (size, size), error) from None
 
 
 def _dimension(network: Any, name: str, shape: tuple[int, int, int]) -> int:
@@ -85,31 +87,30 @@ def _dimension(network: Any, name: str, shape: tuple[int, int, int]) -> int:
         with torch.no_grad():
             return network(torch.zeros(1, *shape)).shape[1]
     except Exception as error:
-        raise _does_not_fit(name, shape[1], error) from None
+        raise _does_not_fit(name, shape[1:], error) from None
 
 
-def _does_not_fit(name: str, size: int, error: Exception) -> UserError:
+def _does_not_fit(name: str, size: tuple[int, int], error: Exception) -> UserError:
+    height, width = size
     return UserError(
-        f"timm:{name} takes no images of {size}x{size} ({first_line(error)}): choose another "
-        "--feature_size, or leave it out"
+        f"timm:{name} takes no images of {height}x{width} ({first_line(error)}): --feature_size "
+        "says another size"
     )
 
 
 def _published(name: str, size: int | None) -> Any:
     """From the cache alone first: with no connection, the hub's client tries for a minute."""
+    if size is not None:
+        _build(name, size, pretrained=False)  # a size that does not fit is said as such
     try:
         with _hub_offline():
             return _build(name, size, pretrained=True)
-    except UserError:
-        raise
     except Exception as error:  # whatever the hub's client raises
         reason = first_line(error)
     unreachable = _why_unreachable(os.environ.get("HF_ENDPOINT", HUB))
     if unreachable is None:
         try:
             return _build(name, size, pretrained=True)
-        except UserError:
-            raise
         except Exception as error:
             reason = first_line(error)
     else:

@@ -148,7 +148,8 @@ def scheduler_options(process: dict[str, Any]) -> dict[str, Any]:
     start = process.get("beta_start", 1e-4) * scale
     end = process.get("beta_end", 2e-2) * scale
     is_named = schedule in SCHEDULES and process.get("noise_shift", 1.0) == 1
-    if is_named and end <= LARGEST_BETA:  # larger ones are cut off there, but not in diffusers
+    # Larger ones are cut off there, but not in diffusers; cosine has no ends.
+    if is_named and (schedule == "cosine" or end <= LARGEST_BETA):
         options |= {
             "beta_schedule": SCHEDULES[schedule],
             "beta_start": start,

@@ -327,8 +327,10 @@ def find_checkpoint(path: Path, start_epoch: int) -> tuple[dict, Path]:
     last, previous = path / LAST, path / PREVIOUS
     if not can_be_resumed(path):
         instead = "leave --resume out to start the run"
-        if holds_a_run(path):
-            instead = "--start_epoch resumes from a numbered one, --run_name names another run"
+        if numbered_epochs(path):
+            instead = "--start_epoch resumes from a numbered one"
+        elif holds_a_run(path):
+            instead = "--run_name names another run"
         raise UserError(f"--resume: there is no checkpoint in {path}; {instead}")
     try:
         return read_checkpoint(last), last

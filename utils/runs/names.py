@@ -9,6 +9,7 @@ PREVIOUS = "ckpt_prev.pt"  # the one before
 SLIM = "ema_last.pt"  # for generation only
 BEST = "ckpt_best.pt"  # the best so far, by the run's criterion
 BEST_SLIM = "ema_best.pt"
+CHOSEN = "ema_chosen.pt"  # another average, by choose_ema.py
 METRICS = "metrics.csv"
 POSITION = ("step", "epoch")  # its columns that say where a row belongs
 EVALUATIONS = "evaluations.jsonl"
@@ -36,7 +37,7 @@ def step_of_averages(name: str) -> int | None:
 
 def is_of_a_run(name: str) -> bool:
     """Whether a file of weights has one of the names that every run's files have."""
-    return name in (LAST, PREVIOUS, SLIM, BEST, BEST_SLIM) or bool(NUMBERED.fullmatch(name))
+    return name in (LAST, PREVIOUS, SLIM, BEST, BEST_SLIM, CHOSEN) or bool(NUMBERED.fullmatch(name))
 
 
 def can_be_resumed(path: Path) -> bool:

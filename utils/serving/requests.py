@@ -158,7 +158,7 @@ def resolve(asked: Asked, weights: WeightStore, limits: Limits) -> GenerationReq
     seeds = _seeds(asked.seed, count)
     _check_format(asked)
     image_size = _widened(asked, weight, sampling, image_size, limits)
-    _check_labels(asked, labels)
+    _check_labels(asked, weight, labels)
     _check_snapshots(asked.snapshots, count, image_size)
     conditions = _conditions(asked, weight, count, image_size)
     return GenerationRequest(
@@ -247,10 +247,11 @@ def _labels(asked: Asked, weight: Weight) -> tuple[Label, ...] | None:
     )
 
 
-def _check_labels(asked: Asked, labels: tuple[Label, ...] | None) -> None:
+def _check_labels(asked: Asked, weight: Weight, labels: tuple[Label, ...] | None) -> None:
     """Raise Refusal where images that belong together would not have one class."""
+    is_asked_for = asked.class_name is not None or asked.labels is not None
     try:
-        asked.wishes.check_labels(labels, asked.class_name is not None or asked.labels is not None)
+        asked.wishes.check_labels(labels, is_asked_for or len(weight.classes) == 1)
     except WrongWish as wrong:
         raise invalid(str(wrong), "class_name") from None
 

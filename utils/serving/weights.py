@@ -103,29 +103,37 @@ class WeightStore:
     def scan(self) -> list[Weight]:
         """Look for weights again: new ones appear, and those whose file has gone disappear."""
         with self._lock:
-            self._last_scan = time.monotonic()
-            known = {weight.path: weight for weight in self._weights.values()}
-            found: dict[str, Weight] = {}
-            for folder in self.folders:
-                for file in _weight_files(folder):
-                    weight = self._look_at(file, folder, known.get(file))
-                    if weight is None:
-                        continue
-                    if weight.name in found:  # such as a run that is called like a shipped weight
-                        weight = replace(weight, name=f"{folder.name}:{weight.name}")
-                    if weight.name in found:
-                        logger.warning("two weights are named %s; one is left out", weight.name)
-                        continue
-                    found[weight.name] = weight
-            self._weights = dict(sorted(found.items()))
-            return list(self._weights.values())
+            return self._scan()
+
+    def _scan(self) -> list[Weight]:
+        """The same, by the thread that holds the lock."""
+        known = {weight.path: weight for weight in self._weights.values()}
+        found: dict[str, Weight] = {}
+        for folder in self.folders:
+            for file in _weight_files(folder):
+                weight = self._look_at(file, folder, known.get(file))
+                if weight is None:
+                    continue
+                if weight.name in found:  # such as a run that is called like a shipped weight
+                    weight = replace(weight, name=f"{folder.name}:{weight.name}")
+                if weight.name in found:
+                    logger.warning("two weights are named %s; one is left out", weight.name)
+                    continue
+                found[weight.name] = weight
+        self._weights = dict(sorted(found.items()))
+        self._last_scan = time.monotonic()
+        return list(self._weights.values())
 
     def scan_if_changed(self) -> None:
         """Look again if files have come, gone or changed. Cheap where nothing has, and at most
-        once in a second, whatever clients ask for.
+        once in a second, whatever clients ask for; nobody waits while another thread looks.
         """
-        if self.may_have_changed:
-            self.scan()
+        if not self.may_have_changed or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._scan()
+        finally:
+            self._lock.release()
 
     @property
     def may_have_changed(self) -> bool:

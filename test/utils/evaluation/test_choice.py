@@ -79,7 +79,8 @@ def test_generate_s_own_overview_is_no_image_of_the_set(tmp_path):
 
 def test_nor_are_its_films_and_masks(tmp_path):
     (tmp_path / "masks").mkdir()
-    for name in ("00000.png", "interpolation.webp", "masks/00000.png", "masks/photo.png"):
+    files = ("00000.png", "interpolation.webp", "masks/00000.png", "masks/photo.png")
+    for name in (*files, "masks/00001.png"):  # whose image somebody has removed
         (tmp_path / name).touch()
     folder = open_folder(tmp_path, "GENERATED")
     assert list(folder.names) == ["00000.png", "masks/photo.png"]

@@ -221,7 +221,7 @@ def test_a_size_that_a_model_does_not_take_is_said(name, size, tmp_path):
 
     torch.save(timm.create_model(name, pretrained=False).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(
-        UserError, match=f"{name} takes no images of {size}x{size} .*another --feature_s"
+        UserError, match=f"{name} takes no images of {size}x{size} .*--feature_size says another"
     ):
         build_features(f"timm:{name}", tmp_path / "weights.pt", size, CPU)
 

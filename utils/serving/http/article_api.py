@@ -31,7 +31,7 @@ from utils.serving.http.errors import answers, error_response, refusal_of_malfor
 from utils.serving.http.links import image_url
 from utils.serving.http.watching import end_of
 from utils.serving.refusal import UNAVAILABLE, Refusal, invalid, not_found, renamed
-from utils.serving.services import Services
+from utils.serving.services import Services, look_at_weights
 from utils.serving.weights import UPSCALER
 
 GREETING = "Hello, IDDM!"
@@ -138,6 +138,7 @@ def build_router(services: Services) -> APIRouter:
         if not engine.is_ready:
             raise Refusal(503, "the server is about to end", UNAVAILABLE, retry_after=10)
         if question.weight_path is None:
+            await look_at_weights(services)
             upscalers = services.weights.all(UPSCALER)
             if not upscalers:
                 raise not_found("no upscaler is served", "weight_path")

@@ -4,11 +4,13 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from utils.serving.http.errors import error_response
+from utils.serving.http.metrics import IS_FORWARDED
 from utils.serving.refusal import NOT_FOUND, Refusal
 
 JOB_PATH = re.compile(r"/v1/jobs/([A-Za-z0-9]+)-")  # the name of the server that made the id
@@ -42,8 +44,11 @@ class ForwardJobs:
         if address is None:
             await self.app(scope, receive, send)
             return
-        request = Request(scope, receive)
-        response = await forward(request, address)
+        scope[IS_FORWARDED] = True
+        try:
+            response = await forward(Request(scope, receive), address)
+        except HTTPException as error:  # the body is too large
+            response = error_response(Refusal(error.status_code, str(error.detail)))
         await response(scope, receive, send)
 
 

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from utils.serving.engine import Engine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+IS_FORWARDED = "is_forwarded"  # in the scope of a request that another server answers
 OTHER = "other"  # stands for all paths that there is no route for: clients make them up
 
 
@@ -58,10 +59,11 @@ class CountRequests:
         try:
             await self.app(scope, receive, noting)
         finally:
-            route = getattr(scope.get("route"), "path", OTHER)
-            method = scope["method"] if route != OTHER else OTHER
-            self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
+            if IS_FORWARDED not in scope:  # else the server that answers counts it
+                route = getattr(scope.get("route"), "path", OTHER)
+                method = scope["method"] if route != OTHER else OTHER
+                self._metrics.requests.labels(method, route, status).inc()
+                self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
 
 class _EngineCollector(Collector):

@@ -30,7 +30,7 @@ from utils.serving.http.watching import LOOK_AT_CLIENT, Watch, check_success, en
 from utils.serving.jobs import Job, Snapshot
 from utils.serving.refusal import Refusal, not_found, renamed
 from utils.serving.requests import UNKNOWN_WEIGHT, GenerationRequest
-from utils.serving.services import Services
+from utils.serving.services import Services, look_at_weights
 from utils.serving.weights import DIFFUSION, Weight
 
 OWNER = "local"  # of all models
@@ -122,6 +122,7 @@ def build_router(services: Services) -> APIRouter:
 
 async def _weight(name: str | None, services: Services) -> Weight:
     """The weight of a name or an alias."""
+    await look_at_weights(services)
     if name is not None and services.weights.find(name) is None:
         name = services.aliases.get(name, name)
     return await served_weight(name, services)

@@ -98,8 +98,7 @@ def check_combination(args) -> None:
     if args.run is not None:
         if any(folder is not None for folder in folders) or args.paired:
             raise opt.UserError("--run judges a run alone: leave the folders and other tests out")
-        others = [*OPTIONS["figures"], *OPTIONS["images of a network"], *OPTIONS["machine"]]
-        refuse(args, others, "does nothing with --run")
+        refuse(args, [*OPTIONS["figures"], *OF_A_NETWORK], "does nothing with --run")
         return
     if args.real is None:
         raise opt.UserError("name two folders, REAL and GENERATED, or a run with --run")

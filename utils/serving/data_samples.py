@@ -40,8 +40,8 @@ def grid_of(folder: Path, count: int) -> bytes:
 
 def _spread(total: int, count: int) -> list[int]:
     """So many places of `total`, first those that are far apart."""
-    every = max(1, total // max(1, count))
-    places = list(range(0, total, every))[:count]
+    count = min(count, total)
+    places = [number * total // count for number in range(count)]
     return places[::MOST_TRIES] + [place for i, place in enumerate(places) if i % MOST_TRIES]
 
 

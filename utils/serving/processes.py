@@ -38,7 +38,7 @@ from utils.serving.run_queue import RunQueue, WaitingTraining
 from utils.serving.run_starter import RunStarter
 from utils.serving.run_state import QUEUED, Run, find_liveness
 from utils.serving.training_form import TRAINED_KIND, JsonValue, TrainingForm, check_run_name
-from utils.serving.training_refusals import conflict, failed
+from utils.serving.training_refusals import conflict, failed, invalid
 
 OWN_FOLDER = ".serving"  # below the folder of results: the queue, and what is being deleted
 LOCK = "lock"
@@ -172,10 +172,17 @@ class Trainings:
             run = self.find(name)
             if not run.can_resume or run.dataset is None:
                 raise conflict(_why_not_resumed(run), "cannot_resume")
+            given = self.form.texts(options)
+            if "epochs" in given and "minutes" not in given and run.options.get("minutes"):
+                raise invalid(
+                    f"{name} was trained for so many minutes, and --epochs has no effect on its "
+                    "length: more minutes make it longer",
+                    "epochs",
+                )
             training = WaitingTraining(
                 name=name,
                 dataset=run.dataset,
-                options={**run.options, **self.form.texts(options)},
+                options={**run.options, **given},
                 since=time.time(),
                 resume=True,
                 allow_changes=allow_changes,

@@ -113,8 +113,8 @@ class RunStarter:
         folder = self._results / training.name
         record = RunRecord(started=time.time(), dataset=training.dataset, options=training.options)
         try:
+            folder.mkdir(exist_ok=True)  # first: a failure is noted there
             arguments = self.arguments(training)
-            folder.mkdir(exist_ok=True)
             if not is_folder(folder):
                 raise NotADirectoryError(f"{training.name} is a link")
             record = record.changed(status_before=mark_of(RunFacts(folder).status_stamp))

@@ -70,6 +70,7 @@ class SocketService:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        writer.transport.set_write_buffer_limits(high=0)  # so that drained means sent
         try:
             if len(self._connections) > MOST_CONNECTIONS:
                 await self._send(writer, FAILURE)
@@ -106,8 +107,17 @@ class SocketService:
                 return
 
     async def _send(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        """Send all of it. Raises asyncio.TimeoutError where the client reads nothing any more."""
         writer.write(data)
-        await asyncio.wait_for(writer.drain(), self._services.limits.client_timeout)
+        left = writer.transport.get_write_buffer_size()
+        while True:
+            try:
+                await asyncio.wait_for(writer.drain(), self._services.limits.client_timeout)
+                return
+            except asyncio.TimeoutError:
+                before, left = left, writer.transport.get_write_buffer_size()
+                if left >= before:
+                    raise
 
     async def _answer(self, frame: bytes, address: str) -> bytes:
         try:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from utils.serving.data_samples import _spread
 from utils.serving.lane import MOST_ROWS, measured_budget
 from utils.serving.states import snapshot_calls
 
@@ -41,6 +42,14 @@ def test_as_many_as_fit_into_memory() -> None:
     assert measured_budget(call) == 4
     with pytest.raises(torch.OutOfMemoryError):
         measured_budget(lambda rows: call(rows + 5))
+
+
+def test_samples_of_a_folder_are_spread_over_all_of_it() -> None:
+    for total in (1, 5, 24, 47, 71, 95, 10_000):
+        places = _spread(total, 24)
+        assert sorted(places) == sorted(set(places)) and len(places) == min(24, total)
+        first = places[:8]  # those that are shown where none is damaged
+        assert max(first) >= 0.8 * (total - 1) and min(places) == 0
 
 
 def test_snapshots_are_spread_and_never_the_last_call() -> None:

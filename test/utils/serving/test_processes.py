@@ -112,6 +112,32 @@ def test_a_stopped_run_saves_and_goes_on_with_its_options(trainings):
     assert finished.step == finished.total_steps == stopped.step + 2
 
 
+def test_a_run_by_minutes_is_made_longer_by_minutes(folder, trainings):
+    trainings.enqueue("a", "images", SHORT)
+    wait_for_state(trainings, "a", "finished")
+    file = folder / "results" / "a" / "config.json"
+    config = json.loads(file.read_text())
+    config["args"] |= {"epochs": None, "minutes": 8.0}  # as train.py writes it
+    file.write_text(json.dumps(config))
+    refused = refusal(trainings.resume, "a", {"epochs": 9})
+    assert refused.status == 422 and "more minutes make it longer" in refused.message
+    trainings.resume("a", {"minutes": 16})
+    run = wait_for_state(trainings, "a", "finished")
+    assert run.total_steps == 25  # the stand-in's, where it is told no epochs
+
+
+def test_what_cannot_be_started_is_a_failed_run(folder, trainings):
+    """Its images have gone while it waited."""
+    trainings.enqueue("a", "images", LONG)
+    wait_for_state(trainings, "a", "running")
+    trainings.enqueue("b", "images", SHORT)
+    assert trainings.find("b").state == "queued"
+    shutil.rmtree(folder / "data" / "images")
+    trainings.stop("a")
+    run = wait_for_state(trainings, "b", "failed")
+    assert "it could not be started" in run.error
+
+
 def test_a_second_stop_kills_after_a_while(trainings):
     trainings.enqueue("deaf", "images", LONG)
     wait_for_state(trainings, "deaf", "running")
@@ -447,7 +473,9 @@ def test_a_queue_that_somebody_else_has_written(folder):
     (own / "queue.json").write_text(json.dumps({"waiting": hostile}))
     with trainings_in(folder) as trainings:
         assert wait_for_state(trainings, "a", "finished").total_steps == 3
-        assert [run.name for run in trainings.all()] == ["a"]
+        for name in ("b", "c", "d"):  # nobody is left without a word
+            wait_for_state(trainings, name, "failed")
+        assert {run.name for run in trainings.all()} == {"a", "b", "c", "d"}
     assert list(outside.iterdir()) == []
 
 

@@ -10,11 +10,11 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Sequence
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from utils.serving.http.errors import error_response
@@ -182,11 +182,8 @@ def token_of(headers: Headers) -> str | None:
     kind, _, value = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and value.strip():
         return value.strip()
-    try:
-        cookie = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return None
-    return cookie[TOKEN_COOKIE].value if TOKEN_COOKIE in cookie else None
+    # Cookies of other programs on this machine come along, whatever they hold.
+    return cookie_parser(headers.get("cookie", "")).get(TOKEN_COOKIE)
 
 
 def is_one_of(given: str, tokens: Iterable[bytes]) -> bool:

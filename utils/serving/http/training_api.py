@@ -35,6 +35,7 @@ from utils.serving.http.training_models import (
     resume_question,
     training_question,
 )
+from utils.serving.http.watching import StreamPlaces
 from utils.serving.processes import Trainings
 from utils.serving.refusal import Refusal, not_found
 from utils.serving.run_facts import PREVIEW_TYPES
@@ -234,7 +235,10 @@ def add_reading_routes(router: APIRouter, trainings: Trainings, services: "Servi
         return Response(data, media_type=kind, headers={"X-Content-Type-Options": "nosniff"})
 
     @router.get(
-        "/runs/{name}/events", response_class=EventSourceResponse, responses=answers(404, 422)
+        "/runs/{name}/events",
+        response_class=EventSourceResponse,
+        responses=answers(404, 422, 429),
+        dependencies=[Depends(StreamPlaces(services.limits.max_streams))],
     )
     async def events(run: Found) -> AsyncIterator[ServerSentEvent]:
         """Events `run` with the run whenever it has changed, and `gone` where it is deleted."""

@@ -292,6 +292,12 @@ def test_the_page_logs_in_with_a_cookie(place):
         cookie = answer.headers["set-cookie"].lower()
         assert "httponly" in cookie and "samesite=strict" in cookie
         assert client.get("/v1/jobs").status_code == 200
+        # and whatever other programs on this machine have set beside it
+        (name, value) = next(iter(client.cookies.items()))
+        client.cookies.clear()
+        for others in ('prefs={"dark":true}', "x=a b", "=", 'y="'):
+            headers = {"cookie": f"{others}; {name}={value}"}
+            assert client.get("/v1/jobs", headers=headers).status_code == 200, others
 
 
 def test_other_machines_need_a_token(place):

@@ -104,6 +104,29 @@ def test_a_client_that_shuts_its_sending_side_gets_its_answer(server):
         assert images(answer_of(connection))
 
 
+@pytest.mark.parametrize("is_half_closed", [False, True])
+def test_a_client_that_reads_slowly_gets_all(server, is_half_closed, monkeypatch):
+    """For longer than a silent one is waited for, in all."""
+    answer = os.urandom(600_000)
+
+    async def images(*_):
+        return answer
+
+    monkeypatch.setattr(server.socket_service, "_images", images)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", server.socket_service.port))
+        connection.sendall(request())
+        if is_half_closed:
+            connection.shutdown(socket.SHUT_WR)
+        found = bytearray()
+        while chunk := connection.recv(20_000):
+            found += chunk
+            time.sleep(0.05)
+    assert bytes(found) == answer
+
+
 def test_a_client_that_sends_twice_and_goes_is_survived(server):
     before = server.engine.statistics.submitted
     with connect(server) as connection:

@@ -12,6 +12,8 @@ from helpers import DEMO, copy_some
 from PIL import Image
 from training_helpers import start_by_hand, trainings_in, wait_for, wait_for_state
 
+from utils.serving.limits import Limits
+
 LONG = {"epochs": 100_000}
 SHORT = {"epochs": 3}
 
@@ -46,7 +48,8 @@ def folder(tmp_path):
 @pytest.fixture
 def services(folder):
     with trainings_in(folder, grace=0.3) as trainings:
-        yield SimpleNamespace(training=trainings, weights=ServedWeights(folder / "results"))
+        weights = ServedWeights(folder / "results")
+        yield SimpleNamespace(training=trainings, weights=weights, limits=Limits())
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ export class GenerateView {
     this.statuses = new Map(); // id -> status, to announce what changes
     this.form = new GenerateForm(server, (requests) => this.submit(requests));
     this.file = new SettingsFile(server, (settings) => this.use(settings));
-    this.viewer = new Viewer((settings) => this.use(settings));
+    this.viewer = new Viewer((settings) => this.useAndSay(settings));
+    this.unused = element("p", { class: "notice", role: "status", hidden: true });
     this.summary = element("p", { class: "muted number" });
     this.list = element("div", { class: "jobs" });
     this.empty = this.emptyNode();
@@ -36,6 +37,7 @@ export class GenerateView {
       element(
         "section",
         { class: "side", "aria-label": "What to generate" },
+        this.unused,
         this.form.node,
         this.file.picker,
       ),
@@ -60,12 +62,28 @@ export class GenerateView {
   /** #generate?weight=NAME: from a run that was promoted. */
   go({ query }) {
     const weight = query.get("weight");
-    if (weight !== null) {
-      this.form.takeCapabilities();
-      this.form.apply({ weight });
-      this.form.changed();
-      history.replaceState(null, "", "#generate");
+    if (weight === null) {
+      this.lookAtWeights();
+      return;
     }
+    this.form.takeCapabilities();
+    this.form.apply({ weight });
+    this.form.changed();
+    history.replaceState(null, "", "#generate");
+  }
+
+  /** A training may have made the first weight, or a newer one, since the page was loaded. */
+  async lookAtWeights() {
+    try {
+      await this.server.refresh();
+    } catch {
+      return; // that there is no answer is said elsewhere
+    }
+    this.form.takeCapabilities();
+    const empty = this.emptyNode();
+    show(empty, !this.empty.hidden);
+    this.empty.replaceWith(empty);
+    this.empty = empty;
   }
 
   emptyNode() {
@@ -86,7 +104,7 @@ export class GenerateView {
   card(entry) {
     const actions = {
       cancel: (id) => this.jobs.cancel(id),
-      use: (settings) => this.use(settings),
+      use: (settings) => this.useAndSay(settings),
       open: (job, place) => this.viewer.open(job, place),
     };
     if (entry.jobs.length > 1) {
@@ -101,6 +119,7 @@ export class GenerateView {
   }
 
   async submit(requests) {
+    show(this.unused, false);
     const ids = [];
     for (const request of requests) {
       ids.push(await this.jobs.submit(request));
@@ -157,6 +176,13 @@ export class GenerateView {
     announce("The settings are in the form.");
     this.form.fields.weight.control.focus();
     return unused;
+  }
+
+  /** The same; what could not be used stands above the form. */
+  useAndSay(settings) {
+    const unused = this.use(settings);
+    setText(this.unused, `Used, except that ${unused.join(", and ")}.`);
+    show(this.unused, unused.length > 0);
   }
 
   close() {

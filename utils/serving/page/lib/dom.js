@@ -154,6 +154,7 @@ let announcement = 0;
 export function announce(text) {
   const announcer = document.getElementById("announcer");
   clearTimeout(announcement);
+  setText(announcer, ""); // else the same text a second time would change nothing
   announcement = setTimeout(() => setText(announcer, text), 60);
 }
 

@@ -12,7 +12,7 @@ import {
   show,
   whileBusy,
 } from "../lib/dom.js";
-import { DeleteDialog, EpochsDialog } from "./dialogs.js";
+import { DeleteDialog, LongerDialog } from "./dialogs.js";
 import { isActive, isQueued } from "./states.js";
 
 export class RunActions {
@@ -29,7 +29,7 @@ export class RunActions {
     this.leave = button({}, "Take out of the queue");
     onPress(this.leave, () => this.leaveQueue());
     this.erase = button({ class: "danger", onclick: () => this.askToDelete() }, "Delete …");
-    this.extend = button({ onclick: () => this.askForEpochs() }, "Train longer …");
+    this.extend = button({ onclick: () => this.askForLength() }, "Train longer …");
     this.error = notice();
     this.node = element(
       "div",
@@ -92,8 +92,8 @@ export class RunActions {
     return this.attempt(() => remove(path`/v1/runs/${this.run.name}/queue`));
   }
 
-  askForEpochs() {
-    new EpochsDialog(this.run.name, this.onChange).open();
+  askForLength() {
+    new LongerDialog(this.run, this.onChange).open();
   }
 
   askToDelete() {

@@ -92,16 +92,20 @@ export class DeleteDialog extends Question {
   }
 }
 
-/** Continues a finished run up to more epochs. */
-export class EpochsDialog extends Question {
-  constructor(name, onChange) {
+/** Continues a finished run up to more epochs, or more minutes where these decide its length. */
+export class LongerDialog extends Question {
+  constructor(run, onChange) {
     super("Train longer", "Cancel", element("button", { class: "primary" }, "Continue training"));
-    this.name = name;
+    this.name = run.name;
     this.onChange = onChange;
-    this.epochs = new Field("Epochs in all", numberInput({ min: 1, step: 1, required: true }), {
-      hint: "Those that are done count.",
-    });
-    this.field = this.epochs.control;
+    this.option = run.options.minutes ? "minutes" : "epochs";
+    const input =
+      this.option === "minutes"
+        ? numberInput({ min: 0, step: "any", required: true })
+        : numberInput({ min: 1, step: 1, required: true });
+    const label = this.option === "minutes" ? "Minutes in all" : "Epochs in all";
+    this.length = new Field(label, input, { hint: "Those that are done count." });
+    this.field = this.length.control;
     this.body.append(
       element(
         "p",
@@ -109,16 +113,17 @@ export class EpochsDialog extends Question {
         "The run continues from its last checkpoint. A schedule that has brought the learning rate " +
           "down raises it again.",
       ),
-      this.epochs.node,
+      this.length.node,
     );
   }
 
   isAnswered() {
-    return this.epochs.check();
+    return this.length.check();
   }
 
   async carryOut() {
-    await post(path`/v1/runs/${this.name}/resume`, { options: { epochs: this.epochs.number } });
+    const options = { [this.option]: this.length.number };
+    await post(path`/v1/runs/${this.name}/resume`, { options });
     announce("The training continues.");
     this.onChange();
   }

@@ -115,12 +115,12 @@ export class RunList {
   }
 
   showChosen() {
-    const isFull = this.chosen.length >= MOST_COMPARED;
-    for (const [name, row] of this.parts.parts) {
-      row.showChosen(this.chosen.indexOf(name), isFull);
-    }
     const byName = new Map(this.runs.map((run) => [run.name, run]));
-    const known = this.chosen.filter((name) => byName.has(name));
+    const known = this.chosen.filter((name) => byName.has(name)); // others were deleted
+    const isFull = known.length >= MOST_COMPARED;
+    for (const [name, row] of this.parts.parts) {
+      row.showChosen(known.indexOf(name), isFull);
+    }
     this.comparison.update(known.map((name) => byName.get(name)));
   }
 

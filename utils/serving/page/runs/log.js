@@ -27,22 +27,32 @@ export class RunLog {
     }
     this.isReading = true;
     try {
-      const address = `${path`/v1/runs/${this.name}/log`}?after=${this.end}`;
-      const { text, start, end } = await get(address);
-      if (start !== this.end) {
-        this.text.data = ""; // the file began anew, or is so long that this is its end
+      let isMore = true; // it comes in pieces
+      while (isMore) {
+        isMore = await this.readPiece();
       }
-      if (text !== "") {
-        this.append(text);
-      } else if (end === 0) {
-        this.text.data = "Nothing has been written yet.";
-      }
-      this.end = end;
     } catch (error) {
       this.text.data = error.message;
       this.end = 0;
     }
     this.isReading = false;
+  }
+
+  /** One piece of what is new; whether there was any. */
+  async readPiece() {
+    const address = `${path`/v1/runs/${this.name}/log`}?after=${this.end}`;
+    const { text, start, end } = await get(address);
+    if (start !== this.end) {
+      this.text.data = ""; // the file began anew
+    }
+    if (text !== "") {
+      this.append(text);
+    } else if (end === 0) {
+      this.text.data = "Nothing has been written yet.";
+    }
+    const isMore = text !== "" && end !== this.end;
+    this.end = end;
+    return isMore && this.node.open;
   }
 
   append(text) {

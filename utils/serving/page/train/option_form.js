@@ -184,7 +184,10 @@ class OptionField {
     if (text === "") {
       return this.isOptional ? null : "";
     }
-    return kind === "int" || kind === "float" ? Number(text) : text;
+    if (kind === "int" || kind === "float") {
+      return Number(text);
+    }
+    return kind === "list" || kind === "size" ? text.replace(/\s*,\s*/g, ",") : text;
   }
 
   set value(value) {

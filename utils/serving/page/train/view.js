@@ -81,11 +81,11 @@ export class TrainView {
       this.options.replaceChildren(this.form.node);
       await this.data.load(before.dataset);
       this.form.setFolders(this.data.folders.map(({ name }) => name));
-      this.form.setValues(before.options ?? {});
       if (before.run_name) {
-        this.name.value = before.run_name;
+        this.name.value = before.run_name; // before what changes the form, which remembers both
         this.isNameTyped = true;
       }
+      this.form.setValues(before.options ?? {});
     } catch (error) {
       if (!(error instanceof ApiError)) {
         throw error;

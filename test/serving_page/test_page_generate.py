@@ -305,6 +305,18 @@ def test_a_dropped_file_is_read_too(open_page):
     expect(page.locator(".offer")).to_contain_text("plain.png holds no settings of this program.")
 
 
+def test_a_file_says_what_it_does_not_bring_back(open_page, tmp_path):
+    entries = PngInfo()
+    for name, text in {"seed": "7", "sampler": "ddim", "init_image": "a.png", "eta": "0.5"}.items():
+        entries.add_text(name, text)
+    Image.new("L", (4, 4)).save(tmp_path / "changed.png", pnginfo=entries)
+    page = open_page()
+    page.get_by_label("Read settings from a PNG file").set_input_files(tmp_path / "changed.png")
+    expect(page.locator(".offer")).to_contain_text(
+        "The image was also made with an image that it began with, an eta, which is not taken over."
+    )
+
+
 def test_samplers_are_compared_at_equal_seeds(open_page):
     page = open_page()
     choose_demo(page)

@@ -10,7 +10,7 @@ export class ApiError extends Error {
   }
 }
 
-export const NO_ANSWER = 0;
+const NO_ANSWER = 0;
 const UNAUTHORIZED = 401;
 const MILLISECONDS_UNTIL_REOPENED = 5000;
 

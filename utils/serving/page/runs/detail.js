@@ -1,23 +1,29 @@
 // One run: how it went, its checkpoints, evaluations and options.
 
-import { NO_ANSWER, get, path } from "../lib/api.js";
+import { get, path, Poll } from "../lib/api.js";
 import { element, icon, notice, setText, show } from "../lib/dom.js";
 import { moment } from "../lib/format.js";
 import { RunActions } from "./actions.js";
 import { Checkpoints } from "./checkpoints.js";
 import { Evaluations } from "./evaluations.js";
 import { RunMonitor } from "./monitor.js";
-import { StatePill } from "./states.js";
+import { isActive, isQueued, StatePill } from "./states.js";
+
+const NOT_FOUND = 404;
+// The stream of events says what has changed; asking finds out that nobody answers, and when time
+// alone has changed something: a run that does not end can be killed after a while.
+const SECONDS_WHILE_ACTIVE = 5;
+const SECONDS_OTHERWISE = 30;
 
 export class RunDetail {
   constructor(name, server) {
     this.name = name;
     this.pill = new StatePill();
     this.about = element("p", { class: "details muted" });
-    this.actions = new RunActions(() => this.ask(), { isDetailed: true });
+    this.actions = new RunActions(() => this.poll.now(), { isDetailed: true });
     this.monitor = new RunMonitor(name, (run) => this.update(run));
     this.checkpoints = new Checkpoints(name, server);
-    this.evaluations = new Evaluations(name, () => this.ask());
+    this.evaluations = new Evaluations(name, () => this.poll.now());
     this.options = element("dl", { class: "facts" });
     this.missing = notice();
     this.body = element(
@@ -70,7 +76,15 @@ export class RunDetail {
     );
     show(this.actions.node, false);
     show(this.pill.node, false);
-    this.ask();
+    this.run = null;
+    this.poll = new Poll(
+      () => this.ask(),
+      () => (this.isBusy() ? SECONDS_WHILE_ACTIVE : SECONDS_OTHERWISE),
+    );
+  }
+
+  isBusy() {
+    return this.run !== null && (isActive(this.run) || isQueued(this.run));
   }
 
   async ask() {
@@ -81,13 +95,15 @@ export class RunDetail {
       this.monitor.update(run);
     } catch (error) {
       this.missing.say(error.message);
-      if (error.status !== NO_ANSWER) {
-        this.monitor.close(); // there is no such run: nothing will come
+      if (error.status === NOT_FOUND) {
+        this.monitor.close(); // nothing will come
       }
+      throw error; // it is asked again, later each time
     }
   }
 
   update(run) {
+    this.run = run;
     show(this.body, true);
     show(this.pill.node, true);
     this.pill.update(run);
@@ -100,6 +116,11 @@ export class RunDetail {
   }
 
   showOptions(options) {
+    const text = JSON.stringify(options);
+    if (text === this.shownOptions) {
+      return; // what somebody has selected there stays so
+    }
+    this.shownOptions = text;
     this.options.replaceChildren(
       ...Object.entries(options).map(([name, value]) =>
         element(
@@ -113,6 +134,7 @@ export class RunDetail {
   }
 
   close() {
+    this.poll.close();
     this.monitor.close();
   }
 }

@@ -49,7 +49,7 @@ def holds_a_run(path: Path) -> bool:
     """Whether an earlier run has left metrics or weights of any kind in the folder, which a new run
     would write over.
     """
-    names = (LAST, PREVIOUS, METRICS, SLIM, BEST, BEST_SLIM)
+    names = (LAST, PREVIOUS, METRICS, SLIM, BEST, BEST_SLIM, CHOSEN)
     if any((path / name).exists() for name in names):
         return True
     kept = [file.name for file in path.glob("ckpt_*.pt")]

@@ -270,7 +270,14 @@ def test_a_file_system_without_locks(tmp_path, unwarned, monkeypatch, capsys, na
 
 @pytest.mark.parametrize(
     "kept",
-    ["ema_last.pt", "ema_best.pt", "ckpt_best.pt", "ckpt_50.pt", "averages/step_000000500.pt"],
+    [
+        "ema_last.pt",
+        "ema_best.pt",
+        "ckpt_best.pt",
+        "ema_chosen.pt",
+        "ckpt_50.pt",
+        "averages/step_000000500.pt",
+    ],
 )
 def test_weights_of_any_kind_are_not_written_over(tmp_path, kept):
     file = tmp_path / "run" / kept

@@ -163,9 +163,9 @@ class Ranks:
 
     def concatenate(self, mine: Tensor) -> Tensor:
         """Everyone's tensors, of one shape (n, ...), one behind the other in rank order."""
-        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(parts, mine.contiguous())
-        return torch.cat(parts)
+        together = mine.new_empty(self.world_size, *mine.shape)
+        dist.all_gather(list(together), mine.contiguous())
+        return together.flatten(0, 1)
 
     def check_equal(self, parameters: Sequence[Tensor]) -> None:
         """Raise RuntimeError unless all processes hold the same weights, to the bit."""

@@ -4,7 +4,9 @@ A matrix is moved along its momentum with all singular values made nearly equal,
 which the gradient seldom takes are learned as fast as the others.
 """
 
-import math
+import functools
+import heapq
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,10 @@ UPDATE_RMS = 0.5
 ROUNDS = 5
 A, B, C = 3.4445, -4.7750, 2.0315
 SMALLEST_NORM = 1e-7
+
+# The work of a matrix (r,c) is about that of two products of r x c with r x r, and of as many with
+# r x r as would be made by so many times r further columns.
+ROWS_AS_COLUMNS = 10
 
 # Where many processes share few matrices, most of what they gather is padding: from so many times
 # the matrices on, a sum over the processes moves fewer bytes (each twice, and no padding).
@@ -93,7 +99,7 @@ class Muon(torch.optim.Optimizer):
             # The mean square of an orthogonal matrix is one over its longer side.
             updates = updates * (-lr * UPDATE_RMS * updates.shape[2] ** 0.5)
             chosen = [lying(moved[place]) for place in places]
-            torch._foreach_add_(chosen, list(updates[: len(chosen)]))
+            torch._foreach_add_(chosen, list(updates))
 
     def _step_of_adamw(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         for weight in weights:
@@ -161,59 +167,77 @@ def lying(matrix: Tensor) -> Tensor:
 
 
 def orthogonal_of_all(stacks: list[Tensor], ranks: Ranks) -> list[Tensor]:
-    """`orthogonal` of stacks (n,r,c), each process doing its part of each -> (n or a few more,r,c)
-    of each. The processes meet twice at most, however many stacks there are.
+    """`orthogonal` of stacks (n,r,c), each process doing its share of the matrices, and all getting
+    all of them. The processes meet once.
     """
     if ranks.world_size == 1:
         return orthogonal(stacks)
-    shares = [math.ceil(len(stack) / ranks.world_size) for stack in stacks]
-    parts = [slice(share * ranks.rank, share * (ranks.rank + 1)) for share in shares]
-    mine = orthogonal([stack[part] for stack, part in zip(stacks, parts, strict=True)])
-    together = list(stacks)
-    is_dear = [
-        share * ranks.world_size > DEAREST_PADDING * len(stack)
-        for stack, share in zip(stacks, shares, strict=True)
+    shares = shares_of(tuple(tuple(stack.shape) for stack in stacks), ranks.world_size)
+    own = shares[ranks.rank]
+    mine = orthogonal([stack[part] for stack, part in zip(stacks, own, strict=True)])
+    longest = max(sum(sizes_of(stacks, share)) for share in shares)
+    total = sum(stack.numel() for stack in stacks)
+    if longest * ranks.world_size > DEAREST_PADDING * total:
+        return _summed(mine, stacks, own, ranks)
+    return _gathered(mine, stacks, shares, longest, ranks)
+
+
+@functools.cache
+def shares_of(shapes: tuple[tuple[int, ...], ...], processes: int) -> list[list[slice]]:
+    """Which matrices of each stack (n,r,c) each process makes orthogonal: the costliest are dealt
+    out first, each to the process that has least to do.
+    """
+    work = [rows**2 * (columns + ROWS_AS_COLUMNS * rows) for _, rows, columns in shapes]
+    loads = [(0, rank) for rank in range(processes)]  # a heap
+    counts = [[0] * len(shapes) for _ in range(processes)]
+    for place in sorted(range(len(shapes)), key=lambda place: -work[place]):
+        for _ in range(shapes[place][0]):
+            load, rank = loads[0]
+            heapq.heapreplace(loads, (load + work[place], rank))
+            counts[rank][place] += 1
+    ends = [list(itertools.accumulate(each)) for each in zip(*counts, strict=True)]
+    return [
+        [slice(end[rank] - count, end[rank]) for end, count in zip(ends, own, strict=True)]
+        for rank, own in enumerate(counts)
     ]
-    gathered = [i for i, dear in enumerate(is_dear) if not dear]
-    for i, updates in zip(
-        gathered,
-        _gathered([mine[i] for i in gathered], [shares[i] for i in gathered], ranks),
-        strict=True,
-    ):
-        together[i] = updates
-    summed = [i for i, dear in enumerate(is_dear) if dear]
-    wholes = [torch.zeros_like(stacks[i]) for i in summed]
-    for i, whole in zip(summed, wholes, strict=True):
-        whole[parts[i]] = mine[i]
-    for i, updates in zip(summed, _summed(wholes, ranks), strict=True):
-        together[i] = updates
+
+
+def sizes_of(stacks: list[Tensor], share: list[slice]) -> list[int]:
+    """How many numbers of each stack are in a share."""
+    return [stack[part].numel() for stack, part in zip(stacks, share, strict=True)]
+
+
+def _gathered(
+    mine: list[Tensor],
+    stacks: list[Tensor],
+    shares: list[list[slice]],
+    longest: int,  # numbers of a share
+    ranks: Ranks,
+) -> list[Tensor]:
+    """The stacks put together from everyone's parts, which all send as many numbers as the
+    longest share has.
+    """
+    flat = stacks[0].new_zeros(1, longest)
+    torch.cat([part.flatten() for part in mine], out=flat[0, : sum(map(torch.numel, mine))])
+    together = [torch.empty_like(stack) for stack in stacks]
+    for values, share in zip(ranks.concatenate(flat), shares, strict=True):
+        sizes = sizes_of(stacks, share)
+        parts = values[: sum(sizes)].split(sizes)
+        for whole, part, numbers in zip(together, share, parts, strict=True):
+            whole[part] = numbers.view_as(whole[part])
     return together
 
 
-def _gathered(parts: list[Tensor], shares: list[int], ranks: Ranks) -> list[Tensor]:
-    """Everyone's parts (n,r,c) of each stack, with n up to its share, one behind the other; each
-    process's filled up with zeros.
-    """
-    if not parts:
-        return []
-    padded = [
-        torch.cat([part, part.new_zeros(share - len(part), *part.shape[1:])])
-        for part, share in zip(parts, shares, strict=True)
-    ]
-    mine = torch.cat([part.flatten() for part in padded])
-    everyones = ranks.concatenate(mine[None]).split([part.numel() for part in padded], dim=1)
-    return [
-        values.reshape(-1, *part.shape[1:]) for values, part in zip(everyones, padded, strict=True)
-    ]
-
-
-def _summed(wholes: list[Tensor], ranks: Ranks) -> list[Tensor]:
-    """Stacks that all processes hold, with zeros where another one has computed: exact sums."""
-    if not wholes:
-        return []
-    mine = torch.cat([whole.flatten() for whole in wholes])
-    totals = ranks.start_sum(mine).get().split([whole.numel() for whole in wholes])
-    return [values.view_as(whole) for values, whole in zip(totals, wholes, strict=True)]
+def _summed(
+    mine: list[Tensor], stacks: list[Tensor], own: list[slice], ranks: Ranks
+) -> list[Tensor]:
+    """The stacks as sums over the processes, with zeros where another one has computed: exact."""
+    sizes = [stack.numel() for stack in stacks]
+    flat = stacks[0].new_zeros(sum(sizes))
+    for values, stack, part, computed in zip(flat.split(sizes), stacks, own, mine, strict=True):
+        values.view_as(stack)[part] = computed
+    totals = ranks.start_sum(flat).get().split(sizes)
+    return [values.view_as(stack) for values, stack in zip(totals, stacks, strict=True)]
 
 
 def orthogonal(stacks: list[Tensor]) -> list[Tensor]:

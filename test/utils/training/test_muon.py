@@ -18,6 +18,7 @@ from utils.training.muon import (
     matrices_of,
     orthogonal,
     orthogonal_of_all,
+    shares_of,
 )
 from utils.training.optimizer import build_optimizer, restore_optimizer
 
@@ -218,21 +219,48 @@ def shared_out(stacks, count):
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_processes_share_the_matrices(count):
-    """Each computes its part of each shape, and all get all of them, the same to the bit."""
+    """Each computes its share of them, and all get all of them, the same to the bit."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(5, 16, 24), (1, 16, 40), (8, 20, 20), (2, 24, 30)]
     stacks = [torch.randn(shape, generator=generator) for shape in shapes]
     everyones, meeting = shared_out(stacks, count)
     for stack, alone, *others in zip(stacks, orthogonal(stacks), *everyones, strict=True):
         for found in others:
+            assert found.shape == stack.shape
             assert torch.equal(found, others[0])
-            assert (found[: len(stack)] - alone).abs().max() < 1e-5
-            assert found[len(stack) :].abs().sum() == 0  # padding
-    assert len(meeting.gathered) == 1 and len(meeting.summed) <= 1
+            assert (found - alone).abs().max() < 1e-5
+    assert len(meeting.gathered) == 1 and not meeting.summed
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 40])
+def test_each_matrix_is_in_one_share(count):
+    shapes = ((5, 16, 24), (1, 16, 40), (8, 20, 20), (2, 24, 30), (3, 16, 144))
+    shares = shares_of(shapes, count)
+    assert len(shares) == count
+    for place, (matrices, _, _) in enumerate(shapes):
+        owned = [range(matrices)[share[place]] for share in shares]
+        assert [number for part in owned for number in part] == list(range(matrices))
+
+
+def test_shares_are_about_equal():
+    """Matrices whose shape no other one has do not all go to the first process."""
+    network = build_network({"name": "unet", "in_channels": 3, "channels": 32})
+    matrices = [lying(weight.flatten(1)) for weight in matrices_of(network)]
+    shapes = tuple((1, *matrix.shape) for matrix in matrices)
+    for count in (2, 4):
+        sizes = [
+            sum(
+                shape[1] * shape[2]
+                for shape, part in zip(shapes, share, strict=True)
+                if range(1)[part]
+            )
+            for share in shares_of(shapes, count)
+        ]
+        assert max(sizes) < 1.15 * sum(sizes) / count
 
 
 @pytest.mark.parametrize("processes", [3, 8])
-def test_more_processes_than_matrices_send_no_padding(processes):
+def test_many_more_processes_than_matrices_send_no_padding(processes):
     """Each matrix comes from one process, and the others add zeros to it."""
     stack = torch.randn(1, 16, 24, generator=torch.Generator().manual_seed(1))
     everyones, meeting = shared_out([stack], processes)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
+from model.modules.resample import Upsample
 from utils.errors import UserError
 from utils.host_memory import keep_freed_memory
 from utils.ranks import Ranks
@@ -93,11 +94,13 @@ class Precision:
 
     def place_for_calls(self, network: nn.Module) -> nn.Module:
         """The same for a network that is not trained. What autocast would convert at each call, the
-        weights of convolutions and linear layers, is converted once; the results are the same.
+        weights of convolutions and linear layers, is converted once; the results are the same. The
+        weights of `Upsample` are added up before they are rounded, and stay as they are.
         """
         network = self.place(network)
+        summed = {id(layer.conv) for layer in network.modules() if isinstance(layer, Upsample)}
         for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.Linear) and id(layer) not in summed:
                 layer.to(self.dtype)
         return network
 

@@ -479,7 +479,7 @@ def test_a_mistake_is_said_once(images, tmp_path):
         (["--num_classes", 2], "error: --num_classes 2, but"),  # all find it
         (
             ["--run_name", "b"],
-            f"error: {tmp_path / 'b'} holds an earlier run",
+            f"error: {tmp_path / 'b'} holds files of an earlier run",
         ),  # the main process alone
     ]:
         (tmp_path / "b").mkdir(exist_ok=True)

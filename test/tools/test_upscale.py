@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_image(weights, tmp_path):
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         command = [sys.executable, "-c", code, str(ROOT), "a.png", "b.png", "--use_gpu", "-1"]
-        command += ["--weight_path", weights]
+        command += ["--weight_path", weights, "--recompute"]  # b.png is that of the smaller one
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.splitlines()[-1]) / 1024)
     pixels = 3 * 2000**2 / 2**20  # MB of the larger image

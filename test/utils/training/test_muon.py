@@ -232,6 +232,14 @@ def test_processes_share_the_matrices(count):
     assert len(meeting.gathered) == 1 and not meeting.summed
 
 
+def test_a_process_without_a_share_gets_all_the_same():
+    stacks = [torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(1))]
+    everyones, meeting = shared_out(stacks, 3)
+    assert len(meeting.gathered) == 1 and not meeting.summed
+    for (found,) in everyones:
+        assert (found - orthogonal(stacks)[0]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 40])
 def test_each_matrix_is_in_one_share(count):
     shapes = ((5, 16, 24), (1, 16, 40), (8, 20, 20), (2, 24, 30), (3, 16, 144))

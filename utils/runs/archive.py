@@ -21,8 +21,10 @@ ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 SAVE_THE_WEIGHTS = "save its weights alone, with torch.save(network.state_dict(), file)"
 
-# The unpickler lets this one through, and `bytearray(10**11)` is a few bytes long.
-MEMORY_BOMB = b"bytearray"
+# The unpickler lets this one through, and `bytearray(10**11)` is a few bytes long. It knows classes
+# by one opcode, GLOBAL, which ends both the module and the name with a new line; so a class folder
+# of that name is none.
+MEMORY_BOMB = b"\nbytearray\n"
 CHUNK = 1 << 20  # bytes
 OPCODES_READ = 200_000  # for a message: enough for any checkpoint, and bounded
 

@@ -86,21 +86,26 @@ def guess_network(name: str, weights: dict, options: dict, source: Path | str = 
         levels = _count(r"up\.level(\d+)_block0", weights)
         last = _LAST_LAYER[name]
         widths = [weights[f"down.level{i}_block0.{last}.weight"].shape[0] for i in range(levels)]
+        found = {
+            "name": name,
+            "in_channels": in_channels,
+            "channels": channels,
+            "channel_mult": [width // channels for width in widths],
+            "blocks_per_level": _count(_BLOCKS[name] + r"(\d+)", weights),
+            "time_embedding": _time_embedding(weights),
+            "augmentation": weights[AUGMENTATION].shape[1] if AUGMENTATION in weights else 0,
+            "attention_levels": sorted(_numbers(r"down\.level(\d+)_block0\.attention\.", weights)),
+        }
     except KeyError as error:
         raise UserError(
             f"the weights in {source} are not those of a {name} of this project: {error} is missing"
         ) from None
-    return {
-        "name": name,
-        "in_channels": in_channels,
-        "channels": channels,
-        "channel_mult": [width // channels for width in widths],
-        "blocks_per_level": _count(_BLOCKS[name] + r"(\d+)", weights),
-        "time_embedding": _time_embedding(weights),
-        "augmentation": weights[AUGMENTATION].shape[1] if AUGMENTATION in weights else 0,
-        "attention_levels": sorted(_numbers(r"down\.level(\d+)_block0\.attention\.", weights)),
-        **options,
-    }
+    except (ArithmeticError, IndexError, TypeError, ValueError):  # too few dimensions, no channels
+        raise UserError(
+            f"the weights in {source} are not those of a {name} of this project: the names are, "
+            "but not the shapes"
+        ) from None
+    return {**found, **options}
 
 
 def _time_embedding(weights: dict) -> str:

@@ -142,11 +142,11 @@ def read_metadata(path: Path) -> dict:
     try:
         with open_regular(path) as file:
             head = file.read(foreign.HEAD_BYTES)
-            if archive.is_zip(file, head):
+            if safetensors.is_safetensors(head):
+                contents = read_contents(file, path)
+            elif archive.is_zip(file, head):
                 archive.check_zip(file, path, checksums=False)
                 contents = archive.load(file, path, device="meta")
-            elif safetensors.is_safetensors(head):
-                contents = read_contents(file, path)
             else:
                 raise UserError(f"{path} is no checkpoint of this project")
     except OSError as error:
@@ -166,6 +166,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 def read_contents(file: IO[bytes], path: Path) -> Any:
     """What lies in the file, of whichever format; UserError where it is none that can be read."""
+    file.seek(0)
     head = file.read(foreign.HEAD_BYTES)
     if safetensors.is_safetensors(head):
         weights, metadata = safetensors.read(file, path)

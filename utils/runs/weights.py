@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError, name_list
@@ -15,6 +16,10 @@ TIME_BIAS = "condition.time_mlp.2.bias"  # (E,): what the label's row is added t
 CONV_IN = "conv_in.weight"  # (C, channels of the image, k, k)
 AUGMENTATION = "condition.augmentation.weight"
 NUMBERS = "condition.numbers."
+NUMBERS_IN = NUMBERS + "0.weight"  # (E, 2F): each of F numbers, then whether each is there
+NUMBERS_IN_BIAS = NUMBERS + "0.bias"  # (E,)
+NUMBERS_OUT = NUMBERS + "2.weight"  # (E, E)
+NUMBERS_OUT_BIAS = NUMBERS + "2.bias"  # (E,)
 CONV_OUT = "conv_out.weight"  # (channels of the image, C, k, k)
 CONV_OUT_BIAS = "conv_out.bias"  # (channels of the image,)
 
@@ -101,13 +106,16 @@ def match_weights(
     previous_class_names: Sequence[str] | None,
     source: Path | str = "the given file",
     are_images: bool = True,
+    numbers: Sequence[Mapping] = (),
+    previous_numbers: Sequence[Mapping] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """What a network that is to be trained on other classes keeps of weights: all that does not
     depend on the set of images.
 
     class_names: of the new set, none for an unconditional network. previous_class_names: of the set
     that the weights were trained on; None where the file does not say. `are_images`: whether both
-    work on images, not on latents, so that 1 channel is grey and 3 are colour.
+    work on images, not on latents, so that 1 channel is grey and 3 are colour. numbers,
+    previous_numbers: {"name", "mean", "std"} of each number that the networks are told, likewise.
 
     Returns weights that load strictly, and sentences that say what is new or adapted, none where
     everything fits as it is. The weights given stay as they are. UserError names all that cannot be
@@ -119,7 +127,7 @@ def match_weights(
     said = adapt_channels(matched, own) if are_images else []
     said += adapt_condition(matched, own)
     said += adapt_augmentation(matched, own)
-    said += adapt_numbers(matched, own)
+    said += adapt_numbers(matched, own, numbers, previous_numbers)
     said += adapt_labels(matched, own, class_names, previous_class_names, source)
     check_fit(network, matched, source)
     return matched, said
@@ -141,20 +149,111 @@ def adapt_augmentation(weights: dict[str, Tensor], own: Mapping[str, Tensor]) ->
     return []
 
 
-def adapt_numbers(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Take the network's own, new layers for numbers, in place, where those of the weights are for
-    other numbers or none.
+# --- Numbers ---
+
+
+def adapt_numbers(
+    weights: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    numbers: Sequence[Mapping],
+    previous: Sequence[Mapping] | None,
+) -> list[str]:
+    """Change the layers that are told numbers, in place, from those of the weights to those of the
+    network.
     """
-    shapes = [
-        {name: value.shape for name, value in each.items() if name.startswith(NUMBERS)}
-        for each in (weights, own)
-    ]
-    if shapes[0] == shapes[1]:
+    before, now = weights.get(NUMBERS_IN), own.get(NUMBERS_IN)
+    if before is None and now is None:
         return []
-    for name in shapes[0]:
-        del weights[name]
-    weights |= {name: own[name].clone() for name in shapes[1]}
+    if before is None:
+        return add_numbers(weights, own)
+    if not have_layers_for_numbers(weights):
+        return []  # what does not fit is named afterwards
+    if now is None:
+        return drop_numbers(weights)
+    if len(before) != len(now):
+        return []  # another width: named afterwards
+    if previous is None:
+        if before.shape == now.shape:
+            return []
+        return start_numbers_afresh(weights, own)
+    if before.shape[1] != 2 * len(previous) or now.shape[1] != 2 * len(numbers):
+        return []
+    return match_numbers_by_name(weights, numbers, previous)
+
+
+def have_layers_for_numbers(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the layers are whole, and fit one another."""
+    names = (NUMBERS_IN, NUMBERS_IN_BIAS, NUMBERS_OUT, NUMBERS_OUT_BIAS)
+    if not all(name in weights and weights[name].is_floating_point() for name in names):
+        return False
+    width = len(weights[NUMBERS_IN_BIAS]) if weights[NUMBERS_IN_BIAS].ndim == 1 else 0
+    shapes = [tuple(weights[name].shape) for name in names[1:]]
+    return weights[NUMBERS_IN].ndim == 2 and shapes == [(width,), (width, width), (width,)]
+
+
+def add_numbers(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Weights without numbers, for a network with them: new layers, whose last one starts at zero,
+    so that the network starts as what the weights do.
+    """
+    weights |= {name: value.clone() for name, value in own.items() if name.startswith(NUMBERS)}
+    for name in (NUMBERS_OUT, NUMBERS_OUT_BIAS):
+        weights[name] = torch.zeros_like(own[name])
+    return ["the weights were trained without numbers: the network has yet to learn them"]
+
+
+def start_numbers_afresh(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Weights that do not say which numbers they know, and know more or fewer."""
+    drop_numbers(weights)
+    add_numbers(weights, own)
     return ["the numbers of labels.csv are others than those of the weights: they start afresh"]
+
+
+def drop_numbers(weights: dict[str, Tensor]) -> list[str]:
+    """Weights with numbers, for a network without. What they do where no number is known is added
+    to the bias before it.
+    """
+    hidden = F.silu(weights.pop(NUMBERS_IN_BIAS))
+    unknown = F.linear(hidden, weights.pop(NUMBERS_OUT), weights.pop(NUMBERS_OUT_BIAS))
+    del weights[NUMBERS_IN]
+    bias = weights.get(TIME_BIAS)
+    if bias is not None and bias.shape == unknown.shape:
+        weights[TIME_BIAS] = bias + unknown.to(bias)
+    return ["this network is told no numbers: it starts as what the weights do where none is known"]
+
+
+def match_numbers_by_name(
+    weights: dict[str, Tensor], numbers: Sequence[Mapping], previous: Sequence[Mapping]
+) -> list[str]:
+    """A number keeps what the weights know of it where they know one of the same name, at whichever
+    place, and however it was scaled: an age is the same age. New ones count nothing at first.
+    """
+    if list(map(dict, numbers)) == list(map(dict, previous)):
+        return []
+    old = weights[NUMBERS_IN]
+    values, is_there = old.chunk(2, dim=1)
+    new_values, new_is_there = old.new_zeros(2, len(old), len(numbers))
+    places = {composed(each["name"]): place for place, each in enumerate(previous)}
+    names = [composed(each["name"]) for each in numbers]
+    for place, (name, number) in enumerate(zip(names, numbers, strict=True)):
+        if name not in places:
+            continue
+        before = previous[places[name]]
+        value = values[:, places[name]]
+        # (raw - mean) / std of then, by that of now
+        new_values[:, place] = value * (number["std"] / before["std"])
+        moved = value * ((number["mean"] - before["mean"]) / before["std"])
+        new_is_there[:, place] = is_there[:, places[name]] + moved
+    weights[NUMBERS_IN] = torch.cat([new_values, new_is_there], dim=1)
+    new = [name for name in names if name not in places]
+    gone = [name for name in places if name not in names]
+    said = []
+    if new:
+        said.append(f"numbers that are new, and count nothing at first: {listed(new)}")
+    if gone:
+        said.append(f"numbers of the weights that this set does not have: {listed(gone)}")
+    if not said:
+        said.append("numbers are matched by name, and scaled as this set's are")
+    return said
 
 
 # --- Grey and colour ---

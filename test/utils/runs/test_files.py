@@ -114,6 +114,16 @@ def test_the_shapes_of_bare_weights_tell_the_network(config):
     load_weights(build_network(guessed), network.state_dict(), "w.pt")
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (0, 1, 3, 3)])
+def test_names_of_our_weights_without_their_shapes(shape):
+    weights = build_network(
+        {"channels": 8, "channel_mult": [1, 2], "head_channels": 8}
+    ).state_dict()
+    weights["conv_in.weight"] = torch.zeros(shape)
+    with pytest.raises(UserError, match="the names are, but not the shapes"):
+        guess_network("unet", weights, {}, "w.pt")
+
+
 def test_files_that_are_no_checkpoints(tmp_path, file):
     cases = {
         "missing.pt": (None, "cannot be read: No such file"),

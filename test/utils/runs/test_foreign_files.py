@@ -342,6 +342,13 @@ def test_memory_that_is_not_in_the_file(file, zipped):
     assert "cannot be loaded as plain tensors and numbers: it holds a bytearray" in refusal(file)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_class_of_that_name_is_none(file, network, zipped):
+    contents = {"state_dict": network.state_dict(), "classes": ["bytearray", "bytearray icons"]}
+    torch.save(contents, file, _use_new_zipfile_serialization=zipped)
+    assert read_checkpoint(file)["network"].keys() == network.state_dict().keys()
+
+
 def test_a_legacy_file_that_is_cut_off(file, network):
     torch.save(network.state_dict(), file, _use_new_zipfile_serialization=False)
     data = file.read_bytes()

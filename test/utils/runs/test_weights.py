@@ -1,5 +1,6 @@
 """Weights that are loaded strictly, and weights that are matched to other classes and channels."""
 
+import math
 import unicodedata
 
 import pytest
@@ -186,3 +187,76 @@ def test_half_precision_loads():
     load_weights(network, weights, "x.pt")
     assert network.conv_in.weight.dtype == torch.float32
     assert LABEL_TABLE in network.state_dict()
+
+
+# --- Numbers ---
+
+AGE = {"name": "age", "mean": 40.0, "std": 10.0}
+SIZE = {"name": "size", "mean": 3.0, "std": 0.5}
+YEARS = {"name": "age", "mean": 25.0, "std": 4.0}  # the same number, of other images
+PRICE = {"name": "price", "mean": 100.0, "std": 30.0}
+
+
+def told(network, numbers, values):
+    """What the network says of two images of which it is told these raw values by name."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 1, 8, 8, generator=generator)
+    row = [
+        (values[each["name"]] - each["mean"]) / each["std"] if each["name"] in values else math.nan
+        for each in numbers
+    ]
+    rows = torch.tensor([row] * 2, dtype=torch.float32)
+    with torch.no_grad():
+        return network(x, torch.tensor([3, 700]), rows if numbers else None)
+
+
+def with_numbers(before, after, previous, numbers):
+    weights, said = match_weights(
+        after, before.state_dict(), [], [], numbers=numbers, previous_numbers=previous
+    )
+    load_weights(after, weights, "w.pt")
+    return said
+
+
+def test_numbers_keep_what_they_are_by_name_and_scale():
+    before = make(None, numbers=2)
+    after = make(None, seed=1, numbers=3)
+    theirs, ours = [AGE, SIZE], [PRICE, SIZE, YEARS]
+    said = with_numbers(before, after, theirs, ours)
+    assert said == ["numbers that are new, and count nothing at first: price"]
+    for known in ({"age": 31.0, "size": 4.0}, {"age": 55.0}, {"size": 2.0}, {}):
+        expected = told(before, theirs, known)
+        assert difference(told(after, ours, known), expected) < 1e-5
+        assert difference(told(after, ours, {**known, "price": 70.0}), expected) < 1e-5
+    assert difference(told(after, ours, {"age": 31.0}), told(after, ours, {"age": 55.0})) > 1e-2
+
+
+def test_the_same_numbers_stay_to_the_bit_and_others_are_named():
+    before = make(None, numbers=2)
+    after = make(None, seed=1, numbers=2)
+    assert with_numbers(before, after, [AGE, SIZE], [AGE, SIZE]) == []
+    assert all(map(torch.equal, before.state_dict().values(), after.state_dict().values()))
+    (said,) = with_numbers(before, after, [AGE, SIZE], [YEARS, SIZE])
+    assert "matched by name" in said
+    new, gone = with_numbers(before, after, [AGE, SIZE], [PRICE, SIZE])
+    assert new.endswith(": price") and gone.endswith(": age")
+    assert with_numbers(before, after, None, [PRICE, SIZE]) == []  # bare weights name nothing
+
+
+def test_a_network_starts_as_weights_without_numbers_and_the_reverse():
+    before, after = make(None), make(None, seed=1, numbers=2)
+    (said,) = with_numbers(before, after, [], [AGE, SIZE])
+    assert "yet to learn" in said
+    assert difference(told(after, [AGE, SIZE], {"age": 31.0}), told(before, [], {})) == 0
+    before, after = make(None, numbers=2), make(None, seed=1)
+    (said,) = with_numbers(before, after, [AGE, SIZE], [])
+    assert "no numbers" in said
+    assert difference(told(after, [], {}), told(before, [AGE, SIZE], {})) < 1e-5
+
+
+def test_layers_for_numbers_that_do_not_fit_are_named():
+    weights = make(None, numbers=2).state_dict()
+    weights["condition.numbers.2.bias"] = torch.zeros(3)
+    for numbers in ([], [AGE, SIZE]):
+        with pytest.raises(UserError, match=r"condition\.numbers\.2\.bias"):
+            match_weights(make(None, numbers=len(numbers)), weights, [], [], numbers=numbers)

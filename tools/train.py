@@ -99,7 +99,7 @@ OPTIONS: opt.Table = {
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
         Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
-        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise; lognormal: that of Karras et al., with more for details; not set: lognormal for drawings on a plain ground, min_snr for photographs and latents", decides=True),
+        Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise; lognormal: like that of Karras et al., with more for details; not set: lognormal for drawings on a plain ground, min_snr for photographs and latents", decides=True),
         Option("--time_steps",        None,            opt.TIME_STEPS,      "how time steps are drawn; weighted: in proportion to the weight of their loss; not set: weighted with lognormal, otherwise uniform", decides=True),
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
@@ -311,6 +311,7 @@ def load_images(args: Namespace, run: TrainingRun) -> DiffusedImages:
     anything is learned beside them.
     """
     from utils.data import load_image_set
+    from utils.image_facts import mode_of
     from utils.training.diffused_images import DiffusedImages
 
     autoencoder = find_autoencoder(args, run)
@@ -327,9 +328,10 @@ def load_images(args: Namespace, run: TrainingRun) -> DiffusedImages:
     if paired is not None:
         images = paired.images
     if autoencoder is not None and autoencoder.in_channels != images.channels:
+        fits = mode_of(autoencoder.in_channels)
         raise opt.UserError(
             f"the autoencoder {autoencoder.source} takes images of {autoencoder.in_channels} "
-            f"channels, and these have {images.channels}: --mode L makes them grey"
+            f"channels, and these have {images.channels}: --mode {fits} makes them fit"
         )
     condition, masks = choose_role(args, paired, autoencoder)
     args.conditional = images.is_labelled
@@ -467,7 +469,8 @@ def memory_lines(
         return []
     network = network_config(args, trained, earlier)
     try:
-        cost = cost_of(network, trained.size, args.checkpoint_activations)
+        has_averages = bool(run.options.ema_snapshots)
+        cost = cost_of(network, trained.size, args.checkpoint_activations, has_averages)
     except ValueError:  # refused later, with its own sentence
         return []
     needed = cost.memory(args.batch_size, run.precision.dtype)
@@ -491,6 +494,8 @@ def choose_recipe(
         chosen = Namespace(**{**vars(args), **values})
         return network_config(chosen, trained, earlier)
 
+    if given["channel_mult"] is not None:
+        check_divisible(trained, 2 ** (len(given["channel_mult"]) - 1))
     if trained.autoencoder is not None and given["augment"] is None:
         given["augment"] = 0.0
     if trained.autoencoder is None and given["loss_weight"] is None:
@@ -656,10 +661,17 @@ def network_config(args: Namespace, trained: DiffusedImages, earlier: dict) -> d
 
 def check_size(state: TrainState, source: DiffusedImages) -> None:
     """Raise UserError for sizes that the network, or the autoencoder before it, does not take."""
+    check_divisible(source, state.network.downsample_factor)
+
+
+def check_divisible(source: DiffusedImages, factor: int) -> None:
+    """Raise UserError where a network that divides its sides by `factor` does not take what the
+    diffusion sees, in terms of the images.
+    """
     from model.networks import check_image_size
 
     try:
-        check_image_size(*source.images.image_size, state.network.downsample_factor * source.factor)
+        check_image_size(*source.images.image_size, factor * source.factor)
     except ValueError as error:
         raise opt.UserError(str(error)) from None
 
@@ -960,6 +972,12 @@ def plan_remarks(
     remarks += filter(None, [enlarged_originals_remark(source.images)])
     if choice is not None:
         remarks += choice.remarks(length, source.factor)
+    of_data = opt.changed_options(args, OPTIONS["run and data"])
+    if args.joint_masks and "condition_drop" in of_data:
+        remarks.append(
+            f"--condition_drop {args.condition_drop:g} has no effect with --joint_masks: masks are "
+            "made, and steer nothing"
+        )
     if args.balance and not args.conditional:
         remarks.append("--balance has no effect: no classes are learned")
     if args.conditional and args.label_drop == 1:

@@ -206,6 +206,8 @@ def test_options_without_effect_are_named(script, images):
         (["--warmup_steps", 5, "--lr_func", "cosine"], "--warmup_steps 5 has no effect with"),
         (["--save_model_interval_epochs", 1], "1 has no effect without --save_model_interval"),
         (["--vis_interval_epochs", 1, "--vis", False], "1 has no effect without --vis"),
+        (["--image_format", "webp", "--vis", False], "webp has no effect without --vis"),
+        (["--cfg_scale", 3, "--vis", False], "has no effect without --vis or --eval_images"),
         (["--condition_drop", 0.3], "--condition_drop 0.3 has no effect without --condition_path"),
         (["--label_drop", 0.4, "--conditional", False], "0.4 has no effect without --conditional"),
         (["--allow_changes"], "--allow_changes True has no effect without --resume"),

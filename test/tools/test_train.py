@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, TINY, assert_equal_states, copy_some, metrics, wait_for_step
+from helpers import DEMO, ROOT, TINY, assert_equal_states, copy_some, metrics, wait_for_step
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -454,6 +454,26 @@ def test_a_few_seconds_choose_the_smallest_network_and_as_many_steps_as_fit(
     assert config["length"]["minutes"] == 0.1 and steps >= 10
     assert metrics(tmp_path / "results" / "a")[-1]["step"] == str(steps)
     assert config["network"]["channels"] == 32 and config["training"]["optim"] == "muon"
+
+
+def test_several_processes_choose_a_network_for_augmented_images(script, images, tmp_path):
+    """Few images are augmented, of which the networks that are timed are told too."""
+    options = ["--dataset_path", images, "--image_size", 8, "--minutes", 0.1, "--vis", "False"]
+    out = script("train", *options, "--distributed", "--world_size", 2).stdout
+    assert "preset      tiny" in out and "augment" in out
+    assert metrics(tmp_path / "results/demo")
+
+
+def test_the_end_within_an_epoch_is_of_the_epoch_that_has_begun(script, tmp_path):
+    """Its evaluation says so beside its row, and its preview has that number."""
+    options = ["--dataset_path", DEMO, *TINY, "--minutes", 0.05, "--eval_interval_epochs", 1]
+    script("train", *options)
+    run = tmp_path / "results/demo"
+    length = json.loads((run / "config.json").read_text())["config"]["length"]
+    rows = metrics(run)
+    assert length["epochs"] == 1 and len(rows) == length["total_steps"] < 1900 / 4
+    assert rows[-1]["held_out_loss"] and {row["epoch"] for row in rows} == {"1"}
+    assert [file.name for file in (run / "samples").iterdir()] == ["epoch_0001.png"]
 
 
 def test_one_folder_of_images_is_learned_without_classes(script, images, tmp_path):

@@ -21,15 +21,20 @@ NEEDS = [
     ("start_model_interval", -1, "save_model_interval"),
 ]
 
-# Options that have no effect without another, which then is worth a remark: (option, the other).
+# Options that have no effect without another, which then is worth a remark: (option, the others,
+# of which one is enough).
 IDLE_WITHOUT = [
-    ("allow_changes", "resume"),
-    ("save_model_interval_epochs", "save_model_interval"),
-    ("vis_interval_epochs", "vis"),
-    ("num_vis", "vis"),
-    ("condition_kind", "condition_path"),
-    ("condition_drop", "condition_path"),
-    ("label_drop", "conditional"),
+    ("allow_changes", ["resume"]),
+    ("save_model_interval_epochs", ["save_model_interval"]),
+    ("vis_interval_epochs", ["vis"]),
+    ("num_vis", ["vis"]),
+    ("image_format", ["vis"]),
+    ("sample_steps", ["vis", "eval_images"]),
+    ("timestep_spacing", ["vis", "eval_images"]),
+    ("cfg_scale", ["vis", "eval_images"]),
+    ("condition_kind", ["condition_path"]),
+    ("condition_drop", ["condition_path"]),
+    ("label_drop", ["conditional"]),
 ]
 
 OF_THE_OUTPUT = "saving, evaluation and previews"  # a group of each table
@@ -117,10 +122,7 @@ def choose_average(args: Namespace, table: Table) -> None:
 def idle_remarks(args: Namespace, table: Table) -> list[str]:
     """Remarks on options that do nothing beside others."""
     usual = {option.name: checked_default(option) for option in options_of(table)}
-    remarks = []
-    for name, other in IDLE_WITHOUT:
-        if name in usual and getattr(args, name) != usual[name] and not getattr(args, other):
-            remarks.append(f"--{name} {getattr(args, name)} has no effect without --{other}")
+    remarks = _without_others(args, usual)
     if args.warmup_steps != usual["warmup_steps"] and args.lr_func != WITH_WARMUP:
         remarks.append(
             f"--warmup_steps {args.warmup_steps} has no effect with --lr_func {args.lr_func}"
@@ -154,6 +156,18 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
             f"--gradient_compression {args.gradient_compression} has no effect without "
             "--distributed: one process exchanges no gradients"
         )
+    return remarks
+
+
+def _without_others(args: Namespace, usual: Mapping[str, Any]) -> list[str]:
+    """Remarks on options that need another one, which is not set."""
+    remarks = []
+    for name, others in IDLE_WITHOUT:
+        if name not in usual or getattr(args, name) == usual[name]:
+            continue
+        if not any(getattr(args, other, None) for other in others):
+            needed = " or ".join(f"--{other}" for other in others)
+            remarks.append(f"--{name} {getattr(args, name)} has no effect without {needed}")
     return remarks
 
 

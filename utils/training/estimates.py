@@ -3,7 +3,7 @@ have shapes and no numbers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ BACKWARD = 2  # times the operations of a forward pass
 
 BYTES = 4  # of a number in 32 bits
 COPIES_OF_WEIGHTS = 5  # weights, gradients, EMA, two moments
+FURTHER_AVERAGES = 2  # with --ema_snapshots
 
 # What a step takes beside the weights, as a share of `activations`: those themselves, their
 # gradients and what convolutions work in. Measured: 1.45 at 64x64 and 1.7 at 28x28 in 32 bits, 0.94
@@ -31,12 +32,13 @@ class NetworkCost:
     parameters: int
     operations: float  # floating-point, of a forward and a backward pass
     activations: int  # bytes kept for the backward pass, in 32 bits
+    copies: int = COPIES_OF_WEIGHTS  # of the parameters
 
     def memory(self, images: int, dtype: torch.dtype) -> float:
         """Bytes that training takes, about, with so many images in a forward pass, computed in that
         number format.
         """
-        of_weights = COPIES_OF_WEIGHTS * BYTES * self.parameters
+        of_weights = self.copies * BYTES * self.parameters
         return of_weights + images * self.activations * SHARE_OF_ACTIVATIONS[dtype]
 
     def most_images(self, memory: float, dtype: torch.dtype) -> float:
@@ -46,10 +48,14 @@ class NetworkCost:
 
 
 def cost_of(
-    network: dict[str, Any], size: tuple[int, int], checkpointed: Sequence[int] = ()
+    network: dict[str, Any],
+    size: tuple[int, int],
+    checkpointed: Sequence[int] = (),
+    has_averages: bool = False,
 ) -> NetworkCost:
     """The cost of a denoiser on images (or latents) of that height and width. Of the levels that
-    are `checkpointed`, activations are not kept.
+    are `checkpointed`, activations are not kept. `has_averages`: whether two further ones are kept
+    beside the EMA.
 
     Raises ValueError for a network that cannot be built, or does not take the size.
     """
@@ -58,7 +64,8 @@ def cost_of(
         checkpoint_activations(built, checkpointed)
         image = torch.empty(1, network["in_channels"], *size)
         t = torch.zeros(1, dtype=torch.long)
-    return _cost_of_call(built, image, t)
+    cost = _cost_of_call(built, image, t)
+    return replace(cost, copies=cost.copies + FURTHER_AVERAGES * has_averages)
 
 
 def cost_of_autoencoder(network: dict[str, Any], size: tuple[int, int]) -> NetworkCost:

@@ -195,7 +195,7 @@ class TrainingLoop:
         """Evaluate the averaged network and draw a preview of it, as far as they are due. A resumed
         run does only what an interruption prevented.
         """
-        state, epoch = self.state, self.schedule.epoch(self.state.step)
+        state, epoch = self.state, self.schedule.epoch_of(self.state.step)
         if self.evaluate is not None and self.schedule.evaluation_is_due(state.step):
             if not (resumed and self.recorder.has_evaluation(state.step)):
                 self.recorder.evaluation(self.evaluate(state.ema.network, state.step), epoch)

@@ -91,9 +91,21 @@ class HeldOutLoss:
         # Latents are encoded once, which takes longer than their loss.
         self._latents: tuple[Tensor, Tensor | None] | None = None
         if isinstance(task.codec, LatentCodec):
-            self._latents = task.encode(self._pixels.to(precision.device))
+            self._latents = self._encoded()
         self._labels = torch.cat([held_out.labels, training.labels])
         self._numbers = held_out.numbers + training.numbers
+
+    def _encoded(self) -> tuple[Tensor, Tensor | None]:
+        """All images and their conditions as latents; a part at a time, since the pixels of label
+        maps take as many numbers as there are labels.
+        """
+        latents, conditions = [], []
+        for pixels in self._pixels.split(self.batch_size):
+            image, condition = self.task.encode(pixels.to(self.precision.device))
+            latents.append(image)
+            if condition is not None:
+                conditions.append(condition)
+        return torch.cat(latents), torch.cat(conditions) if conditions else None
 
     @property
     def measure(self) -> str:

@@ -19,6 +19,7 @@ from utils.data.latents import (
     load_latents,
     shape_of,
 )
+from utils.free_memory import give_back_memory
 from utils.ranks import Ranks
 from utils.runs.autoencoders import StoredAutoencoder
 from utils.training.latent_statistics import MOST_MEASURED
@@ -89,7 +90,9 @@ def seconds_of_encoding(
     encode_in_ram()  # the first call of a network takes longer
     start = time.perf_counter()
     encode_in_ram()
-    return (time.perf_counter() - start) / len(some) * to_encode
+    seconds = time.perf_counter() - start
+    give_back_memory()  # what it took is free for the run, which asks how much there is
+    return seconds / len(some) * to_encode
 
 
 def _is_missing(images: ImageSet, codec: LatentCodec, flip: bool, cache: str) -> bool:

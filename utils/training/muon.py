@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
         matrices = matrices_of(network)
         chosen = {id(matrix) for matrix in matrices}
         others = [p for p in network.parameters() if id(p) not in chosen]
-        fused = matrices[0].device.type in FUSES_ADAMW if matrices else False
+        fused = next(network.parameters()).device.type in FUSES_ADAMW
         groups = [
             {"params": matrices, "is_muon": True, "fused": False},
             {"params": others, "is_muon": False, "fused": fused},

@@ -113,7 +113,12 @@ class RecipeChoice:
         """
         if preset not in self._costs:
             values = options_of(preset, self.size, self.given, self.images, self.known)
-            self._costs[preset] = cost_of(self.network_of(values), self.size, self.checkpointed)
+            self._costs[preset] = cost_of(
+                self.network_of(values),
+                self.size,
+                self.checkpointed,
+                has_averages=bool(self.run.options.ema_snapshots),
+            )
         return self._costs[preset]
 
     def _is_possible(self, preset: str) -> bool:

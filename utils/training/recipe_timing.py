@@ -66,6 +66,7 @@ def seconds_of_recipe(
         PixelCodec(),
         network["num_classes"] is not None,
         condition=stand_in,
+        augment=values["augment"],
     )
     blank = BlankImages((planes, *size))
     return Stepping(options, run.precision, run.ranks).seconds(state, task, blank)

@@ -188,16 +188,19 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
         contents = read_checkpoint(file)
     are_images = state.config.get("codec", PIXELS) == PIXELS
     previous_names: list[str] | None = None
+    previous_numbers: list[dict] | None = None
     if "config" in contents:
         checkpoint = Checkpoint.parse(contents, file)
         checkpoint.check_kind(state.kind)
         check_architecture(checkpoint, state)
         remarks += function_differences(checkpoint.config["network"], state.config["network"])
         previous_names = checkpoint.class_names
+        previous_numbers = checkpoint.numbers
         theirs, ours = (config.get("diffusion", {}) for config in (checkpoint.config, state.config))
         remarks += process_differences(theirs, ours)
         codecs = [config.get("codec", PIXELS) for config in (checkpoint.config, state.config)]
         remarks += codec_differences(*codecs)
+        remarks += condition_differences(checkpoint.condition, state.config.get("condition"))
         are_images = all(codec == PIXELS for codec in codecs)
         weights = checkpoint.ema or checkpoint.network
     else:
@@ -207,8 +210,17 @@ def pretrain(state: TrainState, file: Path) -> list[str]:
     if state.kind == "upscaler":
         weights, of_another_scale = with_own_enlarging(state.network, weights)
         remarks += of_another_scale
-    names = state.config["data"]["class_names"]
-    matched, said = match_weights(state.network, weights, names, previous_names, file, are_images)
+    data = state.config["data"]
+    matched, said = match_weights(
+        state.network,
+        weights,
+        data["class_names"],
+        previous_names,
+        file,
+        are_images,
+        data.get("numbers", []),
+        previous_numbers,
+    )
     check_finite(matched, file)
     averages = [] if state.averages is None else state.averages.averages
     for network in (state.network, *(average.network for average in (state.ema, *averages))):
@@ -272,6 +284,23 @@ def inputs_in_words(codec: dict) -> str:
         labels = name_list(map(str, codec.get("values", [])))
         return f"images with masks of the labels {labels}"
     return "grey of 16 bits" if name == Grey16Codec.name else "pixels"
+
+
+def condition_differences(theirs: dict | None, ours: dict | None) -> list[str]:
+    """A remark on a network that was steered by other images than those of this run, if it was;
+    where either is not steered at all, what becomes of its weights is said with them.
+    """
+    if theirs is None or ours is None:
+        return []
+    before, now = map(condition_in_words, (theirs, ours))
+    return [] if before == now else [f"the weights were steered by {before}, this run is by {now}"]
+
+
+def condition_in_words(condition: dict) -> str:
+    """The images that steer a network, by the config of their condition."""
+    if "values" in condition:
+        return f"maps of the labels {name_list(map(str, condition['values']))}"
+    return "grey pictures" if condition.get("planes") == 1 else "colour pictures"
 
 
 def whole_process(diffusion: dict) -> dict:

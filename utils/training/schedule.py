@@ -1,5 +1,6 @@
 """What is due at which step."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ class Schedule:
     def epoch(self, step: int) -> int:
         """Whole epochs completed after `step` steps."""
         return step // self.steps_per_epoch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, counted from 1, that the last of `step` steps belongs to."""
+        return math.ceil(step / self.steps_per_epoch)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch ends, or the run begins, after so many steps."""

@@ -1,13 +1,12 @@
 """All that changes during training, and goes into a checkpoint."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.ema import EMA, PowerAverages
 from utils.runs.checkpoint import Checkpoint
@@ -119,11 +118,13 @@ class TrainState:
         return ""
 
     def snapshot(self) -> dict[str, Any]:
-        """A copy of all that a step changes, for `put_back`."""
-        objects = {name: copy.deepcopy(getattr(self, name).state_dict()) for name in OBJECTS}
+        """A copy of all that a step changes, for `put_back`; on the host, since a GPU may have no
+        room for it.
+        """
+        objects = {name: copied_to_host(getattr(self, name).state_dict()) for name in OBJECTS}
         averages = None
         if self.averages is not None:
-            averages = copy.deepcopy(self.averages.state_dict())
+            averages = copied_to_host(self.averages.state_dict())
         return {**objects, "averages": averages, "guide": self.guide, "step": self.step}
 
     def put_back(self, snapshot: dict[str, Any]) -> None:
@@ -142,6 +143,17 @@ class TrainState:
         weights = [value for network in networks for value in network.state_dict().values()]
         finite = torch.stack([weight.isfinite().all() for weight in weights])
         return bool(finite.all())
+
+
+def copied_to_host(value: Any) -> Any:
+    """A copy of a state_dict whose tensors lie on the host."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: copied_to_host(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied_to_host(each) for each in value)
+    return value
 
 
 def halved(weights: dict) -> dict:

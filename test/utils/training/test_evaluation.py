@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.codecs import PixelCodec
+from model.codecs import LatentCodec, PixelCodec
+from model.condition import LatentLabelCondition
 from model.diffusion import GaussianDiffusion
 from model.networks import build_network
 from model.randomness import mix
@@ -213,3 +214,35 @@ def test_images_that_cannot_be_read_any_more_are_named():
     images = [(torch.zeros(1, 8, 8), 0, 0), ReadError("a.png has changed")]
     with pytest.raises(ReadError, match=r"a\.png has changed"):
         SampleOfImages.of(images, np.array([0, 1]))
+
+
+def test_label_maps_beside_latents_are_encoded_a_part_at_a_time():
+    """Their pixels take as many numbers as there are labels."""
+    network = build_network(
+        {
+            "name": "autoencoder",
+            "in_channels": 1,
+            "latent_channels": 2,
+            "block_out_channels": [8, 8],
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+        }
+    ).eval()
+    condition = LatentLabelCondition([0, 1], factor=2)
+    task = small_task()
+    task.codec, task.condition = LatentCodec(network, [0.0, 0.0], [1.0, 1.0]), condition
+    asked = []
+    task.encode = lambda pixels: asked.append(len(pixels)) or DiffusionTask.encode(task, pixels)
+    steered = [
+        SampleOfImages(torch.cat([each.pixels, each.pixels % 2], dim=1), each.labels, each.numbers)
+        for each in (sample(5, 1), sample(5, 2))
+    ]
+    precision = Precision(torch.float32, torch.device("cpu"))
+    measure = HeldOutLoss(task, *steered, precision, Ranks(), 4, seed=3)
+    assert asked == [4, 4, 2]
+    latents, conditions = measure._latents
+    whole = torch.cat([each.pixels for each in steered])
+    for found, expected in zip(
+        (latents, conditions), DiffusionTask.encode(task, whole), strict=True
+    ):
+        assert (found - expected).abs().max() < 1e-5

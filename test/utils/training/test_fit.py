@@ -147,6 +147,12 @@ def test_what_a_run_saves_and_reports():
     assert recorder.ended == ["finished 12"]
 
 
+def test_an_epoch_that_has_begun_has_its_own_number():
+    schedule = Schedule(10, 4, learning_rate=lambda step: 0.0)
+    assert [schedule.epoch_of(step) for step in (1, 4, 5, 8, 10)] == [1, 1, 2, 2, 3]
+    assert [schedule.epoch(step) for step in (1, 4, 5, 8, 10)] == [0, 1, 1, 2, 2]
+
+
 def step_of(network, step):
     """In the place of an evaluation."""
     return step

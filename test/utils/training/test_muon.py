@@ -313,3 +313,10 @@ def test_a_quadratic_is_minimised():
         network.bias.grad = torch.zeros(20)
         optimizer.step()
     assert (network.weight - target).abs().max() < 0.05
+
+
+def test_a_network_without_matrices_is_moved_as_fast():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    optimizer = Muon(network, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 2]
+    assert optimizer.param_groups[1]["fused"]

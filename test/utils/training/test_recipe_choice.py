@@ -45,7 +45,7 @@ def choose(
 
     monkeypatch.setattr(RecipeChoice, "_measure", measure)
     run = SimpleNamespace(
-        options=SimpleNamespace(minutes=minutes, epochs=epochs),
+        options=SimpleNamespace(minutes=minutes, epochs=epochs, ema_snapshots=0),
         seconds_ahead=ahead,
         ranks=Ranks(),
         free_memory=lambda: memory,
@@ -330,7 +330,7 @@ def test_a_network_whose_steps_run_out_of_memory_is_passed_over(monkeypatch):
 
     def chosen():
         run = SimpleNamespace(
-            options=SimpleNamespace(minutes=600, epochs=1),
+            options=SimpleNamespace(minutes=600, epochs=1, ema_snapshots=0),
             seconds_ahead=0.0,
             ranks=Ranks(),
             free_memory=lambda: 100e9,

@@ -30,8 +30,9 @@ def in_tiles(
             rows = slice(top * unit_in, (top + tile) * unit_in)
             columns = slice(left * unit_in, (left + tile) * unit_in)
             y = function(x[:, :, rows, columns])
-            down = side_weights(y.shape[2], top * unit_out, height * unit_out, overlap * unit_out)
-            across = side_weights(y.shape[3], left * unit_out, width * unit_out, overlap * unit_out)
+            shared = overlap * unit_out
+            down = side_weights(y.shape[2], top * unit_out, height * unit_out, shared, y.device)
+            across = side_weights(y.shape[3], left * unit_out, width * unit_out, shared, y.device)
             weight = (down[:, None] * across).to(y)  # (tile height, tile width)
             if total is None:  # now that the number of channels is known
                 total = y.new_zeros(*y.shape[:2], height * unit_out, width * unit_out)
@@ -52,14 +53,17 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
 
 
-def side_weights(tile: int, start: int, length: int, overlap: int) -> Tensor:
-    """(tile,) weights along one side of a tile that begins at `start` of a side of `length`.
+def side_weights(
+    tile: int, start: int, length: int, overlap: int, device: torch.device | None = None
+) -> Tensor:
+    """(tile,) weights along one side of a tile that begins at `start` of a side of `length`, made
+    on the device, for which a copy from the host would wait.
 
     1 in the middle and towards the border of the image; towards another tile they fall to 0.
     """
     context = overlap // 4
-    places = torch.arange(tile) + 0.5
-    from_edge = torch.full((tile,), torch.inf)
+    places = torch.arange(tile, device=device) + 0.5
+    from_edge = torch.full((tile,), torch.inf, device=device)
     if start > 0:
         from_edge = places
     if start + tile < length:

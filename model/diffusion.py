@@ -167,6 +167,11 @@ class GaussianDiffusion:
         alphas_squared, sigmas_squared = signal_and_noise(
             noise_schedule, noise_steps, beta_start, beta_end, noise_shift, zero_terminal_snr
         )
+        if (alphas_squared[:-1] == 0).any() or (sigmas_squared == 0).any():
+            raise ValueError(
+                "some time steps before the last one are pure noise, or some have no noise, as far "
+                "as 64 bits can tell: beta_start, beta_end or noise_shift is too extreme"
+            )
         if prediction == "eps" and alphas_squared[-1] == 0:
             raise ValueError(
                 "prediction eps says nothing about the image at the last time step, which is pure "
@@ -183,7 +188,9 @@ class GaussianDiffusion:
 
     def transition(self, t: Tensor, t_prev: Tensor) -> tuple[Tensor, Tensor]:
         """q(x_t | x_t_prev) is normal about k x_t_prev: k^2 and its variance, each (B,1,1,1)."""
-        kept = self.levels.alpha_squared(t) / self.levels.alpha_squared(t_prev)
+        before = self.levels.alpha_squared(t_prev)
+        # In the 32 bits of MPS more than the last time step may have no signal.
+        kept = self.levels.alpha_squared(t) / before.clamp(min=torch.finfo(before.dtype).tiny)
         added = self.levels.sigma_squared(t) - kept * self.levels.sigma_squared(t_prev)
         return kept, added.clamp(min=0)
 
@@ -232,7 +239,7 @@ class GaussianDiffusion:
             t = (uniform * self.noise_steps).long()
         else:
             shares = self.time_density(weight).cumsum(0) / self.noise_steps
-            t = torch.searchsorted(shares, uniform, right=True)
+            t = torch.searchsorted(shares.to(uniform.device), uniform, right=True)
         return t.clamp(max=self.noise_steps - 1)
 
     def time_density(self, weight: str) -> Tensor:
@@ -289,7 +296,8 @@ class GaussianDiffusion:
         n = shape[0]
         draws = {"t": self.sample_time_steps(n, generator, weight)}
         if weight != UNIFORM:
-            draws["density"] = self.time_density(weight)[draws["t"]].float()
+            density = self.time_density(weight).to(draws["t"].device)
+            draws["density"] = density[draws["t"]].float()
         if with_labels:
             draws["dropped"] = draw_uniform(n, generator) < label_drop
         draws["noise"] = draw_normal(n, shape[1:], generator)
@@ -343,7 +351,7 @@ class GaussianDiffusion:
         - "min_snr": min(SNR, 5) times the squared error of the image x0 (Hang et al. 2303.09556).
         - "lognormal": the squared error of v, times how often the time step would be drawn if
           log(sigma / alpha) were normal (`lognormal_density`). That is the loss of Karras et al.
-          2206.00364, with a somewhat noisier mean.
+          2206.00364, with sigma_data = 1 and a somewhat noisier mean.
 
         The error of x0 is the one of v times sigma_t, and the one of eps divided by the root of the
         SNR.

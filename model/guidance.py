@@ -51,7 +51,7 @@ def null_of(network: Callable, labels: Any) -> int:
     if labels is None or len(labels) == 0:
         return NO_LABEL
     first = labels[0]
-    is_row = first.dim() > 0 if isinstance(first, Tensor) else isinstance(first, list | tuple)
+    is_row = first.ndim > 0 if hasattr(first, "ndim") else isinstance(first, list | tuple)
     return NO_LABEL if is_row else null_label(network)
 
 

@@ -87,10 +87,11 @@ def signal_and_noise(
     alphas_cumprod = torch.cumprod(1 - steps, dim=0)
     if zero_terminal_snr:
         alphas_cumprod = _without_terminal_signal(alphas_cumprod)
-    if noise_shift != 1:
-        noise = (1 - alphas_cumprod) * noise_shift**2
-        alphas_cumprod = alphas_cumprod / (alphas_cumprod + noise)
-    return alphas_cumprod, 1 - alphas_cumprod
+    if noise_shift == 1:
+        return alphas_cumprod, 1 - alphas_cumprod
+    noise = (1 - alphas_cumprod) * noise_shift**2
+    whole = alphas_cumprod + noise
+    return alphas_cumprod / whole, noise / whole
 
 
 def _flow(noise_steps: int, noise_shift: float) -> tuple[Tensor, Tensor]:

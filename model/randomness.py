@@ -66,7 +66,7 @@ def draw_stratified(n: int, generator: Generators) -> Tensor:
     uniform = draw_uniform(n, generator).double()
     if not isinstance(generator, BatchGenerators):
         return uniform
-    places = torch.tensor(generator.places, dtype=torch.float64)
+    places = torch.tensor(generator.places, dtype=torch.float64, device=uniform.device)
     return (places + uniform) / generator.global_batch
 
 

@@ -11,7 +11,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     neither the host nor the device waits.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        # Pinned memory is a copy with the same strides, which an expanded tensor's cannot have.
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 

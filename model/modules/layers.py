@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -21,9 +22,18 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's, for groups of a single value too, which it refuses for one image and takes for two:
+    channels of 1 x 1 pixels, normalised one by one, are their bias.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
     """GroupNorm with `groups` groups; where they do not divide the channels, as many as do."""
-    return nn.GroupNorm(math.gcd(groups, channels), channels, eps)
+    return GroupNorm(math.gcd(groups, channels), channels, eps)
 
 
 def zero_init(layer: nn.Conv2d | nn.Linear) -> nn.Module:

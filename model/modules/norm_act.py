@@ -120,8 +120,10 @@ def _prepared(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """On a CPU both layouts have kernels, elsewhere one has."""
-    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """On a CPU both layouts have kernels, elsewhere one has. A slice of channels lies as the whole,
+    with gaps.
+    """
+    is_last = x.stride(1) == 1 and x.shape[1] > 1 and not x.is_contiguous()
     return torch.channels_last if is_last and _is_on_cpu(x) else torch.contiguous_format
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.modules.layers import activation
+from model.modules.layers import GroupNorm, activation
 from model.modules.norm_act import SILU, norm_act
 from model.modules.resample import Downsample, Upsample
 from model.networks.config import check_autoencoder_config, check_image_size
@@ -22,9 +22,9 @@ class ResBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, groups: int, act: str):
         super().__init__()
         self.act = activation(act)
-        self.norm1 = nn.GroupNorm(groups, c_in, NORM_EPS)
+        self.norm1 = GroupNorm(groups, c_in, NORM_EPS)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, c_out, NORM_EPS)
+        self.norm2 = GroupNorm(groups, c_out, NORM_EPS)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, NORM_EPS)
+        self.group_norm = GroupNorm(groups, channels, NORM_EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
             self.down_blocks.append(Level(before, width, blocks, groups, act, down=down))
             before = width
         self.mid_block = MidBlock(before, groups, act, mid_attends)
-        self.conv_norm_out = nn.GroupNorm(groups, before, NORM_EPS)
+        self.conv_norm_out = GroupNorm(groups, before, NORM_EPS)
         self.conv_out = nn.Conv2d(before, c_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
             up = i < len(widths) - 1
             self.up_blocks.append(Level(before, width, blocks, groups, act, up=up))
             before = width
-        self.conv_norm_out = nn.GroupNorm(groups, before, NORM_EPS)
+        self.conv_norm_out = GroupNorm(groups, before, NORM_EPS)
         self.conv_out = nn.Conv2d(before, c_out, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

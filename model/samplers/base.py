@@ -182,7 +182,7 @@ class BaseDiffusion(GaussianDiffusion):
         return Trajectory(
             settings=self.settings(),
             x=x,
-            history=self.new_history(x),
+            history=self.new_history(_in_full(x)),
             plans=(plan,) * n,
             position=(0,) * n,
             labels=_label_of_each(labels, n),
@@ -250,11 +250,12 @@ class BaseDiffusion(GaussianDiffusion):
             raise ValueError(
                 f"a trajectory of {trajectory.settings} was given to {self.settings()}"
             )
-        x = trajectory.x
+        x = _in_full(trajectory.x)
         prediction = self._guided(trajectory, output.to(x))
-        noise, generators = self._step_noise(trajectory)
+        noise, generators = self._step_noise(trajectory, x.dtype)
         t, t_prev, stage = trajectory.call_numbers
         x, x0, history = self.step(x, prediction, t, t_prev, stage, trajectory.history, noise)
+        x, x0 = x.to(trajectory.x), x0.to(trajectory.x)
         return trajectory.moved_on(x, history, generators), x0
 
     def _guided(self, trajectory: Trajectory, output: Tensor) -> Tensor:
@@ -272,7 +273,7 @@ class BaseDiffusion(GaussianDiffusion):
         )
 
     def _step_noise(
-        self, trajectory: Trajectory
+        self, trajectory: Trajectory, dtype: torch.dtype
     ) -> tuple[Tensor | None, tuple[torch.Generator, ...]]:
         """Noise for each image (B,C,H,W), from its own generator, and the generators afterwards.
 
@@ -289,8 +290,7 @@ class BaseDiffusion(GaussianDiffusion):
                 for generator, (_, t_prev, _) in zip(generators, trajectory.calls, strict=True)
             ]
         )
-        on_device = to_device(noise, trajectory.x.device).to(trajectory.x.dtype)
-        return on_device, generators
+        return to_device(noise, trajectory.x.device).to(dtype), generators
 
     # --- The one sampling loop ---
 
@@ -338,6 +338,8 @@ class BaseDiffusion(GaussianDiffusion):
         for labels that the network does not have.
         """
         null = null_of(network, labels)
+        if labels is not None:
+            check_rows(labels, network)
         start = self.start(
             n,
             image_size,
@@ -356,6 +358,11 @@ class BaseDiffusion(GaussianDiffusion):
                 if callback is not None:
                     callback(done, trajectory.x, x0)
         return self.finished_images(trajectory)
+
+
+def _in_full(x: Tensor) -> Tensor:
+    """x as a step is computed with it: in 16 bits, guidance would be mostly rounding."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def per_image(mask: Tensor) -> Tensor:
@@ -385,6 +392,23 @@ def check_labels(labels: Labels, num_classes: int) -> None:
     ]
     if any(not 0 <= label <= num_classes for label in numbers):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {numbers}")
+
+
+def check_rows(labels: Labels, network: Callable) -> None:
+    """Raise ValueError where rows, which begin with the network's numbers, hold labels outside
+    0..num_classes-1; NaN means none.
+    """
+    network = getattr(network, "module", network)
+    num_classes = getattr(network, "num_classes", None)
+    if num_classes is None:
+        return  # such a network says itself what it does not take
+    count = getattr(network, "config", {}).get("numbers", 0)
+    for row in _plain(labels):
+        if not isinstance(row, list | tuple):
+            continue
+        wrong = [label for label in row[count:] if not (label != label or 0 <= label < num_classes)]
+        if wrong:
+            raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {wrong}")
 
 
 def _plain(values: Tensor | Sequence) -> list:

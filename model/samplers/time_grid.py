@@ -1,5 +1,6 @@
 """Which time steps a sampler visits."""
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 
@@ -93,5 +94,9 @@ def _grid_along(
 
 
 def _nearest(log_ratios: Sequence[float], wanted: float) -> int:
-    """The place of the value nearest to the wanted one."""
-    return min(range(len(log_ratios)), key=lambda t: abs(log_ratios[t] - wanted))
+    """The place of the value nearest to the wanted one, among ascending ones; of two as near, the
+    first.
+    """
+    above = bisect.bisect_left(log_ratios, wanted)
+    around = range(max(0, above - 1), min(above + 1, len(log_ratios)))
+    return min(around, key=lambda t: abs(log_ratios[t] - wanted))

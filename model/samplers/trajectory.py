@@ -89,8 +89,11 @@ class Trajectory:
         return replace(self, x=x, history=history, position=position, generators=generators)
 
     def select(self, indices: Sequence[int] | Tensor) -> "Trajectory":
-        """The images at these places, in this order. A mask (B,) bool works too."""
-        places = _places(indices)
+        """The images at these places, in this order. A mask (B,) bool works too.
+
+        Raises ValueError for a mask of another length.
+        """
+        places = _places(indices, len(self))
         index = numbers_on(places, self.x.device, torch.long)
         return Trajectory(
             settings=self.settings,
@@ -145,9 +148,12 @@ class Trajectory:
         return (self.settings, self.x.shape[1:], self.x.dtype, self.null_label, condition)
 
 
-def _places(indices: Sequence[int] | Sequence[bool] | Tensor) -> list[int]:
-    """Places as numbers. (A tensor here is the caller's, on the CPU: such as `done`.)"""
-    numbers = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-    if all(isinstance(number, bool) for number in numbers):
+def _places(indices: Sequence[int] | Sequence[bool] | Tensor, n: int) -> list[int]:
+    """Places among n as numbers. (A tensor here is the caller's, on the CPU: such as `done`.)"""
+    numbers = indices.tolist() if hasattr(indices, "tolist") else list(indices)
+    numbers = [each.item() if hasattr(each, "item") else each for each in numbers]  # of numpy
+    if numbers and all(isinstance(number, bool) for number in numbers):
+        if len(numbers) != n:
+            raise ValueError(f"a mask of {len(numbers)} images was given for {n}")
         return [place for place, chosen in enumerate(numbers) if chosen]
     return [int(number) for number in numbers]

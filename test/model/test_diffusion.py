@@ -211,3 +211,31 @@ def test_other_generators_draw_as_before():
     diffusion = GaussianDiffusion(noise_steps=4)
     generators = [torch.Generator().manual_seed(5) for _ in range(6)]
     assert len(set(diffusion.sample_time_steps(6, generators).tolist())) == 1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_small_noise_shift_keeps_its_digits(schedule):
+    """sigma^2 / alpha^2 is that of the process without it, times the square of the shift."""
+    plain = GaussianDiffusion(noise_schedule=schedule, prediction="v")
+    shifted = GaussianDiffusion(noise_schedule=schedule, prediction="v", noise_shift=1e-6)
+    ratios = [each.levels.sigmas_squared / each.levels.alphas_squared for each in (plain, shifted)]
+    assert ((ratios[1] / ratios[0] / 1e-12) - 1).abs().max() < 1e-12
+    assert shifted.time_density("lognormal").isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"beta_end": 0.99}, {"beta_start": 1e-17}])
+def test_processes_beyond_64_bits_are_refused(options):
+    with pytest.raises(ValueError, match="too extreme"):
+        GaussianDiffusion(prediction="v", **options)
+
+
+def test_where_32_bits_see_no_signal_nothing_is_undefined():
+    """On MPS, whose tables have 32 bits."""
+    diffusion = GaussianDiffusion(noise_schedule="sqrt", noise_steps=100, prediction="v")
+    cpu = torch.device("cpu")
+    tables = diffusion.levels._tables_for(cpu)
+    diffusion.levels._tables[cpu] = {name: table.float() for name, table in tables.items()}
+    t = torch.arange(100)
+    kept, added = diffusion.transition(t, t - 1)
+    assert kept.isfinite().all() and added.isfinite().all()
+    assert diffusion.levels.alpha_squared(torch.tensor([99])) == 0

@@ -138,3 +138,34 @@ def test_a_network_keeps_less_than_two_thirds(monkeypatch):
     for place in ("model.modules.resblock.norm_act", "model.networks.unet.norm_act"):
         monkeypatch.setattr(place, lambda norm, act, *tensors: three_operations(norm, *tensors))
     assert kept < 2 / 3 * bytes_kept(lambda: network(x, t))
+
+
+@pytest.mark.parametrize("is_modulated", [False, True])
+def test_a_slice_of_channels_lies_as_the_whole_does(is_modulated):
+    torch.manual_seed(0)
+    norm = new_norm()
+    x, *more = inputs(torch.float32, torch.channels_last, is_modulated)
+    whole = torch.cat([x, x + 1], dim=1).contiguous(memory_format=torch.channels_last)
+    part = whole[:, : x.shape[1]]
+    assert not part.is_contiguous() and part.stride(1) == 1
+    assert module._layout(part) == torch.channels_last
+
+    def on_the_slice(function):
+        leaf = whole.clone().requires_grad_()
+        out = function(norm, leaf[:, : x.shape[1]], *more)
+        return [out, *torch.autograd.grad(out.square().sum(), [leaf, norm.weight, norm.bias])]
+
+    for expected, found in zip(on_the_slice(three_operations), on_the_slice(in_one), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_one_image_of_one_pixel_is_normalised_as_two_are():
+    """torch's own layer refuses a single value in each group."""
+    config = {"channels": 8, "channel_mult": [1, 2, 4], "attention_levels": [2], "head_channels": 8}
+    network = build_network(config).eval()
+    t = torch.zeros(2, dtype=torch.long)
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        both = network(x, t)
+        assert (network(x[:1], t[:1]) - both[:1]).abs().max() < 1e-5
+    network.train()(x[:1], t[:1]).sum().backward()

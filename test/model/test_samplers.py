@@ -11,7 +11,7 @@ from helpers import ROOT
 
 from model.noise_schedule import NOISE_SCHEDULES, betas
 from model.samplers import DDIM, DDPM, PLMS, SAMPLERS, build_sampler
-from model.samplers.time_grid import time_grid
+from model.samplers.time_grid import _nearest, time_grid
 from utils.generation import load_for_inference
 
 T = 1000
@@ -539,3 +539,13 @@ def test_an_image_is_the_same_in_any_batch_after_1000_steps(name, scale, dtype, 
     together = diffusion.sample(network, 3, labels=[0, 4, 7], seeds=[1, 2, 3], x_T=x_T, **options)
     alone = diffusion.sample(network, 1, labels=[4], seeds=[2], x_T=x_T[1:2], **options)
     assert (alone[0] - together[1]).abs().max() < bound
+
+
+def test_the_nearest_time_step_is_found():
+    chance = torch.Generator().manual_seed(0)
+    ratios = torch.randn(50, generator=chance).sort().values.tolist()
+    halfway = [(a + b) / 2 for a, b in zip(ratios, ratios[1:], strict=False)]
+    for wanted in [*ratios, *halfway, -9.0, 9.0, *torch.randn(50, generator=chance).tolist()]:
+        expected = min(range(len(ratios)), key=lambda t: abs(ratios[t] - wanted))
+        assert _nearest(ratios, wanted) == expected
+    assert _nearest([-1.0, math.inf], 5.0) == 0

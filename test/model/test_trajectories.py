@@ -336,3 +336,52 @@ def test_evaluation_mode_gives_each_part_its_mode_back():
     wrapper = Wrapper()
     DDIM(sample_steps=2).sample(wrapper, 1, SIZE, 1)
     assert wrapper.training and network[0].training and not network[1].training
+
+
+def test_masks_of_numpy_and_of_the_wrong_length():
+    sampler = DDIM(**CONFIG, sample_steps=2)
+    trajectory = sampler.start(3, SIZE, 1, [0, 1, 2], seeds=[0, 1, 2])
+    mask = np.array([True, False, True])
+    for chosen in (mask, list(mask), mask.tolist(), torch.from_numpy(mask), np.array([0, 2])):
+        assert trajectory.select(chosen).labels == (0, 2)
+    with pytest.raises(ValueError, match="a mask of 2 images was given for 3"):
+        trajectory.select(mask[:2])
+
+
+@pytest.mark.parametrize("row", [(7.0,), (-1.0,), (0.0, 3.0)])
+def test_rows_hold_labels_that_the_network_has(row):
+    network = small_network(torch.float32)
+    sampler = DDIM(**CONFIG, sample_steps=1)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2"):
+        sampler.sample(network, 1, SIZE, 1, labels=[row])
+    sampler.sample(network, 2, SIZE, 1, labels=[(2.0, 0.0), (float("nan"), 1.0)])
+
+
+def test_rows_of_numbers_as_an_array():
+    network = build_network(
+        {"in_channels": 1, "numbers": 1, "channels": 8, "channel_mult": [1], "head_channels": 8}
+    )
+    sampler = DDIM(**CONFIG, sample_steps=1)
+    rows = np.array([[0.3], [1.5]])
+    found = sampler.sample(network, 2, SIZE, 1, labels=rows, seeds=[0, 1])
+    as_tuples = sampler.sample(network, 2, SIZE, 1, labels=[(0.3,), (1.5,)], seeds=[0, 1])
+    assert torch.equal(found, as_tuples)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "plms", "dpmpp2m", "unipc"])
+def test_images_in_16_bits_are_computed_in_32(name):
+    """A step of them is that of the same image in 32 bits, rounded once."""
+    network = small_network(torch.float32)
+    sampler = build_sampler(name, CONFIG, sample_steps=4)
+    noise = torch.randn(2, 1, *SIZE, generator=torch.Generator().manual_seed(1)).half()
+    trajectories = [
+        sampler.start(2, SIZE, 1, [0, 2], 3.0, seeds=[0, 1], x_T=x) for x in (noise, noise.float())
+    ]
+    for _ in range(2):  # the second one uses the history
+        x, t, labels = sampler.rows(trajectories[1])
+        output = network(x, t, labels)
+        (half, _), (full, _) = (sampler.update(each, output) for each in trajectories)
+        assert half.x.dtype == torch.float16
+        assert (half.x - full.x).abs().max() <= 2**-11 * full.x.abs().max()
+        assert all(value.dtype != torch.float16 for value in half.history.values())
+        trajectories = [half, full.__class__(**{**vars(full), "x": half.x.float()})]

@@ -98,7 +98,9 @@ def check_combination(args) -> None:
     if args.run is not None:
         if any(folder is not None for folder in folders) or args.paired:
             raise opt.UserError("--run judges a run alone: leave the folders and other tests out")
-        refuse(args, [*OPTIONS["figures"], *OF_A_NETWORK], "does nothing with --run")
+        of_a_machine = [row for row in OPTIONS["machine"] if row.name != "use_gpu"]
+        idle = [*OPTIONS["figures"], *OPTIONS["images of a network"], *of_a_machine]
+        refuse(args, idle, "does nothing with --run")
         return
     if args.real is None:
         raise opt.UserError("name two folders, REAL and GENERATED, or a run with --run")

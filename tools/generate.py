@@ -39,7 +39,7 @@ USUAL_BATCH = 32  # images per network call
 OPTIONS: opt.Table = {
     "what": [
         shared("--weight_path", "weight/demo.pt"),
-        shared("--num_images", None, "number of images; not set: 8, or one for each image in --condition; not used with --class_name -1"),
+        shared("--num_images", None, "number of images; not set: 8, with --invert 1, or one for each image in --condition; not used with --class_name -1"),
         shared("--class_name", None),
         Option("--numbers",        None,        opt.named_numbers,   "of a network that learned numbers from labels.csv: such as age=3.5,size=2"),
         Option("--condition",      None,        opt.path,            "image that steers, or folder of such: image i has condition i, and after the last one the first again"),
@@ -132,12 +132,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def usual_count(args) -> int:
     """How many images are made where nobody says how many."""
+    usual = 1 if args.invert is not None else USUAL_COUNT  # those of one noise are all the same
     if args.condition is None:
-        return USUAL_COUNT
+        return usual
     from utils.data.conditions import condition_files
 
     files = condition_files(args.condition)
-    return len(files) if args.condition.is_dir() else USUAL_COUNT
+    return len(files) if args.condition.is_dir() else usual
 
 
 def wishes_of(args):
@@ -159,8 +160,12 @@ def wishes_of(args):
 def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
     """On options that do nothing here, or cannot give good images."""
     from utils.generation import empty_interval, idle_guidance, sampling_remarks
+    from utils.processes_of_others import is_one_of_several
 
     remarks = []
+    is_alone = not (args.distributed or is_one_of_several())
+    if is_alone and "world_size" in opt.changed_options(args, OPTIONS["machine"]):
+        remarks.append(f"--world_size {args.world_size} has no effect without --distributed")
     if not checkpoint.knows_several_labels and not are_plain(labels):
         remarks.append(
             "the network has seen images of one class each: what it makes of several is a guess"
@@ -179,7 +184,7 @@ def generate(args, ranks) -> None:
     from utils.devices import choose_device, choose_precision
     from utils.generation import ImageGenerator
     from utils.overview_pictures import Overviews
-    from utils.runs.folder import new_folder
+    from utils.runs.folder import shared_results_folder
 
     # Weights and their metadata
     device = choose_device(args.use_gpu, ranks)
@@ -204,37 +209,36 @@ def generate(args, ranks) -> None:
     edit = choose_edit(args, generator, sampling, labels, count)
     steering = choose_conditions(args, generator, count, ranks)
     copies = choose_copies(args, generator, ranks)
-    folder = new_folder(args.result_path, args.generate_name) if ranks.is_main else None
-    folder = ranks.gather(folder)[0]
     names = names_of(labels, checkpoint)
     settings = settings_of(args, sampling, generator, checkpoint, upscaler)
     files = file_names(args, count, steering)
     settle_batch(args, generator, count, ranks)
     overviews = Overviews(count, steering, is_film=args.interpolate is not None)
-    made = images_of(args, ranks, generator, labels, count, overviews.frames, edit, steering)
-    for place, pixels, mask in made:
-        about = about_image(args, place, names, steering, edit, pixels)
-        file = folder / files[place]
-        if copies is not None:
-            about |= copies.look_at(place, files[place], pixels)
-        if upscaler is not None:
-            pixels = upscaler.pixels(pixels[None])[0]
-        write_image(pixels, file, {**about, **settings})
-        height, width = pixels.shape[-2:]
-        if mask is not None:
-            pixels = write_mask(generator, mask, pixels, folder, place, about)
-        overviews.add(place, pixels)
+    with shared_results_folder(args.result_path, args.generate_name, ranks) as folder:
+        made = images_of(args, ranks, generator, labels, count, overviews.frames, edit, steering)
+        for place, pixels, mask in made:
+            about = about_image(args, place, names, steering, edit, pixels)
+            file = folder / files[place]
+            if copies is not None:
+                about |= copies.look_at(place, files[place], pixels)
+            if upscaler is not None:
+                pixels = upscaler.pixels(pixels[None])[0]
+            write_image(pixels, file, {**about, **settings})
+            height, width = pixels.shape[-2:]
+            if mask is not None:
+                pixels = write_mask(generator, mask, pixels, folder, place, about)
+            overviews.add(place, pixels)
 
-    # What shows them together
-    overviews.gather(ranks)
-    nearest = [] if copies is None else copies.everyones()
-    if not ranks.is_main:
-        return
-    opt.say(f"{images_in_words(count)} of {height}x{width} in {folder}")
-    verdict = "" if copies is None else copies.write(nearest, folder)
-    write_overviews(args, overviews, names, labels, folder, settings)
-    if verdict:
-        opt.say(verdict)
+        # What shows them together
+        overviews.gather(ranks)
+        nearest = [] if copies is None else copies.everyones()
+        if not ranks.is_main:
+            return
+        opt.say(f"{images_in_words(count)} of {height}x{width} in {folder}")
+        verdict = "" if copies is None else copies.write(nearest, folder)
+        write_overviews(args, overviews, names, labels, folder, settings)
+        if verdict:
+            opt.say(verdict)
 
 
 def images_in_words(count: int) -> str:

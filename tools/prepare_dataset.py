@@ -69,19 +69,30 @@ def main(argv: list[str] | None = None) -> None:
 
     dataset = load(args)
     counts: dict[str, int] = {}
-    try:
-        progress = progress_over(dataset, len(dataset), args.name, leave=True)
-        for i, (image, label) in enumerate(progress):
-            name = folder_name(dataset.classes[label])
-            if counts.get(name, 0) == args.per_class:
-                continue
+    progress = progress_over(images_of(dataset, args), len(dataset), args.name, leave=True)
+    for i, (image, label) in enumerate(progress):
+        name = folder_name(dataset.classes[label])
+        if counts.get(name, 0) == args.per_class:
+            continue
+        try:
             if name not in counts:
                 (out / name).mkdir(parents=True, exist_ok=True)
-            counts[name] = counts.get(name, 0) + 1
             image.save(out / name / f"{i:06d}.png")
-    except OSError as error:
-        raise opt.UserError(f"cannot write to {out}: {error.strerror or error}") from None
+        except OSError as error:
+            raise opt.UserError(f"cannot write to {out}: {error.strerror or error}") from None
+        counts[name] = counts.get(name, 0) + 1
     say(f"{sum(counts.values()):,} images in {len(counts)} classes under {out}")
+
+
+def images_of(dataset, args):
+    """Each image, decoded, and its label. Raises UserError where one cannot be read."""
+    for i in range(len(dataset)):
+        try:
+            image, label = dataset[i]
+            image.load()
+        except OSError as error:  # those of some sets are files, which are opened one by one
+            raise damaged(args, error) from None
+        yield image, label
 
 
 def load(args):
@@ -96,16 +107,20 @@ def load(args):
     except RuntimeError:  # "not found, use download=True"
         say(f"{args.name} is not in {args.source}: downloading")
     except Exception as error:  # of files that an interrupted download has left
-        raise opt.UserError(
-            f"the files of {args.name} in {args.source} are damaged ({error}): remove them, and "
-            "start again"
-        ) from None
+        raise damaged(args, error) from None
     try:
         return kind(args.source, download=True, **split(args.split))
     except Exception as error:  # whatever the network, the archive or the disk raise
         raise opt.UserError(
             f"{args.name} could not be downloaded to {args.source}: {error}"
         ) from None
+
+
+def damaged(args, error: Exception) -> opt.UserError:
+    return opt.UserError(
+        f"the files of {args.name} in {args.source} are damaged ({error}): remove them, and start "
+        "again"
+    )
 
 
 def check_packages(name: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -9,8 +11,14 @@ import torch
 from helpers import DEMO, ROOT
 from PIL import Image
 
+from utils.errors import UserError
 from utils.evaluation.same_seeds import Answer
-from utils.evaluation.sampler_comparison import Candidate, Result, recommended
+from utils.evaluation.sampler_comparison import (
+    Candidate,
+    Result,
+    recommended,
+    write_recommendation,
+)
 from utils.guidance_choice import Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import save_checkpoint
@@ -169,3 +177,30 @@ def test_missing_folder(script, weights, tmp_path):
     done = script("compare_samplers", weights, tmp_path / "nowhere", *options, status=2)
     assert "does not exist" in done.stderr
     assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_recommendation_goes_to_the_file_behind_a_link_and_to_no_run_that_is_trained(
+    weights, tmp_path
+):
+    run = tmp_path / "run"
+    run.mkdir()
+    file = run / "ema_last.pt"
+    weights.rename(file)
+    link = tmp_path / "link.pt"
+    link.symlink_to(file)
+    write_recommendation(link, Candidate("plms", "linspace", 7))
+    assert link.is_symlink()
+    assert Checkpoint.read(file).config["sampling"]["sample_steps"] == 7
+
+    held = "from utils.runs.safeguards import FolderLock; from pathlib import Path; "
+    held += f"lock = FolderLock(Path({str(run)!r})); print('held', flush=True); input()"
+    command = [sys.executable, "-c", held]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as trainer:
+        assert trainer.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="a run is being trained in"):
+            write_recommendation(link, Candidate("ddim", "trailing", 9))
+        trainer.stdin.close()
+    write_recommendation(link, Candidate("ddim", "trailing", 9))  # it has ended
+    assert Checkpoint.read(file).config["sampling"]["sample_steps"] == 9

@@ -132,6 +132,8 @@ def test_inversion(script, weights, tmp_path):
     common = ["--sample", "ddim", "--sample_steps", 20, "--class_name", "boot", "--cfg_scale", 1]
     made(script, tmp_path, weights, *common, name="own", count=1)
     file = tmp_path / "results/own/00000.png"
+    alone = ["--weight_path", weights, *common, "--invert", file]  # without a number of images
+    assert "1 image of 8x8" in script("generate", *alone, "--generate_name", "alone").stdout
     found, out = made(script, tmp_path, weights, *common, "--invert", file, name="again", count=1)
     error = float(re.search(r"differs by ([0-9.]+) of the range", out)[1])
     assert error < 0.05

@@ -156,6 +156,13 @@ def test_without_the_extra(pairs, tmp_path, capsys, monkeypatch):
     assert "pip install -r requirements-metrics.txt\n" in out and "\nPSNR " in out
 
 
+def test_options_may_stand_between_the_folders():
+    parsed = evaluate_script.build_parser().parse_args(["a", "--json", "x.json", "b"])
+    assert (parsed.real.name, parsed.generated.name, parsed.json.name) == ("a", "b", "x.json")
+    parsed = evaluate_script.build_parser().parse_args(["--run", "r"])
+    assert (parsed.real, parsed.generated, parsed.run.name) == (None, None, "r")
+
+
 def test_options_that_contradict_each_other(images, tmp_path):
     base = ["--result_path", str(tmp_path / "out"), "--use_gpu", "-1"]
     folder = str(images)
@@ -177,6 +184,7 @@ def test_options_that_contradict_each_other(images, tmp_path):
         ),
         (["--run", folder, "--num_images", "9"], "--num_images does nothing with --run"),
         (["--run", folder, "--feature_size", "99"], "--feature_size does nothing with --run"),
+        (["--run", folder, "--batch_size", "9"], "--batch_size does nothing with --run"),
         (
             [folder, folder, "--num_images", "500"],
             "nothing without --weight_path; --num_compared says how many",

@@ -1,5 +1,6 @@
 """export.py and folders of diffusers: the same images in both libraries."""
 
+import errno
 import json
 import re
 import shutil
@@ -17,10 +18,12 @@ from PIL import Image
 
 from model.samplers import build_sampler
 from utils.errors import UserError
+from utils.exchange import to_diffusers, to_files
 from utils.exchange.to_diffusers import scheduler_options
 from utils.generation import load_for_inference
+from utils.runs import safetensors
 from utils.runs.checkpoint import Checkpoint
-from utils.runs.files import read_checkpoint, save_checkpoint
+from utils.runs.files import read_checkpoint, read_metadata, save_checkpoint
 
 DEMO = ROOT / "weight/demo.pt"
 
@@ -125,6 +128,42 @@ def test_what_was_exported_as_safetensors_makes_the_same_images(script, tmp_path
     back, checkpoint = Checkpoint.read(tmp_path / "demo.safetensors"), Checkpoint.read(DEMO)
     assert back.config == json.loads(json.dumps(checkpoint.config))
     assert (back.guide is None) == (checkpoint.guide is None)
+
+
+def test_what_was_exported_as_safetensors_is_trained_further(script, tmp_path):
+    """Its network is rebuilt, though no preset has it."""
+    images = copy_some(tmp_path / "images")
+    data = ["--dataset_path", images, "--image_size", 8, "--epochs", 1, "--vis", "False"]
+    odd = ["--channels", 12, "--channel_mult", "1,2", "--norm_groups", 3, "--head_channels", 6]
+    script("train", *data, *odd, "--act", "gelu", "--batch_size", 4, "--run_name", "first")
+    weights = tmp_path / "results/first/ema_last.pt"
+    script("export", weights, tmp_path / "first.safetensors", "--format", "safetensors")
+    assert (
+        read_metadata(tmp_path / "first.safetensors")["config"] == read_metadata(weights)["config"]
+    )
+    for name, file in (("a", weights), ("b", tmp_path / "first.safetensors")):
+        start = ["--pretrain", "--pretrain_path", file, "--batch_size", 4]
+        script("train", *data, *start, "--run_name", name)
+    runs = [Checkpoint.read(tmp_path / "results" / name / "ckpt_last.pt") for name in ("a", "b")]
+    assert runs[0].config["network"] == runs[1].config["network"]
+    assert runs[0].config["network"]["norm_groups"] == 3
+    assert all(
+        torch.equal(runs[0].network[name], runs[1].network[name]) for name in runs[0].network
+    )
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoint = Checkpoint.read(DEMO)
+    monkeypatch.setattr(to_diffusers, "_write_json", full)
+    monkeypatch.setattr(safetensors, "sync_file", full)
+    with pytest.raises(OSError):
+        to_diffusers.export_pipeline(checkpoint, tmp_path / "folder", label=0)
+    with pytest.raises(OSError):
+        to_files.export_safetensors(checkpoint, tmp_path / "file.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_upscaler_exported_as_safetensors_upscales(script, tmp_path):

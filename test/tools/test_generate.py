@@ -413,6 +413,12 @@ def test_where_memory_runs_out_advice_is_given(weights, tmp_path, monkeypatch, b
     monkeypatch.setattr(generation.ImageGenerator, "call", lambda *inputs: torch.empty(2**50))
     with pytest.raises(TooLittleMemory, match=advice):
         generate_with(weights, tmp_path, "none", "--batch_size", batch)
+    assert not (tmp_path / "none").exists()
+
+
+def test_processes_that_are_not_started_are_named(weights, tmp_path, capsys):
+    assert generate_with(weights, tmp_path, "alone", "--world_size", 4) == 0
+    assert "--world_size 4 has no effect without --distributed" in capsys.readouterr().out
 
 
 def test_overviews_hold_copies_of_bounded_size():

@@ -56,6 +56,26 @@ def test_mistakes(script, tmp_path):
     assert "are damaged" in error and "remove them, and start again" in error
 
 
+def test_a_file_that_cannot_be_read_is_no_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    """Some sets are files, which torchvision opens one by one."""
+
+    class Files:
+        classes = ("a",)
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            if i == 1:
+                raise OSError("image file is truncated")
+            return Image.new("L", (8, 8)), 0
+
+    monkeypatch.setattr(prepare_dataset, "load", lambda args: Files())
+    with pytest.raises(UserError, match=r"are damaged \(image file is truncated\)"):
+        prepare_dataset.main(["mnist", "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 1
+
+
 def test_a_package_that_a_set_needs_is_named(monkeypatch):
     monkeypatch.setattr(prepare_dataset.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="flowers102 needs scipy: pip install scipy"):

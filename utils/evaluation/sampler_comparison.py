@@ -13,6 +13,7 @@ from utils.generation import ImageGenerator, Sampling
 from utils.guidance_choice import Guidance
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.files import save_checkpoint
+from utils.runs.folder import writing_beside_runs
 
 # What is taken for the exact solution of a network's flow.
 EXACT_SAMPLER = "unipc"
@@ -127,9 +128,15 @@ def recommended(results: Sequence[Result]) -> Result:
 def write_recommendation(file: Path, candidate: Candidate) -> None:
     """Make the candidate what a checkpoint is sampled with where nobody says how.
 
-    Raises UserError where the file is none of ours, OSError where the disk refuses it; then it is
-    as it was.
+    Raises UserError where the file is none of ours, or of a run that is being trained, OSError
+    where the disk refuses it; then it is as it was.
     """
+    file = file.resolve()  # not the link to it
+    with writing_beside_runs(file.parent):
+        _write_recommendation(file, candidate)
+
+
+def _write_recommendation(file: Path, candidate: Candidate) -> None:
     checkpoint = Checkpoint.read(file)
     checkpoint.config["sampling"] = {
         **checkpoint.config["sampling"],

@@ -1,6 +1,7 @@
 """A checkpoint -> a folder that diffusers' DDPMPipeline and DDIMPipeline load."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,12 +102,18 @@ def export_pipeline(
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    for name in ("unet", "scheduler"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    safetensors.write(_contiguous(weights), folder / "unet" / WEIGHTS)
-    _write_json(options, folder / "unet" / "config.json")
-    _write_json(scheduler, folder / "scheduler" / "scheduler_config.json")
-    _write_json(index, folder / "model_index.json")
+    # Under another name first: where the disk is full, or Ctrl-C is pressed, nothing is left.
+    half = folder.with_name(folder.name + ".tmp")
+    try:
+        for name in ("unet", "scheduler"):
+            (half / name).mkdir(parents=True, exist_ok=True)
+        safetensors.write(_contiguous(weights), half / "unet" / WEIGHTS)
+        _write_json(options, half / "unet" / "config.json")
+        _write_json(scheduler, half / "scheduler" / "scheduler_config.json")
+        _write_json(index, half / "model_index.json")
+        half.rename(folder)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def _exportable(checkpoint: Checkpoint, label: int | None, use_ema: bool) -> nn.Module:

@@ -1,6 +1,7 @@
 """A checkpoint's network as one file: safetensors or ONNX."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import cast
 
@@ -76,14 +77,19 @@ def export_onnx(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> Non
         example = (*example, torch.zeros(BATCH, dtype=torch.long))
         names.append("labels")
     batch = torch.export.Dim("batch")
-    torch.onnx.export(
-        call.eval(),
-        example,
-        str(file),
-        input_names=names,
-        output_names=["prediction"],
-        dynamic_shapes=tuple({0: batch} for _ in example),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        torch.onnx.export(
+            call.eval(),
+            example,
+            str(temporary),
+            input_names=names,
+            output_names=["prediction"],
+            dynamic_shapes=tuple({0: batch} for _ in example),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

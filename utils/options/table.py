@@ -54,6 +54,10 @@ def options_of(table: Table) -> list[Option]:
 class Parser(argparse.ArgumentParser):
     """argparse's parser, reporting a mistake in one sentence."""
 
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Options may stand between two arguments, which argparse takes at once otherwise."""
+        return self.parse_intermixed_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
 
@@ -113,9 +117,9 @@ def changed_options(args: argparse.Namespace, options: Sequence[Option]) -> list
 
 
 def _checked_value(option: Option, text: str) -> Any:
-    if isinstance(option.type, PathType):
-        return ROOT / Path(text).expanduser()
     try:
+        if isinstance(option.type, PathType):
+            return ROOT / option.type.expanded(text)
         return option.type(text)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"the default of {option.flags[0]} in the script {error}") from None

@@ -173,9 +173,16 @@ class PathType:
         return "a path"
 
     def __call__(self, text: str) -> Path:
+        return self.expanded(text).absolute()
+
+    def expanded(self, text: str) -> Path:
+        """The path as it is meant; where it is relative, it still is."""
         if "\0" in text or not text.strip():
             raise _refuse(str(self), text)
-        return Path(text).expanduser().absolute()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise _refuse("a path (~ and the name of a user of this machine)", text) from None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from utils.console import say
 from utils.errors import UserError
 from utils.pictures import save_image
+from utils.ranks import Ranks
 from utils.runs.evaluations import (
     Evaluation,
     append_evaluation,
@@ -32,6 +33,7 @@ from utils.runs.names import (
     CONFIG,
     EVALUATIONS,
     LAST,
+    LOCK,
     LOG,
     METRICS,
     PREVIOUS,
@@ -303,6 +305,26 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
+def writing_beside_runs(folder: Path) -> Iterator[None]:
+    """A folder that may be a run's, while one of its files is changed. UserError where the run is
+    being trained, which writes these files itself.
+    """
+    if not (folder / LOCK).exists():
+        yield
+        return
+    try:
+        lock = FolderLock(folder)
+    except UserError:
+        raise UserError(
+            f"a run is being trained in {folder}, and writes its files itself: wait until it ends"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+@contextlib.contextmanager
 def results_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder for results, made before the long work. Where that fails, none is left empty."""
     folder = new_folder(parent, name)
@@ -311,6 +333,14 @@ def results_folder(parent: Path, name: str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # not empty: it stays
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def shared_results_folder(parent: Path, name: str, ranks: Ranks) -> Iterator[Path]:
+    """The same for several processes, of which the main one makes it."""
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(results_folder(parent, name)) if ranks.is_main else None
+        yield ranks.gather(own)[ranks.main_rank]
 
 
 def numbered_epochs(path: Path) -> list[int]:

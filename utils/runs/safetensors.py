@@ -16,6 +16,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.runs.foreign import shown
+from utils.runs.safeguards import sync_file
 
 LENGTH_BYTES = 8
 METADATA = "__metadata__"  # of a header: texts about the file
@@ -111,6 +112,7 @@ def write(
             for tensor in weights.values():
                 raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
                 file.write(raw.numpy().tobytes())
+            sync_file(file, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

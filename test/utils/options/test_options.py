@@ -169,3 +169,13 @@ def test_every_option_of_a_derived_table_is_used(script):
             or f'"{name}"' in source
             or name in load(script).__dict__.get("OF_THE_NETWORK", ())
         ), name
+
+
+def test_the_home_folder_of_nobody(capsys):
+    with pytest.raises(SystemExit) as error:
+        load("train").build_parser().parse_args(["--dataset_path", "~nobody-of-that-name/x"])
+    assert error.value.code == 2
+    assert "takes a path (~ and the name of a user of this machine)" in capsys.readouterr().err
+    option = Option("--x", "~nobody-of-that-name/x", opt.path, "x")
+    with pytest.raises(opt.UserError, match="the default of --x in the script takes a path"):
+        opt.make_parser("x", {"x": [option]})

@@ -34,7 +34,7 @@ OPTIONS: opt.Table = {
         shared("--weight_path",     "weight/demo.pt"),
         Option("--num_images",      16,               opt.positive, "throughput: images of each round"),
         Option("--sample_steps",    20,               opt.positive, "throughput, sharing: sampling steps"),
-        Option("--rounds",          5,                opt.positive, "throughput: timed rounds of each side, by turns"),
+        Option("--rounds",          5,                opt.positive, "throughput: timed rounds of each side, by turns; fairness: of the short job alone"),
         Option("--connections",     64,               opt.positive, "requests: clients at a time"),
         Option("--rate",            500.0,            opt.not_negative, "requests: asked for per second; 0: each client asks again at once"),
         Option("--seconds",         10.0,             opt.seconds,  "requests, health: how long"),
@@ -48,6 +48,8 @@ LONG_JOBS = 8
 LONG_STEPS = 1000
 SHORT_STEPS = 10
 IMAGES_PER_JOB = 8
+IMAGES_OF_PROBED_JOB = 64
+MOST_JOBS = 256
 SHARING_JOBS = 8
 STUB_STEPS = 2
 WARM_UP = 2.0  # seconds in which clients ask without being measured
@@ -61,6 +63,8 @@ def build_parser() -> opt.Parser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if not args.weight_path.is_file():
+        raise opt.UserError(f"--weight_path {args.weight_path} is no file")
     measure = {
         "throughput": measure_throughput,
         "sharing": measure_sharing,
@@ -85,20 +89,31 @@ class Bench:
         from utils.serving.weights import WeightStore, load_diffusion
 
         self.precision, _ = choose_precision(args.amp, choose_device(args.use_gpu, Ranks()))
-        self.limits = Limits(max_queue=256, max_client_jobs=256, deadline=LONGEST_WAIT)
+        jobs = max(MOST_JOBS, args.num_images)
+        self.limits = Limits(
+            max_queue=jobs,
+            max_client_jobs=jobs,
+            max_images=max(IMAGES_OF_PROBED_JOB, args.num_images),
+            max_steps=max(LONG_STEPS, args.sample_steps),
+            deadline=LONGEST_WAIT,
+        )
         self.weights = WeightStore([args.weight_path.parent])
         self.name = args.weight_path.stem
         self.engine = Engine(self.precision, self.limits, load=load or load_diffusion)
         self.engine.start()
 
     def submit(self, **asked):
-        """A job whose images are not guided: a row each."""
+        """A job whose images are not guided: a row each. Raises UserError where it is refused."""
         from utils.serving.jobs import Client
+        from utils.serving.refusal import Refusal
         from utils.serving.requests import Asked, resolve
 
         asked = {"weight": self.name, "sample": "ddim", "cfg_scale": 1.0, "seed": 0, **asked}
-        request = resolve(Asked(**asked), self.weights, self.limits)
-        return self.engine.submit(request, Client(""))
+        try:
+            request = resolve(Asked(**asked), self.weights, self.limits)
+            return self.engine.submit(request, Client(""))
+        except Refusal as refusal:
+            raise opt.UserError(f"the server refuses a job: {refusal}") from None
 
     def finish(self, jobs) -> None:
         while not all(job.has_ended for job in jobs):
@@ -106,6 +121,14 @@ class Bench:
         failed = [job.error for job in jobs if job.error is not None]
         if failed:
             raise opt.UserError(f"a job failed: {failed[0]}")
+
+    def wait_until_generating(self, jobs) -> None:
+        """Raises UserError where one of them has ended before all have begun."""
+        while not all(job.status == "generating" for job in jobs):
+            if any(job.has_ended for job in jobs):
+                self.finish(jobs)
+                raise opt.UserError("this machine is too fast: a long job ended before the others")
+            time.sleep(0.01)
 
     def warm_up(self) -> None:
         self.finish([self.submit(sample_steps=2)])
@@ -174,20 +197,22 @@ def measure_sharing(args) -> None:
 def measure_fairness(args) -> None:
     bench = Bench(args)
     bench.warm_up()
-    start = time.perf_counter()
-    bench.finish([bench.submit(num_images=IMAGES_PER_JOB, sample_steps=SHORT_STEPS)])
-    alone = time.perf_counter() - start
+
+    def seconds_of_short_job() -> float:
+        start = time.perf_counter()
+        bench.finish([bench.submit(num_images=IMAGES_PER_JOB, sample_steps=SHORT_STEPS)])
+        return time.perf_counter() - start
+
+    seconds_of_short_job()  # the first one finds out how fast it is
+    alone = statistics.median(seconds_of_short_job() for _ in range(args.rounds))
     long_jobs = [
         bench.submit(
             num_images=IMAGES_PER_JOB, sample="ddpm", sample_steps=LONG_STEPS, seed=100 * number
         )
         for number in range(LONG_JOBS)
     ]
-    while not all(job.status == "generating" for job in long_jobs):
-        time.sleep(0.01)
-    start = time.perf_counter()
-    bench.finish([bench.submit(num_images=IMAGES_PER_JOB, sample_steps=SHORT_STEPS)])
-    behind = time.perf_counter() - start
+    bench.wait_until_generating(long_jobs)
+    behind = seconds_of_short_job()
     share = alone * (LONG_JOBS + 1)
     for job in long_jobs:
         bench.engine.cancel(job)
@@ -214,11 +239,13 @@ def measure_requests(args) -> None:
 def measure_health(args) -> None:
     server = StubServer(args)
     jobs = [
-        server.bench.submit(num_images=64, sample="ddpm", sample_steps=LONG_STEPS) for _ in range(2)
+        server.bench.submit(num_images=IMAGES_OF_PROBED_JOB, sample="ddpm", sample_steps=LONG_STEPS)
+        for _ in range(2)
     ]
-    while not all(job.status == "generating" for job in jobs):
-        time.sleep(0.01)
+    server.bench.wait_until_generating(jobs)
     times, statuses = server.from_outside(probe, args.seconds)
+    if all(job.has_ended for job in jobs):
+        raise opt.UserError("this machine is too fast: its work ended before --seconds were over")
     report("/healthz at full compute", times, args.seconds, statuses)
     for job in jobs:
         server.bench.engine.cancel(job)
@@ -226,6 +253,8 @@ def measure_health(args) -> None:
 
 
 def report(name: str, times: list[float], seconds: float, statuses: dict[int, int]) -> None:
+    if not times:
+        raise opt.UserError(f"nothing was answered within --seconds {seconds:g}: take more of them")
     ordered = sorted(times)
     median = 1000 * statistics.median(ordered)
     p99 = 1000 * ordered[int(0.99 * len(ordered))]

@@ -66,17 +66,20 @@ def train_variants(shapes: Shapes, device: torch.device, compiled: bool) -> Time
             if compiled:
                 network = precision.place(build_network(shapes.network(name)))
                 network.compile(dynamic=False)
-                step = training_step(shapes, network, precision)
+                # as train.py, which records no compiled network
+                step = training_step(shapes, network, precision, recorded=False)
                 variants[f"{name} {precision} compiled"] = step
     return variants, nothing
 
 
-def training_step(shapes: Shapes, network: nn.Module, precision: Precision) -> Variant:
+def training_step(
+    shapes: Shapes, network: nn.Module, precision: Precision, recorded: bool = True
+) -> Variant:
     """A step on pixels. Raises ValueError for a size that the network does not take."""
     check_image_size(*shapes.image_size, network.downsample_factor)  # type: ignore[arg-type]
     pixels = random_pixels((shapes.batch_size, shapes.image_channels, *shapes.image_size))
     task = DiffusionTask(process(), PixelCodec(), conditional=True)
-    return step_of(task, pixels, network, precision, classes=CLASSES)
+    return step_of(task, pixels, network, precision, classes=CLASSES, recorded=recorded)
 
 
 def latent_variants(shapes: Shapes, device: torch.device) -> Timed:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from model.codecs import PixelCodec
 from model.networks import build_network, check_image_size
 from utils.benchmarks.own_steps import build_loop, process
-from utils.devices import choose_precision, usual_amp
+from utils.devices import choose_device, choose_precision, usual_amp
 from utils.errors import UserError
 from utils.launch import Processes, join_group
 from utils.ranks import Ranks
@@ -30,6 +30,7 @@ from utils.training.fit import TrainingLoop
 from utils.training.prefetch import Batch, PreparedBatches
 
 WARM_UP_TURNS = 1
+ON_THE_CPU = -1  # as --use_gpu
 TIMEOUT = 600.0  # seconds that a process waits for the others
 LEAVE = None  # the message that ends a process
 
@@ -153,7 +154,7 @@ def _member(
     torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     ranks = Ranks(rank, count, rank, store=store)
-    join_group(Processes(count > 1, count, 0, TIMEOUT, first_gpu=-1), ranks)
+    join_group(Processes(count > 1, count, 0, TIMEOUT, first_gpu=ON_THE_CPU), ranks)
     loop = training_loop(training, ranks)
     with contextlib.suppress(EOFError, KeyboardInterrupt):  # the side that measures has gone
         while (steps := end.recv()) is not LEAVE:
@@ -174,7 +175,7 @@ def seconds_per_step(loop: TrainingLoop, steps: int) -> float:
 def training_loop(training: Training, ranks: Ranks) -> TrainingLoop:
     """The loop of utils/training/fit.py on a fixed batch, whose images are this process's share."""
     torch.manual_seed(0)
-    device = torch.device("cpu")
+    device = choose_device(ON_THE_CPU, ranks)  # and keep freed memory, as every process of a run
     precision, _ = choose_precision(usual_amp(device), device)
     network = precision.place(build_network(training.network))
     task = DiffusionTask(process(), PixelCodec(), conditional=True)

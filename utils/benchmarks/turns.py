@@ -14,6 +14,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 WARM_UP_ROUNDS = 2  # that are not counted
 
+# What takes longer than this, in seconds, does not notice in which state it finds the caches.
+LONG_RUN = 1.0
+
 
 def nothing() -> None:
     pass
@@ -25,16 +28,19 @@ def take_turns(
     between_turns: Variant = nothing,
     shortest_turn: float = 0.0,  # seconds
 ) -> dict[Key, list[float]]:
-    """Seconds of each variant in each round. `between_turns` is not timed.
+    """Seconds of each variant in each round, whose order is turned round each time. `between_turns`
+    is not timed.
 
     What takes less than `shortest_turn` is repeated within a turn, and its seconds are the mean.
     So what a variant prepares ahead, while others have their turn, is prepared while it is timed.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in timers}
     repeats = dict.fromkeys(timers, 1)
+    order = list(timers)
     for round_number in range(rounds + WARM_UP_ROUNDS):
-        for key, timer in timers.items():
-            mean = timer(repeats[key])
+        order.reverse()
+        for key in order:
+            mean = timers[key](repeats[key])
             if round_number >= WARM_UP_ROUNDS:
                 seconds[key].append(mean)
             else:
@@ -44,19 +50,21 @@ def take_turns(
 
 
 def timer_of(run: Callable[[], Any], device: torch.device) -> Timer:
-    """For what runs in this process. Where it is repeated, a first run is not counted: it finds the
-    caches as the variant before it has left them, which no run has within a sampling or a training.
+    """For what runs in this process. The first run of a turn is not counted unless it is long: it
+    finds the caches as the variant before it has left them, which no run has within a sampling or a
+    training.
     """
 
     def mean_seconds(repeats: int) -> float:
-        if repeats > 1:
-            run()
-            wait_for(device)
+        first = seconds_of(1)
+        return first if first > LONG_RUN else seconds_of(repeats) / repeats
+
+    def seconds_of(repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
             run()
         wait_for(device)
-        return (time.perf_counter() - start) / repeats
+        return time.perf_counter() - start
 
     return mean_seconds
 

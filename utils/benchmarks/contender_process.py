@@ -58,9 +58,11 @@ class ContenderProcess:
         self.memory, self.parameters = facts["memory"], facts["parameters"]
         self.operations = facts["operations"]
 
-    def seconds(self, what: str, repeats: int) -> float:
-        """Mean seconds of so many runs of TRAIN, CALL or SAMPLE."""
-        return self._ask(what, repeats)
+    def seconds(self, what: str, repeats: int, begins_warm: bool) -> float:
+        """Mean seconds of so many runs of TRAIN, CALL or SAMPLE, behind one that is not counted
+        where the turn is to begin warm.
+        """
+        return self._ask(what, repeats, begins_warm)
 
     def sampler_overhead(self, rounds: int) -> list[float]:
         """The share of each of so many samplings that passes outside the network."""
@@ -78,10 +80,11 @@ class ContenderProcess:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _ask(self, what: str, repeats: int) -> Any:
+    def _ask(self, what: str, repeats: int, begins_warm: bool = False) -> Any:
         assert self._process.stdin is not None
+        asked = {"what": what, "repeats": repeats, "begins_warm": begins_warm}
         try:
-            self._process.stdin.write(json.dumps({"what": what, "repeats": repeats}) + "\n")
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended; the answer that is missing says so

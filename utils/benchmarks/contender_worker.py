@@ -61,11 +61,11 @@ def main() -> None:
     )
     for line in sys.stdin:
         asked = json.loads(line)
-        say(answer(contender, asked["what"], asked["repeats"], device))
+        say(answer(contender, **asked, device=device))
 
 
 def answer(
-    contender: "Contender", what: str, repeats: int, device: "torch.device"
+    contender: "Contender", what: str, repeats: int, begins_warm: bool, device: "torch.device"
 ) -> float | list[float]:
     """Mean seconds of so many runs, or the overhead of so many samplings."""
     from utils.benchmarks.shares import sampler_overhead
@@ -74,7 +74,7 @@ def answer(
     if what == OVERHEAD:
         return sampler_overhead(contender.frozen(), contender.sample, device, repeats)
     runs = {TRAIN: contender.train, CALL: contender.call, SAMPLE: contender.sample}
-    return timer_of(runs[what], device)(repeats)
+    return timer_of(runs[what], device)(repeats, begins_warm)
 
 
 def say(found: Any) -> None:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 Variant = Callable[[], None]
-Timer = Callable[[int], float]  # the mean seconds of so many runs
+# The mean seconds of so many runs, behind one that is not counted where it is asked for
+Timer = Callable[[int, bool], float]
 Key = TypeVar("Key", bound=Hashable)
 
 WARM_UP_ROUNDS = 2  # that are not counted
@@ -31,40 +32,42 @@ def take_turns(
     """Seconds of each variant in each round, whose order is turned round each time. `between_turns`
     is not timed.
 
-    What takes less than `shortest_turn` is repeated within a turn, and its seconds are the mean.
+    With a `shortest_turn`, what takes less is repeated within a turn, and its seconds are the mean.
     So what a variant prepares ahead, while others have their turn, is prepared while it is timed.
+    And unless one of the variants is long, the first run of each turn is not counted: it finds the
+    caches as the variant before it has left them, which no run has within a sampling or a training.
     """
     seconds: dict[Key, list[float]] = {key: [] for key in timers}
     repeats = dict.fromkeys(timers, 1)
+    begins_warm = False
     order = list(timers)
     for round_number in range(rounds + WARM_UP_ROUNDS):
         order.reverse()
+        means: dict[Key, float] = {}
         for key in order:
-            mean = timers[key](repeats[key])
-            if round_number >= WARM_UP_ROUNDS:
-                seconds[key].append(mean)
-            else:
-                repeats[key] = max(1, math.ceil(shortest_turn / mean))
+            means[key] = timers[key](repeats[key], begins_warm)
             between_turns()
+        if round_number >= WARM_UP_ROUNDS:
+            for key, mean in means.items():
+                seconds[key].append(mean)
+        else:
+            repeats = {key: max(1, math.ceil(shortest_turn / means[key])) for key in timers}
+            begins_warm = shortest_turn > 0 and max(means.values()) <= LONG_RUN
     return seconds
 
 
 def timer_of(run: Callable[[], Any], device: torch.device) -> Timer:
-    """For what runs in this process. The first run of a turn is not counted unless it is long: it
-    finds the caches as the variant before it has left them, which no run has within a sampling or a
-    training.
-    """
+    """For what runs in this process."""
 
-    def mean_seconds(repeats: int) -> float:
-        first = seconds_of(1)
-        return first if first > LONG_RUN else seconds_of(repeats) / repeats
-
-    def seconds_of(repeats: int) -> float:
+    def mean_seconds(repeats: int, begins_warm: bool) -> float:
+        if begins_warm:
+            run()
+            wait_for(device)
         start = time.perf_counter()
         for _ in range(repeats):
             run()
         wait_for(device)
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / repeats
 
     return mean_seconds
 

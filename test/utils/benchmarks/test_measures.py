@@ -33,15 +33,12 @@ def timers(variants):
     return {name: timer_of(run, CPU) for name, run in variants.items()}
 
 
-def test_variants_take_turns():
+def test_variants_take_turns_and_neither_always_comes_first():
     calls = []
     variants = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     seconds = take_turns(timers(variants), 3, lambda: calls.append("-"))
-    # the first run of a turn is not counted, and neither variant always comes first
-    b_then_a, a_then_b = ["b", "b", "-", "a", "a", "-"], ["a", "a", "-", "b", "b", "-"]
-    assert calls == (b_then_a + a_then_b) * 2 + b_then_a
-    assert WARM_UP_ROUNDS == 2
-    assert [len(each) for each in seconds.values()] == [3, 3]
+    assert calls == ["b", "-", "a", "-", "a", "-", "b", "-"] * 2 + ["b", "-", "a", "-"]
+    assert [len(each) for each in seconds.values()] == [3, 3] and WARM_UP_ROUNDS == 2
 
 
 def test_time_between_turns_does_not_count():
@@ -59,18 +56,33 @@ def test_what_is_short_is_repeated_within_its_turn():
 
     variants = {"short": short, "long": lambda: calls.append("long") or time.sleep(0.05)}
     seconds = take_turns(timers(variants), 1, shortest_turn=0.05)
-    assert calls.count("long") == 2 * (1 + WARM_UP_ROUNDS)
+    assert calls.count("long") == 1 + 2 * WARM_UP_ROUNDS  # but for the first, turns begin warm
     assert calls[-4:] == ["short"] * 4
     assert 0.005 <= seconds["short"][0] < 0.05
 
 
-def test_the_first_run_of_a_turn_does_not_count_unless_it_is_long(monkeypatch):
-    for repeats in (1, 2):
-        pauses = iter([0.2, 0.001, 0.001])
-        assert timer_of(lambda left=pauses: time.sleep(next(left)), CPU)(repeats) < 0.1
-    monkeypatch.setattr(turns, "LONG_RUN", 0.1)
-    pauses = iter([0.2])
-    assert timer_of(lambda: time.sleep(next(pauses)), CPU)(1) > 0.1
+@pytest.mark.parametrize("is_long", [False, True])
+def test_turns_begin_warm_unless_a_variant_is_long(monkeypatch, is_long):
+    """All alike: a warm side beside a cold one would look faster than it is."""
+    monkeypatch.setattr(turns, "LONG_RUN", 0.02)
+    asked = []
+
+    def timer(name, mean):
+        return lambda repeats, begins_warm: asked.append((name, begins_warm)) or mean
+
+    timers = {"a": timer("a", 0.01), "b": timer("b", 0.03 if is_long else 0.01)}
+    take_turns(timers, 1, shortest_turn=0.001)
+    assert asked[-2:] == [("b", not is_long), ("a", not is_long)]
+    asked.clear()
+    take_turns(timers, 1)  # such as a save, which the one before it would hold up
+    assert not any(begins_warm for _, begins_warm in asked)
+
+
+def test_the_first_run_of_a_warm_turn_does_not_count():
+    pauses = iter([0.2, 0.001, 0.001])
+    assert timer_of(lambda: time.sleep(next(pauses)), CPU)(2, True) < 0.1
+    pauses = iter([0.2, 0.001])
+    assert timer_of(lambda: time.sleep(next(pauses)), CPU)(2, False) >= 0.1
 
 
 def test_spread_is_the_distance_between_quartiles():
@@ -148,15 +160,15 @@ def test_a_failing_process_is_named():
 def test_a_process_that_fails_later_is_named():
     with ContenderProcess("ours_adamw", Case("tiny", 8, 1, 1, 1), FULL, threads=1) as process:
         with pytest.raises(UserError, match="(?s)ours_adamw: .* ended with status 1: .*KeyError"):
-            process.seconds("fly", 1)
+            process.seconds("fly", 1, False)
 
 
 def test_a_process_that_is_killed_between_turns_is_named():
     with ContenderProcess("ours_adamw", Case("tiny", 8, 1, 1, 1), FULL, threads=1) as process:
-        assert process.seconds(TRAIN, 2) > 0 and 0 < process.sampler_overhead(1)[0] < 1
+        assert process.seconds(TRAIN, 2, True) > 0 and 0 < process.sampler_overhead(1)[0] < 1
         process._process.kill()
         with pytest.raises(UserError, match="ours_adamw: .* ended with status -9"):
-            process.seconds(TRAIN, 1)
+            process.seconds(TRAIN, 1, False)
 
 
 # --- The report ---

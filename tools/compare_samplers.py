@@ -87,8 +87,13 @@ def check_writable(args) -> None:
         raise opt.UserError(
             f"{args.weight} holds safetensors, which are not written here: pass --write False"
         )
-    if args.weight.exists() and not os.access(args.weight.parent, os.W_OK):
-        raise opt.UserError(f"{args.weight.parent} cannot be written: pass --write False")
+    folder = args.weight.resolve().parent  # where a link leads
+    if args.weight.exists() and not os.access(folder, os.W_OK):
+        raise opt.UserError(f"{folder} cannot be written: pass --write False")
+    from utils.runs.folder import writing_beside_runs
+
+    with writing_beside_runs(folder):  # that it can be done, as far as it can be known
+        pass
     unkept = {
         "--cfg_interval": args.cfg_interval is not None,
         "--clip_sample False": not args.clip_sample,

@@ -102,7 +102,7 @@ def test_train_stop_resume_generate_cancel_download(open_page, server: Server):
     # To the end, and from there to Generate
     page.goto(f"{server.url}/#runs/journey")
     expect(page.locator(".detail-head .pill")).to_have_text("finished", timeout=MINUTES)
-    expect(page.get_by_role("img", name=re.compile("Samples after epoch"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("Samples of epoch"))).to_be_visible()
     page.get_by_role("button", name="Use ema_last.pt in Generate").click()
     expect(page.get_by_label("Weight", exact=True)).to_have_value("journey")
 

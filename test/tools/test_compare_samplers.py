@@ -11,6 +11,7 @@ import torch
 from helpers import DEMO, ROOT
 from PIL import Image
 
+from tools import compare_samplers
 from utils.errors import UserError
 from utils.evaluation.same_seeds import Answer
 from utils.evaluation.sampler_comparison import (
@@ -201,6 +202,8 @@ def test_a_recommendation_goes_to_the_file_behind_a_link_and_to_no_run_that_is_t
         assert trainer.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="a run is being trained in"):
             write_recommendation(link, Candidate("ddim", "trailing", 9))
+        with pytest.raises(UserError, match="a run is being trained in"):  # before any work
+            compare_samplers.main([str(link), str(DEMO)])
         trainer.stdin.close()
     write_recommendation(link, Candidate("ddim", "trailing", 9))  # it has ended
     assert Checkpoint.read(file).config["sampling"]["sample_steps"] == 9

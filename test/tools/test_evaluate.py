@@ -159,6 +159,8 @@ def test_without_the_extra(pairs, tmp_path, capsys, monkeypatch):
 def test_options_may_stand_between_the_folders():
     parsed = evaluate_script.build_parser().parse_args(["a", "--json", "x.json", "b"])
     assert (parsed.real.name, parsed.generated.name, parsed.json.name) == ("a", "b", "x.json")
+    parsed = evaluate_script.build_parser().parse_args(["--paired", "True", "--", "-a", "-b"])
+    assert (parsed.real.name, parsed.generated.name) == ("-a", "-b")
     parsed = evaluate_script.build_parser().parse_args(["--run", "r"])
     assert (parsed.real, parsed.generated, parsed.run.name) == (None, None, "r")
 

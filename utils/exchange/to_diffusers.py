@@ -1,7 +1,6 @@
 """A checkpoint -> a folder that diffusers' DDPMPipeline and DDIMPipeline load."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from model.noise_schedule import FLOW, LARGEST_BETA, REFERENCE_STEPS
 from model.samplers import build_sampler
 from utils.errors import UserError
 from utils.exchange.diffusers_names import diffusers_state
+from utils.exchange.to_files import whole_or_nothing
 from utils.image_facts import USUAL_MODES
 from utils.runs import safetensors
 from utils.runs.checkpoint import Checkpoint
@@ -102,18 +102,14 @@ def export_pipeline(
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    # Under another name first: where the disk is full, or Ctrl-C is pressed, nothing is left.
-    half = folder.with_name(folder.name + ".tmp")
-    try:
+    with whole_or_nothing(folder.parent) as half:
+        made = half / folder.name
         for name in ("unet", "scheduler"):
-            (half / name).mkdir(parents=True, exist_ok=True)
-        safetensors.write(_contiguous(weights), half / "unet" / WEIGHTS)
-        _write_json(options, half / "unet" / "config.json")
-        _write_json(scheduler, half / "scheduler" / "scheduler_config.json")
-        _write_json(index, half / "model_index.json")
-        half.rename(folder)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+            (made / name).mkdir(parents=True)
+        safetensors.write(_contiguous(weights), made / "unet" / WEIGHTS)
+        _write_json(options, made / "unet" / "config.json")
+        _write_json(scheduler, made / "scheduler" / "scheduler_config.json")
+        _write_json(index, made / "model_index.json")
 
 
 def _exportable(checkpoint: Checkpoint, label: int | None, use_ema: bool) -> nn.Module:

@@ -1,7 +1,9 @@
 """A checkpoint's network as one file: safetensors or ONNX."""
 
+import contextlib
 import importlib.util
-import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +27,17 @@ def export_safetensors(checkpoint: Checkpoint, file: Path, use_ema: bool = True)
     """
     weights, metadata = to_exported(checkpoint, use_ema)
     safetensors.write(weights, file, metadata)
+
+
+@contextlib.contextmanager
+def whole_or_nothing(parent: Path) -> Iterator[Path]:
+    """A folder to write into, whose contents then come to lie in `parent`; where the disk is full,
+    or Ctrl-C is pressed, nothing is left.
+    """
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as half:
+        yield Path(half)
+        for made in Path(half).iterdir():
+            made.rename(parent / made.name)
 
 
 class _Call(nn.Module):
@@ -77,12 +90,11 @@ def export_onnx(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> Non
         example = (*example, torch.zeros(BATCH, dtype=torch.long))
         names.append("labels")
     batch = torch.export.Dim("batch")
-    temporary = file.with_name(file.name + ".tmp")
-    try:
+    with whole_or_nothing(file.parent) as half:
         torch.onnx.export(
             call.eval(),
             example,
-            str(temporary),
+            str(half / file.name),  # its name is in it, where its numbers are a file of their own
             input_names=names,
             output_names=["prediction"],
             dynamic_shapes=tuple({0: batch} for _ in example),
@@ -90,6 +102,3 @@ def export_onnx(checkpoint: Checkpoint, file: Path, use_ema: bool = True) -> Non
             external_data=False,
             verbose=False,
         )
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Tables of options, and the command-line parser that a table becomes."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,12 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, reporting a mistake in one sentence."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        """Options may stand between two arguments, which argparse takes at once otherwise."""
+        """Options may stand between two arguments, which argparse takes at once otherwise; not
+        where a `--` says that what follows are no options, which that parsing forgets.
+        """
+        words = sys.argv[1:] if args is None else args
+        if "--" in words:
+            return super().parse_args(args, namespace)
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -318,6 +318,8 @@ def writing_beside_runs(folder: Path) -> Iterator[None]:
         raise UserError(
             f"a run is being trained in {folder}, and writes its files itself: wait until it ends"
         ) from None
+    except OSError as error:
+        raise cannot_be_written(folder, error) from None
     try:
         yield
     finally:

@@ -146,8 +146,8 @@ class FolderLock:
                 ) from None
             warn_once(
                 "lock",
-                f"the file system of {self.folder} has no locks ({reason(error)}); do not start "
-                "a second run with the same --run_name while this one is running",
+                f"the file system of {self.folder} has no locks ({reason(error)}): nothing keeps "
+                "two processes from writing there, such as two runs with the same --run_name",
             )
 
     def check(self) -> None:

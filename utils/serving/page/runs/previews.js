@@ -55,7 +55,7 @@ export class Previews {
     setText(this.label, `epoch ${count(preview.epoch)}`);
     this.slider.setAttribute("aria-valuetext", `epoch ${preview.epoch}`);
     this.link.href = preview.url;
-    const alt = `Samples after epoch ${preview.epoch}`;
+    const alt = `Samples of epoch ${preview.epoch}`;
     if (this.image === null) {
       this.image = picture(preview.url, alt);
       this.place.replaceChildren(this.image);

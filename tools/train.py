@@ -94,7 +94,7 @@ OPTIONS: opt.Table = {
     ],
     "diffusion": [
         Option("--noise_schedule",    "cosine",        opt.NOISE_SCHEDULES, "noise schedule"),
-        Option("--noise_shift",       None,            opt.noise_shift,     "multiplies the noise at each time step, as larger images need; not set: for the flow a 64th of the side of the image (or latent), at least 1, otherwise 1"),
+        Option("--noise_shift",       None,            opt.noise_shift,     "multiplies the noise at each time step, as larger images need; not set: for the flow a 64th of the side of the image (or latent), at least 1, otherwise 1, or as before where a run is resumed"),
         Option("--zero_terminal_snr", False,           opt.switch,          "let the last time step be pure noise; not with --prediction eps"),
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
@@ -518,9 +518,9 @@ def choose_recipe(
 
 
 def take_from_before(args: Namespace, run: TrainingRun) -> None:
-    """Fill in what no preset decides, and no result of training: as in the run that is resumed, or
-    as usual.
-    """
+    """Fill in what no preset decides: as in the run that is resumed, or as usual."""
+    from utils.training.resume import whole_process
+
     sampling, recorded = {}, None
     if run.resumed is not None:
         sampling = run.resumed.config.get("sampling", {})
@@ -529,6 +529,10 @@ def take_from_before(args: Namespace, run: TrainingRun) -> None:
         args.sample = sampling.get("sampler", USUAL_SAMPLER)
     if args.checkpoint_activations is None:
         args.checkpoint_activations = tuple(recorded) if isinstance(recorded, list) else ()
+    if args.noise_shift is None and run.resumed is not None:
+        before = whole_process(run.resumed.config["diffusion"])
+        if before["noise_schedule"] == args.noise_schedule:
+            args.noise_shift = before["noise_shift"]
 
 
 def options_before(

@@ -159,6 +159,19 @@ def test_resume_goes_on_from_the_exact_state(script, images, tmp_path):
     assert len(metrics(results / "cut")) == 16
 
 
+def test_what_is_not_set_is_as_before(script, images, tmp_path):
+    """The shift of the noise too, of which no preset knows."""
+    options = ["--dataset_path", images, *TINY, "--vis", "False", "--noise_schedule", "flow"]
+    for name, shift in (("a", 3), ("b", 1)):
+        script("train", *options, "--epochs", 1, "--noise_shift", shift, "--run_name", name)
+        script("train", *options, "--epochs", 2, "--run_name", name, "--resume")
+        saved = read_checkpoint(tmp_path / "results" / name / "ckpt_last.pt")
+        assert saved["config"]["diffusion"].get("noise_shift", 1.0) == shift
+        assert saved["state"]["epoch"] == 2
+    other = ["--epochs", 3, "--noise_shift", 2, "--run_name", "a", "--resume"]
+    assert "noise_shift 3.0 before, 2.0 now" in script("train", *options, *other, status=2).stderr
+
+
 def test_resume_from_a_numbered_epoch(script, images, tmp_path):
     options = ["--dataset_path", images, *TINY, "--epochs", 3, "--save_model_interval", "True"]
     options += ["--save_model_interval_epochs", 1, "--run_name", "a"]

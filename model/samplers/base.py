@@ -406,7 +406,8 @@ def check_rows(labels: Labels, network: Callable) -> None:
     for row in _plain(labels):
         if not isinstance(row, list | tuple):
             continue
-        wrong = [label for label in row[count:] if not (label != label or 0 <= label < num_classes)]
+        labels_of_row = [label for label in row[count:] if not math.isnan(label)]
+        wrong = [label for label in labels_of_row if not 0 <= label < num_classes]
         if wrong:
             raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {wrong}")
 

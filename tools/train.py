@@ -617,8 +617,9 @@ def build_config(
     condition = trained.condition
     classes = len(trained.images.class_names)
     if args.num_classes not in (None, classes):
+        what = "class folders" if trained.images.conditions is None else "labels in its labels.csv"
         raise opt.UserError(
-            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} class folders"
+            f"--num_classes {args.num_classes}, but {args.dataset_path} has {classes} {what}"
         )
     is_guided = args.label_drop != 0
     if condition is not None:

@@ -22,7 +22,7 @@ from utils.data.cache_folder import IMAGES, CacheUnavailable, make_private, make
 from utils.data.decode import DECODER_VERSION
 from utils.data.index import FolderIndex
 from utils.data.locks import FileLock, LocksUnsupported
-from utils.data.reading import ReadFacts, Store, read_all, reading_progress
+from utils.data.reading import ReadFacts, Store, read_all, reading_progress, try_decode
 from utils.errors import UserError
 from utils.image_facts import CHANNELS
 
@@ -159,7 +159,7 @@ def _usable(path: Path, request: CacheRequest) -> ReadSet | None:
     facts, pixels = opened
     for place in facts.unreadable:
         file = os.path.join(request.index.root, request.index.names[place])
-        if os.access(file, os.R_OK):
+        if not isinstance(try_decode(file, request.image_size, request.mode), Exception):
             return None
     with contextlib.suppress(OSError):
         os.utime(path)  # says when it was last used

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.locks import FileLock, LocksUnsupported
+from utils.data.locks import lock_for_reading
 from utils.data.reading import ReadFacts
 
 MAGIC = b"IDDMSET1"
@@ -70,11 +70,7 @@ class MappedPixels:
         self._map()
 
     def _map(self) -> None:
-        self._lock = FileLock(self.path, os.O_RDONLY)
-        try:
-            self._lock.try_acquire(shared=True)
-        except LocksUnsupported:
-            pass
+        self._lock = lock_for_reading(self.path)
         self._array = np.memmap(self.path, np.uint8, "r", PIXELS_START, self.shape)
 
     def __getitem__(self, i: int) -> np.ndarray:

@@ -6,6 +6,7 @@ has another ending, and its maker holds the lock <key>.lock.
 
 import contextlib
 import errno
+import math
 import os
 import shutil
 import sys
@@ -28,7 +29,7 @@ class CacheUnavailable(Exception):
 def default_cache_folder() -> Path:
     """Where this user's programs keep what can be made again."""
     if sys.platform == "darwin" and "XDG_CACHE_HOME" not in os.environ:
-        return Path.home() / "Library" / "Caches" / "iddm"
+        return Path(os.path.expanduser("~")) / "Library" / "Caches" / "iddm"
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # such a value is to be ignored, says the specification
         base = os.path.join(os.path.expanduser("~"), ".cache")
@@ -36,14 +37,18 @@ def default_cache_folder() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only this user can read, and so the one that it lies in."""
+    """Make a folder that only this user can read, and so the one that it lies in. OSError where
+    that fails.
+    """
+    if not folder.is_absolute():  # "~" is left where the system knows no home of this user
+        raise OSError(errno.ENOENT, "no home folder is known")
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def make_room(folder: Path, needed: int, key: str, has_locks: bool, is_asked_for: bool) -> None:
     """Remove parts that nobody writes and the sets that were not used for the longest time, until
-    `needed` bytes more fit. CacheUnavailable where they cannot.
+    `needed` bytes more fit. CacheUnavailable where they cannot; then all sets are still there.
 
     `key`: of the set that is about to be written, whose lock this process holds if it `has_locks`.
     """
@@ -59,14 +64,21 @@ def make_room(folder: Path, needed: int, key: str, has_locks: bool, is_asked_for
             about = path.stat()
             sets.append((about.st_mtime_ns, about.st_size, path))
     total = sum(size for _, size, _ in sets)
+    _check_room(folder, needed, sum(size for _, size, path in sets if _is_unlocked(path)))
+    largest = LARGEST_CACHE if needed <= LARGEST_CACHE else math.inf  # only a full disk removes
     for _, size, path in sorted(sets):
         has_room = shutil.disk_usage(folder).free >= needed + LEFT_FREE
-        if has_room and total + needed <= LARGEST_CACHE:
+        if has_room and total + needed <= largest:
             break
         if _remove_unused(path):
             total -= size
+    _check_room(folder, needed, 0)
+
+
+def _check_room(folder: Path, needed: int, removable: int) -> None:
+    """Raise CacheUnavailable where so many bytes do not fit, with those that may be removed."""
     free = shutil.disk_usage(folder).free
-    if free < needed + LEFT_FREE:
+    if free + removable < needed + LEFT_FREE:
         raise CacheUnavailable(
             f"the set needs up to {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free"
         )
@@ -112,10 +124,18 @@ def _is_unlocked(path: Path) -> bool:
 
 def _remove_unused(path: Path) -> bool:
     """Remove a set that no process has mapped. Whether it is gone."""
-    if not _is_unlocked(path):
-        return False
     try:
-        path.unlink()
+        lock = FileLock(path, os.O_RDWR)
     except OSError as error:
         return error.errno == errno.ENOENT
+    try:
+        if not lock.try_acquire():
+            return False
+        path.unlink()  # while it is locked, so that nobody begins to use it
+    except LocksUnsupported:
+        return False
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    finally:
+        lock.close()
     return True

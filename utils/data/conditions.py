@@ -28,6 +28,7 @@ PROBED = 32  # files that are looked at to tell label maps from pictures
 SHOWN = 5  # names in a message
 MOST_LOOKED_AT = 200  # pairs of files whose own sizes are read
 WITHOUT_CONDITION = "no condition of its name"
+UNREADABLE_CONDITION = "its condition cannot be read"
 
 
 @dataclass
@@ -80,14 +81,17 @@ def pair(
     """The images that have a condition in the folder, with it.
 
     The others are left out, and counted in the images' account. `kind` is one of KINDS: "auto" is
-    "labels" where all files are palette or grey ones with few different numbers. Raises UserError
-    where no image has a condition, or the conditions are not of that kind.
+    "labels" where files from all over it are palette or grey ones with few different numbers.
+    Raises UserError where no image has a condition, or the conditions are not of that kind.
     """
     _check_folder(folder)
-    if kind == "auto":
+    is_guessed = kind == "auto"
+    if is_guessed:
         kind = _probed_kind(folder, images.image_size)
     mode = LABEL_MAP if kind == "labels" else picture_mode
     found = load_image_set(folder, images.image_size, False, mode, cache, quiet)
+    if is_guessed and kind == "labels":
+        _check_guess(found)
     by_name = _places_by_name(found)
     names = [_name(images, place) for place in range(len(images))]
     kept = [place for place, name in enumerate(names) if name in by_name]
@@ -96,9 +100,11 @@ def pair(
             f"{folder} has no condition for any of the {len(images):,} images of {images.root}: "
             f"their names, without endings, differ, such as {names[0]} and {next(iter(by_name))}"
         )
+    unreadable = {_without_ending(name) for name in found.left_out}
     for place, name in enumerate(names):
         if name not in by_name:
-            images.account.leave_out(images.files.raw(place), WITHOUT_CONDITION)
+            reason = UNREADABLE_CONDITION if name in unreadable else WITHOUT_CONDITION
+            images.account.leave_out(images.files.raw(place), reason)
     matched = np.array([by_name[names[place]] for place in kept], np.int64)
     conditions = found.subset(matched)
     images.remarks.extend(_remarks(found, set(by_name) - set(names)))
@@ -154,7 +160,7 @@ def _check_folder(folder: Path) -> None:
 def _probed_kind(folder: Path, size: tuple[int, int]) -> str:
     index = scan_folder(folder, False)
     values: set[int] = set()
-    for place in range(min(PROBED, len(index))):
+    for place in np.linspace(0, len(index) - 1, min(PROBED, len(index))).astype(int):
         decoded = try_decode(os.path.join(index.root, index.names[place]), size, LABEL_MAP)
         if isinstance(decoded, NotALabelMap):
             return "picture"
@@ -163,9 +169,25 @@ def _probed_kind(folder: Path, size: tuple[int, int]) -> str:
     return "labels" if 0 < len(values) <= MOST_LABELS else "picture"
 
 
+def _check_guess(conditions: ImageSet) -> None:
+    """Raise UserError where files that were taken for label maps have pictures among them."""
+    for name in conditions.left_out:
+        decoded = try_decode(str(conditions.root / name), conditions.image_size, LABEL_MAP)
+        if isinstance(decoded, NotALabelMap):
+            raise UserError(
+                f"of the conditions in {conditions.root} many look like label maps, but {name} is "
+                "none: --condition_kind picture takes all of them as they look, and labels leaves "
+                "out what is no label map"
+            )
+
+
 def _name(images: ImageSet, place: int) -> str:
     """Without its ending, which may differ."""
-    return composed(os.path.splitext(readable(images.files.raw(place)))[0])
+    return _without_ending(readable(images.files.raw(place)))
+
+
+def _without_ending(name: str) -> str:
+    return composed(os.path.splitext(name)[0])
 
 
 def _places_by_name(conditions: ImageSet) -> dict[str, int]:

@@ -17,7 +17,7 @@ from utils.image_facts import GREY_16, LABEL_MAP, TRANSPARENT
 
 # Raise the first number whenever a file can give other pixels than before: it is part of the key of
 # the cache.
-DECODER_VERSION = f"2, Pillow {pillow_version}, LittleCMS {features.version('littlecms2')}"
+DECODER_VERSION = f"3, Pillow {pillow_version}, LittleCMS {features.version('littlecms2')}"
 
 TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +31,8 @@ TRANSPOSE = {
 WHITE_16 = 65535
 TIFF_PHOTOMETRIC = 262
 WHITE_IS_ZERO = 0
+# Formats in which the fourth sample of a pixel is often nothing, and then 0 everywhere.
+UNSURE_OF_ALPHA = frozenset({"BMP", "DIB", "TGA"})
 
 
 class NotALabelMap(ValueError):
@@ -192,8 +194,12 @@ def colour_and_alpha(picture: Picture) -> tuple[Image.Image, Image.Image | None]
     if image.mode == "LA":
         return image.getchannel("L"), image.getchannel("A")
     if image.has_transparency_data:
+        is_unsure = image.format in UNSURE_OF_ALPHA
         image = image.convert("RGBA")
-        return image.convert("RGB"), image.getchannel("A")
+        alpha = image.getchannel("A")
+        if is_unsure and alpha.getextrema() == (0, 0):
+            return image.convert("RGB"), None
+        return image.convert("RGB"), alpha
     if image.mode == "1":
         return image.convert("L"), None
     if image.mode in ("L", "CMYK", "LAB"):

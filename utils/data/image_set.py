@@ -121,7 +121,7 @@ class ImageSet(Dataset):
     def _read_again(self, i: int) -> np.ndarray:
         """Image i from its file, (C,H,W); tried several times. ReadError where that fails."""
         path = self.root / self.files[i]
-        name = readable(self.files[i])
+        name = readable(os.fsencode(path))
         for pause in (*self.retry_pauses, None):
             try:
                 pixels = in_mode(decode(path, self.image_size, self.mode).pixels, self.mode)
@@ -133,6 +133,8 @@ class ImageSet(Dataset):
                         f"{error.strerror or error}; bring the file back and resume"
                     ) from None
                 time.sleep(pause)
+            except MemoryError:  # not the image's fault
+                raise
             except Exception as error:
                 raise ReadError(
                     f"{name} has changed since the run began and can no longer be decoded: "

@@ -37,10 +37,13 @@ SECOND_FOLDER = "second path to a folder of the set"
 
 FEWEST_CLASSES = 2  # that can be told apart
 
+# Raw files of cameras. Many are a TIFF whose first page is a thumbnail, so their content misleads.
+RAW_ENDINGS = frozenset(b".dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .raf .pef .srw".split())
+
 # Endings of images that Pillow decodes with a plug-in at best.
 OTHER_IMAGE_ENDINGS = frozenset(
-    b".heic .heif .avif .jxl .svg .svgz .psb .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .exr "
-    b".hdr .xcf .ai .wmf .emf .dcm .nii .fits .fit .jxr .wdp .bpg .djvu .pdf".split()
+    b".heic .heif .avif .jxl .svg .svgz .psb .raw .exr .hdr .xcf .ai .wmf .emf .dcm .nii .fits "
+    b".fit .jxr .wdp .bpg .djvu .pdf".split()
 )
 
 # What operating systems, file managers and NAS boxes keep beside the user's files; in lower case.
@@ -56,8 +59,6 @@ SYSTEM_FOLDERS = frozenset(
         b".snapshot",
         b".snapshots",
         b"$recycle.bin",
-        b"recycler",
-        b"recycled",
         b"system volume information",
         b"lost+found",
         b"lost.dir",
@@ -151,8 +152,7 @@ def scan_folder(root: Path, conditional: bool | None) -> FolderIndex:
         account=walker.account,
         remarks=layout_remarks(root, folders, conditional),
     )
-    if not conditional:  # else they lie beside the class folders
-        _leave_out(overviews_among(walker.names, root), OVERVIEW, index)
+    _leave_out(overviews_among(walker.names, root), OVERVIEW, index)
     return index
 
 
@@ -291,7 +291,8 @@ class _Walker:
         while self.links:
             prefix, label, folder = self.links.popleft()
             self.followed_links = True
-            inner = folder if prefix.count(b"/") == 1 else ClassFolder(folder.name)
+            is_class = prefix.rstrip(b"/") in self.linked_classes
+            inner = folder if is_class else ClassFolder(folder.name)
             self.walk(prefix, label, inner, via_link=True)
 
     def _skip_folder(self, entry: os.DirEntry, name: bytes) -> bool:
@@ -360,6 +361,8 @@ class _Walker:
             return None
         if ending in self._refused:
             return self._refused[ending]
+        if ending in RAW_ENDINGS:
+            return NOT_DECODED
         if content_is_image(os.fsdecode(entry.path)):
             return None
         return NOT_DECODED if ending in OTHER_IMAGE_ENDINGS else NOT_AN_IMAGE

@@ -82,8 +82,9 @@ def _header(file: Path, cells: list[str]) -> list[str]:
     if FILE_COLUMN not in names:
         shown = ",".join(names) or "nothing"
         raise UserError(
-            f"{file} begins with {shown!r:.80}, but must begin with a line that names its columns, "
-            f"such as {FILE_COLUMN},{LABELS_COLUMN}"
+            f"{file} begins with {shown!r:.80}, but must begin with a line that names its "
+            f"columns, such as {FILE_COLUMN},{LABELS_COLUMN}; where it is something else, rename "
+            "it, or pass --conditional False"
         )
     if len(names) == 1:
         raise UserError(f"{file} has the column {FILE_COLUMN} alone: add {LABELS_COLUMN}")
@@ -264,6 +265,17 @@ def build_conditions(
 def _column(name: str, values: np.ndarray) -> NumberColumn:
     known = values[~np.isnan(values)]
     if len(known) == 0:
-        raise UserError(f"the column {name} of {LABELS_FILE} has no number in it: remove it")
-    std = float(known.std())
-    return NumberColumn(name, float(known.mean()), std if std > 0 else 1.0)
+        raise UserError(
+            f"the column {name} of {LABELS_FILE} has no number for any image that can be read: "
+            "remove it"
+        )
+    if known.min() == known.max():  # whose deviation may be a rounding error instead of 0
+        return NumberColumn(name, float(known[0]), 1.0)
+    with np.errstate(over="ignore"):
+        mean, std = float(known.mean()), float(known.std())
+    if not (math.isfinite(std) and std > 0):
+        raise UserError(
+            f"the numbers in the column {name} of {LABELS_FILE} are too large or too small to "
+            "compute with: give them in another unit"
+        )
+    return NumberColumn(name, mean, std)

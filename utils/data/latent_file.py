@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.data.locks import FileLock, LocksUnsupported
+from utils.data.locks import lock_for_reading
 
 MAGIC = b"IDDMLAT1"
 HEADER_BYTES = 4096
@@ -70,9 +70,7 @@ class MappedLatents:
         self._map()
 
     def _map(self) -> None:
-        self._lock = FileLock(self.path, os.O_RDONLY)
-        with contextlib.suppress(LocksUnsupported):
-            self._lock.try_acquire(shared=True)
+        self._lock = lock_for_reading(self.path)
         self._moments = np.memmap(self.path, np.float32, "r", HEADER_BYTES, self.shape)
         behind = HEADER_BYTES + self._moments.nbytes
         self.checksums = np.memmap(self.path, np.uint32, "r", behind, self.shape[:1])

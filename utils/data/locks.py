@@ -12,6 +12,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.1
+MOST_POLLS = 50  # for a lock that others hold for a moment only
 HELD_BY_ANOTHER = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -66,8 +67,32 @@ class FileLock:
         except OSError:
             return ""
 
+    def is_removed(self) -> bool:
+        """Whether the file has been removed since it was opened."""
+        return os.fstat(self._file).st_nlink == 0
+
     def close(self) -> None:
         """Free the lock, if it is held."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def lock_for_reading(path: Path) -> FileLock:
+    """A shared lock on a file that is there, which says that it is in use; where there are no
+    locks, one that says nothing. OSError where the file cannot be opened, or is being removed.
+    """
+    lock = FileLock(path, os.O_RDONLY)
+    try:
+        for _ in range(MOST_POLLS):
+            if lock.try_acquire(shared=True):
+                if lock.is_removed():
+                    raise FileNotFoundError(errno.ENOENT, "the file has been removed", str(path))
+                return lock
+            time.sleep(POLL_SECONDS)  # another process looks whether it is in use
+        raise TimeoutError(errno.ETIMEDOUT, "another process holds the lock", str(path))
+    except LocksUnsupported:
+        return lock
+    except OSError:
+        lock.close()
+        raise

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -12,26 +13,48 @@ MASKS = "masks"  # folder of the label maps that are made with images
 FIRST_IMAGE = re.compile(rb"0*0\.\w+")
 OVERVIEW = re.compile(rb"(%s)\.\w+" % "|".join(OVERVIEWS).encode())
 MASK = re.compile(rb"%s/(\d+)\.png" % MASKS.encode())
+EITHER = b"|".join([OVERVIEW.pattern, MASK.pattern])
+IN_ITS_FOLDER = re.compile(rb"(?:(.*)/)?(?:%s)" % EITHER, re.DOTALL)
 
 # Entries of the text that each PNG of generate.py has.
 OF_AN_IMAGE = ("seed", "sampler")
 
 
 def overviews_among(names: Sequence[bytes], root: Path) -> list[int]:
-    """The places of overviews and masks among the names of files below a folder; none where the
-    images beside them are not generate.py's.
+    """The places of overviews and masks among the names of files below a folder, in it or in any
+    folder within; none where the images beside them are not generate.py's.
     """
-    beside = {name.rpartition(b".")[0] for name in names if b"/" not in name}
-    masks = filter(None, map(MASK.fullmatch, names))
-    has_masks = any(mask[1] in beside for mask in masks)  # else the folder is one of images
-    found = [place for place, name in enumerate(names) if _is_overview(name, has_masks)]
-    if not found or len(found) == len(names):
+    matches = filter(None, map(IN_ITS_FOLDER.fullmatch, names))
+    folders = {match[1] or b"" for match in matches}
+    if not folders:
         return []
-    others = (name for name in names if not _is_overview(name, has_masks))
-    first = next(others)
-    if FIRST_IMAGE.fullmatch(first) or any(map(FIRST_IMAGE.fullmatch, others)):
-        return found
-    return found if _has_text_of_an_image(root, first) else []
+    inside: dict[bytes, dict[bytes, int]] = defaultdict(dict)  # by folder: name there -> place
+    for place, name in enumerate(names):
+        folder, _, file = name.rpartition(b"/")
+        if folder in folders:
+            inside[folder][file] = place
+        above, _, last = folder.rpartition(b"/")
+        if last == MASKS.encode() and above in folders:
+            inside[above][last + b"/" + file] = place
+    found = [
+        place
+        for folder, files in inside.items()
+        for place in _overviews_of(files, root / os.fsdecode(folder))
+    ]
+    return sorted(found)
+
+
+def _overviews_of(files: Mapping[bytes, int], folder: Path) -> list[int]:
+    """The places of overviews and masks among the files of one folder, and of masks/ in it."""
+    beside = {name.rpartition(b".")[0] for name in files if b"/" not in name}
+    masks = filter(None, map(MASK.fullmatch, files))
+    has_masks = any(mask[1] in beside for mask in masks)  # else the folder is one of images
+    found = [place for name, place in files.items() if _is_overview(name, has_masks)]
+    images = [name for name in files if not _is_overview(name, has_masks)]
+    if not found or not images:
+        return []
+    is_numbered = any(map(FIRST_IMAGE.fullmatch, images))
+    return found if is_numbered or _has_text_of_an_image(folder, images[0]) else []
 
 
 def _is_overview(name: bytes, has_masks: bool) -> bool:
@@ -39,10 +62,10 @@ def _is_overview(name: bytes, has_masks: bool) -> bool:
     return bool(OVERVIEW.fullmatch(name) or (has_masks and MASK.fullmatch(name)))
 
 
-def _has_text_of_an_image(root: Path, name: bytes) -> bool:
+def _has_text_of_an_image(folder: Path, name: bytes) -> bool:
     """Whether the text of a PNG says that generate.py made it."""
     try:
-        with Image.open(root / os.fsdecode(name)) as image:
+        with Image.open(folder / os.fsdecode(name)) as image:
             return all(key in image.info for key in OF_AN_IMAGE)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False

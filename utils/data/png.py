@@ -28,7 +28,7 @@ from utils.data.profiles import (
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 SMALL_CHUNKS = frozenset({b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"iCCP", b"eXIf"})
-TEXT_CHUNKS = frozenset({b"zTXt", b"iTXt"})
+TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 TEXTS_WITH_ROTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 LARGEST_TEXT = 2**16  # bytes: a text with a rotation is short
 LARGEST_PROFILE = 2**26  # bytes, unpacked: printers' profiles have a few megabytes
@@ -79,7 +79,7 @@ def read_png(source: BinaryIO) -> PngFacts:
             is_needed = kind in PIXEL_CHUNKS
         if is_needed:
             kept.write(whole)
-        if kind in TEXT_CHUNKS and is_intact and _is_short_text(data):
+        if kind in TEXT_CHUNKS and is_intact and _is_short_text(kind, data):
             kept.write(whole)
         if kind == b"IHDR" and len(data) == 13:
             facts.depth = data[8]
@@ -88,7 +88,7 @@ def read_png(source: BinaryIO) -> PngFacts:
             facts.has_colour = bool(data[9] & COLOUR_BIT)
     kept.seek(0)
     if not facts.has_palette:
-        facts.key = _transparent_key(small.get(b"tRNS", b""), facts.is_grey)
+        facts.key = _transparent_key(small.get(b"tRNS", b""), facts)
     facts.profile = _profile(small, facts.has_colour)
     facts.exif = small.get(b"eXIf")
     return facts
@@ -115,13 +115,15 @@ def _chunks(source: BinaryIO) -> Iterator[tuple[bytes, bytes, bytes, bool]]:
             return
 
 
-def _is_short_text(data: bytes) -> bool:
+def _is_short_text(kind: bytes, data: bytes) -> bool:
     """Whether a text can hold a rotation, and stays short when it is unpacked."""
     if len(data) > LARGEST_TEXT or not data.startswith(TEXTS_WITH_ROTATION):
         return False
     if data.startswith(TEXTS_WITH_ROTATION[1]):
         is_compressed = data[len(TEXTS_WITH_ROTATION[1]) :][:1] != b"\0"
         return not is_compressed
+    if kind == b"tEXt":
+        return True
     return _unpacked(data[len(TEXTS_WITH_ROTATION[0]) + 1 :], LARGEST_TEXT) is not None
 
 
@@ -135,13 +137,13 @@ def _unpacked(data: bytes, limit: int) -> bytes | None:
     return None if unpacker.unconsumed_tail else unpacked
 
 
-def _transparent_key(data: bytes, is_grey: bool) -> tuple[int, ...] | None:
+def _transparent_key(data: bytes, facts: PngFacts) -> tuple[int, ...] | None:
     """The key of a grey or RGB picture. A palette's alpha values are Pillow's business."""
-    if is_grey and len(data) == 2:
-        return struct.unpack(">H", data)
-    if not is_grey and len(data) == 6:
-        return struct.unpack(">3H", data)
-    return None
+    samples = 1 if facts.is_grey else 3
+    if len(data) != 2 * samples:
+        return None
+    largest = 2**facts.depth - 1  # higher bits mean nothing, says the specification
+    return tuple(value & largest for value in struct.unpack(f">{samples}H", data))
 
 
 def _profile(small: dict[bytes, bytes], has_colour: bool) -> bytes | None:
@@ -150,8 +152,8 @@ def _profile(small: dict[bytes, bytes], has_colour: bool) -> bytes | None:
     """
     if len(small.get(b"cICP", b"")) == 4:
         space, transfer = small[b"cICP"][:2]
+        curve = _cicp_curve(transfer)
         if space in CICP_PRIMARIES:
-            curve = _cicp_curve(transfer)
             return _made_profile(CICP_PRIMARIES[space], WHITE_D65, curve, has_colour)
     if b"iCCP" in small:
         packed = small[b"iCCP"].partition(b"\0")[2][1:]

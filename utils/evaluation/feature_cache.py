@@ -88,7 +88,7 @@ class FeatureCache:
     def _make_room(self, needed: int) -> None:
         """Remove what was not used for the longest time, and what killed processes left behind.
 
-        OSError where the disk stays too full.
+        OSError where the disk stays too full; then nothing that is kept is removed in vain.
         """
         for part in self.folder.glob("*.part"):
             with contextlib.suppress(OSError):
@@ -100,6 +100,8 @@ class FeatureCache:
                 about = path.stat()
                 kept.append((about.st_mtime_ns, about.st_size, path))
         total = sum(size for _, size, _ in kept)
+        if shutil.disk_usage(self.folder).free + total < needed + LEFT_FREE:
+            raise OSError("the disk is nearly full")
         for _, size, path in sorted(kept):
             has_room = shutil.disk_usage(self.folder).free >= needed + LEFT_FREE
             if has_room and total + needed <= self.largest:

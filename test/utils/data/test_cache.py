@@ -156,6 +156,20 @@ def test_a_file_that_becomes_readable_is_read(images, folder, monkeypatch):
     assert len(load(images, folder)) == 13
 
 
+def test_a_file_that_stays_unreadable_does_not_cost_the_cache(images, folder, monkeypatch, decodes):
+    """Whatever number the error has: Pillow gives a damaged file EINVAL, a bad sector is EIO."""
+    short = images / "boot" / "short.pcx"
+    picture = Image.new("P", (8, 8))
+    picture.putpalette(range(256))
+    picture.save(short)
+    short.write_bytes(short.read_bytes()[:200])
+    assert "Errno" in load(images, folder).left_out["boot/short.pcx"]
+    decodes.clear()
+    found = load(images, folder)
+    assert len(found) == 13 and "Errno" in found.left_out["boot/short.pcx"]
+    assert decodes == ["short.pcx"]
+
+
 # --- The folder ---
 
 
@@ -170,6 +184,15 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
     assert cache_folder.default_cache_folder() == tmp_path / "Library" / "Caches" / "iddm"
 
 
+def test_a_user_without_a_home_has_no_cache(images, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache_folder.os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    found = load_image_set(images, SIZE, True)
+    assert isinstance(found.pixels, np.ndarray) and "no home folder" in found.remarks[0]
+    assert not (tmp_path / "~").exists()
+
+
 def test_the_cache_is_bounded_and_spares_what_is_in_use(images, folder, monkeypatch):
     oldest = load_image_set(images, (8, 8), True, cache_folder=folder)  # stays open
     load_image_set(images, (8, 9), True, cache_folder=folder)
@@ -182,6 +205,58 @@ def test_the_cache_is_bounded_and_spares_what_is_in_use(images, folder, monkeypa
     load_image_set(images, (8, 11), True, cache_folder=folder)
     assert files[0].exists() and not files[1].exists() and files[2].exists()
     assert oldest[0][0].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("cache", ["auto", "disk"])
+def test_what_would_not_fit_anyway_removes_nothing(images, folder, monkeypatch, cache):
+    for width in (8, 9, 10):
+        load_image_set(images, (8, width), True, cache_folder=folder)
+    usage = cache_folder.shutil.disk_usage("/")
+    free = cache_folder.LEFT_FREE  # with what is there, one byte less than the set needs
+    kept = sum(file.stat().st_size for file in folder.glob("*.images"))
+    short = usage._replace(free=free + 13 * 3 * 8 * 11 - kept - 1)
+    monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: short)
+    if cache == "disk":
+        with pytest.raises(UserError, match="the set needs up to"):
+            load_image_set(images, (8, 11), True, cache_folder=folder, cache=cache)
+    else:
+        load_image_set(images, (8, 11), True, cache_folder=folder, cache=cache)
+    assert len(list(folder.glob("*.images"))) == 3
+
+
+def test_a_set_above_the_bound_that_is_asked_for_removes_none(images, folder, monkeypatch):
+    load_image_set(images, (8, 9), True, cache_folder=folder)
+    monkeypatch.setattr(cache_folder, "LARGEST_CACHE", 1)
+    load_image_set(images, (8, 11), True, cache_folder=folder, cache="disk")
+    assert len(list(folder.glob("*.images"))) == 2
+
+
+def test_a_set_that_is_removed_is_not_mapped(images, folder, monkeypatch):
+    """Between the opening of the file and its lock."""
+    load(images, folder)
+    (file,) = folder.glob("*.images")
+    real = locks.fcntl.flock
+
+    def flock(number, kind):
+        file.unlink(missing_ok=True)
+        real(number, kind)
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with pytest.raises(FileNotFoundError):
+        locks.lock_for_reading(file)
+
+
+def test_a_lock_that_is_held_for_a_moment_is_waited_for(folder, monkeypatch):
+    folder.mkdir()
+    (folder / "a").write_bytes(b"")
+    other = locks.FileLock(folder / "a")
+    assert other.try_acquire()
+    monkeypatch.setattr(locks.time, "sleep", lambda _: other.close())
+    mine = locks.lock_for_reading(folder / "a")
+    third = locks.FileLock(folder / "a")
+    assert not third.try_acquire()
+    mine.close()
+    third.close()
 
 
 @pytest.mark.parametrize("why", ["no room", "not a folder", "write fails", "too large"])

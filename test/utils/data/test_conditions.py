@@ -68,6 +68,23 @@ def test_each_image_has_the_condition_of_its_name(folders):
     assert np.array_equal(some[0][0].numpy(), found[4][0].numpy())
 
 
+def test_a_picture_among_many_label_maps_is_not_left_out_without_a_word(tmp_path):
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    for i in range(40):
+        Image.fromarray(np.full((*SIZE, 3), 6 * i, np.uint8)).save(images / f"{i:02}.bmp")
+        save_map(numbers_of(i), masks / f"{i:02}.png")
+    (masks / "38.png").unlink()
+    Image.new("RGB", SIZE, "red").save(masks / "38.png")
+    with pytest.raises(UserError, match="38.png is none: --condition_kind picture"):
+        paired(images, masks, conditional=False)
+    assert len(paired(images, masks, "labels", conditional=False)) == 39
+    for i in range(33, 40):
+        Image.new("RGB", SIZE, "red").save(masks / f"{i:02}.png")
+    assert isinstance(paired(images, masks, conditional=False).condition, PictureCondition)
+
+
 def test_what_has_no_partner_is_named(folders):
     images, masks = folders
     (masks / "a/0.png").unlink()
@@ -77,7 +94,8 @@ def test_what_has_no_partner_is_named(folders):
     assert len(found) == 4
     text = "\n".join(describe(found.images, all_classes=False))
     assert "6 seen = 4 used + 2 left out" in text
-    assert "no condition of its name (a/0.bmp, b/3.bmp)" in text
+    assert "no condition of its name (a/0.bmp)" in text
+    assert "its condition cannot be read (b/3.bmp)" in text
     assert "1 conditions belong to no image: b/nobody" in text
     assert "1 conditions cannot be read" in text and "b/3.png" in text
 

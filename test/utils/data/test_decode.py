@@ -180,6 +180,8 @@ def test_cicp_of_a_png(tmp_path):
     assert (read_bytes(tmp_path, png(colour, 8, 2, plain))[0, 0] == (60, 180, 90)).all()
     with pytest.raises(ValueError, match="high-dynamic-range"):
         read_bytes(tmp_path, png(colour, 8, 2, chunk(b"cICP", bytes([9, 16, 0, 1]))))
+    with pytest.raises(ValueError, match="high-dynamic-range"):  # primaries that nobody named
+        read_bytes(tmp_path, png(colour, 8, 2, chunk(b"cICP", bytes([2, 18, 0, 1]))))
 
 
 # --- Numbers ---
@@ -202,9 +204,18 @@ def test_png_bit_depths_and_their_transparent_key(tmp_path, bits):
         read_bytes(tmp_path, png(packed(samples, bits), bits, 0))[..., 0], expected
     )
     key = int(samples[0, 2])
-    transparent = chunk(b"tRNS", key.to_bytes(2, "big"))
-    pixels = read_bytes(tmp_path, png(packed(samples, bits), bits, 0, transparent))[..., 0]
-    assert np.array_equal(pixels, np.where(samples == key, 255, expected))
+    for with_noise in (key, key | (0xFFFF ^ largest)):  # bits above the depth mean nothing
+        transparent = chunk(b"tRNS", with_noise.to_bytes(2, "big"))
+        pixels = read_bytes(tmp_path, png(packed(samples, bits), bits, 0, transparent))[..., 0]
+        assert np.array_equal(pixels, np.where(samples == key, 255, expected))
+
+
+def test_transparent_key_of_8_bit_rgb(tmp_path):
+    samples = np.tile(np.array([255, 0, 7], np.uint8), (8, 8))
+    samples[0, :3] = 254, 0, 7
+    key = chunk(b"tRNS", bytes.fromhex("FFFF FF00 0007"))
+    pixels = read_bytes(tmp_path, png(samples, 8, 2, key))
+    assert (pixels[1:] == 255).all() and (pixels[0, 0] == (254, 0, 7)).all()
 
 
 def test_transparent_key_of_16_bit_rgb(tmp_path):
@@ -228,6 +239,22 @@ def test_opacity_in_16_bits_and_in_palettes(tmp_path):
     rows = np.array([[0b01010101]] * 8, np.uint8)
     pixels = read_bytes(tmp_path, png(rows, 1, 3, colours, chunk(b"tRNS", b"\0")))
     assert (pixels[0, 0] == 255).all() and (pixels[0, 1] == (200, 50, 50)).all()
+
+
+@pytest.mark.parametrize("opacity, shown", [(0, (172, 47, 117)), (255, (172, 47, 117))])
+def test_an_opacity_of_nothing_is_none_where_files_have_none(tmp_path, opacity, shown):
+    """Of TGA and BMP files the fourth byte of a pixel is often unused; of a PNG it is not."""
+    picture = Image.new("RGBA", (8, 8), (172, 47, 117, opacity))
+    head = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 8, 8, 32, 0x20)
+    pixels = read_bytes(tmp_path, head + picture.tobytes("raw", "BGRA"), name="a.tga")
+    assert (pixels == shown).all()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    about = struct.pack("<IiiHHIIiiII", 108, 8, -8, 1, 32, 3, 256, 2835, 2835, 0, 0)
+    about += masks + b"BGRs" + bytes(48)
+    file = struct.pack("<2sIHHI", b"BM", 14 + 108 + 256, 0, 0, 14 + 108)
+    pixels = read_bytes(tmp_path, file + about + picture.tobytes("raw", "BGRA"), name="a.bmp")
+    assert (pixels == shown).all()
+    assert (read_saved(tmp_path, picture) == (shown if opacity else 255)).all()
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -412,6 +439,21 @@ def test_rotation_at_the_end_of_a_png(tmp_path):
     rows = RED.copy()
     rows[0, :3] = 0
     assert (read_bytes(tmp_path, png(rows, 8, 2, after=block))[-1, -1] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt"])
+def test_rotation_in_a_text_of_a_png(tmp_path, kind):
+    """As ImageMagick writes it: packed where that is shorter."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = exif.tobytes()
+    text = f"\nexif\n{len(data):8}\n{data.hex()}\n".encode()
+    if kind == b"zTXt":
+        text = b"\0" + zlib.compress(text)
+    rows = RED.copy()
+    rows[0, :3] = 0
+    block = chunk(kind, b"Raw profile type exif\0" + text)
+    assert (read_bytes(tmp_path, png(rows, 8, 2, block))[-1, -1] == 0).all()
 
 
 # --- What stays refused, and silence ---

@@ -95,6 +95,50 @@ def test_files_seen_are_images_used_and_files_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("conditional", [True, False])
+def test_overviews_within_folders(tmp_path, conditional):
+    """In each folder that generate.py wrote; what others call a grid or a mask is an image."""
+    for name in ("red/grid.png", "red/00000.png", "red/00001.png", "red/masks/00001.png"):
+        picture(tmp_path / name)
+    for name in (
+        "blue/grid.png",
+        "blue/boat.png",
+        "blue/masks/1.png",
+        "masks/0.png",
+        "masks/1.png",
+    ):
+        picture(tmp_path / name)
+    index = scan_folder(tmp_path, conditional)
+    kept = ["blue/boat.png", "blue/grid.png", "blue/masks/1.png", "masks/0.png", "masks/1.png"]
+    assert list(index.names) == [*kept, "red/00000.png", "red/00001.png"]
+    assert index.account.used == 7 and index.account.seen == 9
+    if conditional:
+        assert [index.class_names[label] for label in index.labels[-2:]] == ["red", "red"]
+
+
+def test_classes_that_some_systems_call_their_bins(tmp_path):
+    for name in ("glass", "organic", "recycled"):
+        picture(tmp_path / name / "0.png")
+    assert scan_folder(tmp_path, None).class_names == ["glass", "organic", "recycled"]
+
+
+def test_the_thumbnail_in_a_camera_file_is_no_image(tmp_path):
+    picture(tmp_path / "a.dng", 0, "TIFF")
+    picture(tmp_path / "b.tif", 1, "TIFF")
+    index = scan_folder(tmp_path, False)
+    assert list(index.names) == ["b.tif"]
+    assert index.account.reasons[index_module.NOT_DECODED].examples == ["a.dng"]
+
+
+def test_parts_behind_a_link_are_no_parts_of_the_set(tmp_path):
+    for name in ("train", "test"):
+        picture(tmp_path / "outside" / name / "0.png")
+    picture(tmp_path / "set" / "0.png", 1)
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "outside")
+    index = scan_folder(tmp_path / "set", False)
+    assert len(index) == 3 and not any("set/train" in remark for remark in index.remarks)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
 def test_links(tmp_path, conditional):
     """A link to elsewhere is followed; of several paths to one place, the one without a link."""
     root, store = tmp_path / "set", tmp_path / "store"

@@ -171,6 +171,25 @@ def test_mistakes_are_named(tmp_path, text, message):
         load_image_set(tmp_path, (8, 8), None, quiet=True)
 
 
+@pytest.mark.parametrize("number", ["0.1", "4", "1e300", "-3e-7"])
+def test_a_number_that_is_always_the_same_is_scaled_by_one(tmp_path, number):
+    """The deviation of three times 0.1 is 1.4e-17 in floating point."""
+    images(tmp_path, ["a.png", "b.png", "c.png"])
+    write(tmp_path, f"file,age\na.png,{number}\nb.png,{number}\nc.png,{number}\n")
+    found = load_image_set(tmp_path, (8, 8), None, quiet=True)
+    (column,) = found.conditions.numbers
+    assert (column.mean, column.std) == (float(number), 1.0)
+    assert found.conditions.rows.tolist() == [[0.0]] * 3
+
+
+@pytest.mark.parametrize("numbers", [("1e308", "-1e308"), ("1e-300", "2e-300")])
+def test_numbers_that_cannot_be_scaled_are_refused(tmp_path, numbers):
+    images(tmp_path, ["a.png", "b.png"])
+    write(tmp_path, "file,age\na.png,{}\nb.png,{}\n".format(*numbers))
+    with pytest.raises(UserError, match="column age .* in another unit"):
+        load_image_set(tmp_path, (8, 8), None, quiet=True)
+
+
 def test_another_encoding_is_named(tmp_path):
     images(tmp_path, ["a.png"])
     with pytest.raises(UserError, match="not UTF-8"):

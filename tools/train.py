@@ -104,7 +104,7 @@ OPTIONS: opt.Table = {
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),
     ],
     "optimisation": [
-        Option("--epochs",            None,            opt.positive,        f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
+        Option("--epochs",            None,            opt.epochs,          f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
         Option("--minutes",           None,            opt.minutes,         "instead of --epochs: as many steps as fit into so many minutes, all in all"),
         Option("--batch_size",        None,            opt.positive,        "images per process and forward pass"),
         Option("--grad_accum",        None,            opt.positive,        "forward passes per optimizer step; not set: 1, or as few as bring a preset's batch into memory"),
@@ -232,6 +232,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: Namespace, ranks: Ranks) -> None:
     """One process of the run, in the order of execution."""
+    from utils.training.recommendation import keep_recommended
     from utils.training.run import TrainingRun, held_out_data
     from utils.training.work import Work
 
@@ -245,6 +246,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
 
     # What is not given follows the images, the device and the time
     earlier = earlier_network(args, run)
+    recommended = recommended_before(args, run)
     run.seconds_ahead = seconds_to_encode(args, run, trained)
     choice = settle(args, run, source, trained, earlier)
     memory = memory_lines(args, run, trained, earlier)
@@ -270,13 +272,15 @@ def train(args: Namespace, ranks: Ranks) -> None:
     previews = build_previews(args, run, state, task, source, split)
     evaluations_of = partial(plan_evaluations, args, task, trained.images, split)
     length = run.length(state, task, inputs, len(trained.images), previews, evaluations_of)
+    dropped = keep_recommended(state, recommended, length)
 
     # What is measured now and then
     evaluations = evaluations_of(length)
     evaluate = complete = None
     if evaluations is not None and not args.plan:  # a plan needs none of what this reads
         evaluate = build_evaluation(args, run, source, trained, split, evaluations, state, task)
-        complete = build_completion(args, source, evaluate, run.log)
+        if state.step < length.total_steps or not recommended:
+            complete = build_completion(args, source, evaluate, run.log)
 
     # Plan, fit
     run.train(
@@ -298,7 +302,7 @@ def train(args: Namespace, ranks: Ranks) -> None:
                 *memory,
                 *latent_lines,
             ],
-            remarks=plan_remarks(args, source, previews, choice, length),
+            remarks=[*plan_remarks(args, source, previews, choice, length), dropped],
         )
     )
 
@@ -519,20 +523,32 @@ def choose_recipe(
 
 def take_from_before(args: Namespace, run: TrainingRun) -> None:
     """Fill in what no preset decides: as in the run that is resumed, or as usual."""
+    from utils.training.recommendation import usual_sampler
     from utils.training.resume import whole_process
 
-    sampling, recorded = {}, None
+    sampler = recorded = None
     if run.resumed is not None:
-        sampling = run.resumed.config.get("sampling", {})
+        sampler = usual_sampler(run.resumed)
         recorded = run.resumed.args.get("checkpoint_activations")
     if args.sample is None:
-        args.sample = sampling.get("sampler", USUAL_SAMPLER)
+        args.sample = sampler or USUAL_SAMPLER
     if args.checkpoint_activations is None:
         args.checkpoint_activations = tuple(recorded) if isinstance(recorded, list) else ()
     if args.noise_shift is None and run.resumed is not None:
         before = whole_process(run.resumed.config["diffusion"])
         if before["noise_schedule"] == args.noise_schedule:
             args.noise_shift = before["noise_shift"]
+
+
+def recommended_before(args: Namespace, run: TrainingRun) -> dict:
+    """How images are recommended to be made with the weights that the run resumes from; empty where
+    nothing is recommended, or --sample says otherwise.
+    """
+    from utils.training.recommendation import recommended_sampling
+
+    if run.resumed is None or args.sample is not None:
+        return {}
+    return recommended_sampling(run.resumed)
 
 
 def options_before(

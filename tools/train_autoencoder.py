@@ -48,7 +48,7 @@ OWN: opt.Table = {
         Option("--kl_weight",         1e-6,            opt.not_negative,    "weight of the latent's KL divergence, both it and the error summed over an image", decides=True),
         Option("--feature_weight",    0.0,             opt.not_negative,    "weight of the distance of an image network's features; needs requirements-metrics.txt", decides=True),
         Option("--num_vis",           8,               opt.positive,        "images per preview"),
-        Option("--epochs",            None,            opt.positive,        f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
+        Option("--epochs",            None,            opt.epochs,          f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
         Option("--batch_size",        None,            opt.positive,        f"images per process and forward pass; not set: {USUAL_BATCH}"),
         Option("--grad_accum",        None,            opt.positive,        f"forward passes per optimizer step; not set: 1, or as few as bring {USUAL_BATCH} images into memory"),
     ],

@@ -47,7 +47,7 @@ OWN: opt.Table = {
         Option("--degrade",           False,           opt.switch,          "for photos from the web: small images that are blurred, noisy and compressed", decides=True),
         Option("--luma",              False,           opt.switch,          "PSNR and SSIM of Y of BT.601, as in papers, instead of RGB", decides=True),
         Option("--num_vis",           4,               opt.positive,        "images per preview"),
-        Option("--epochs",            None,            opt.positive,        f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
+        Option("--epochs",            None,            opt.epochs,          f"passes over the images; not set: {USUAL_EPOCHS}, or as before where a run is resumed"),
         Option("--batch_size",        None,            opt.positive,        f"images per process and forward pass; not set: {USUAL_BATCH}"),
         Option("--grad_accum",        None,            opt.positive,        f"forward passes per optimizer step; not set: 1, or as few as bring {USUAL_BATCH} images into memory"),
     ],

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import signal
 import sys
@@ -195,7 +196,11 @@ def _spawned(rank: int, worker: Worker, processes: Processes, port: int, began: 
         torch.set_num_threads(max(1, torch.get_num_threads() // processes.world_size))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     timeout = timedelta(seconds=processes.timeout)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
+    try:
+        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)
+    except dist.DistError as error:  # torch keeps what a new process raises to itself
+        say(f"error: process {rank} did not find the others: {error}", error=True)
+        sys.exit(FAILURE_STATUS)
     world_size = processes.world_size
     main_rank = processes.main_rank
     ranks = Ranks(rank, world_size, rank, main_rank, store, world_size, processes.timeout)
@@ -219,10 +224,10 @@ def _wait_for(processes: list, received: list[int], store: dist.Store) -> int:
     for process in alive:
         process.kill()
         process.join()
-    if received:
+    codes = [process.exitcode for process in processes]
+    if received and any(codes):  # else all were done already
         is_lost = store.add(NOT_SAVED, 0) > 0
         return FAILURE_STATUS if is_lost else 128 + received[0]
-    codes = [process.exitcode for process in processes]
     # These have been explained by the process itself.
     stop_codes = [128 + number for number in STOP_SIGNALS]
     explained = [code for code in codes if code == USER_ERROR_STATUS or code in stop_codes]
@@ -288,7 +293,12 @@ def _run_rank(worker: Worker, processes: Processes, ranks: Ranks) -> NoReturn:
         _leave(ranks)
     except BaseException as error:
         ranks.tell_of_failure()
-        os._exit(_explain(error, processes, ranks))
+        try:
+            failure = _explain(error, processes, ranks)
+        except Exception:
+            traceback.print_exception(error)
+            failure = FAILURE_STATUS
+        os._exit(failure)
     if not ranks.stop_beating():  # Python must not end while a thread is in torch's code
         sys.stdout.flush()
         sys.stderr.flush()
@@ -346,7 +356,8 @@ def _explain(error: BaseException, processes: Processes, ranks: Ranks) -> int:
 
 
 def _is_first_to_say(sentence: str, ranks: Ranks) -> bool:
+    key = hashlib.sha256(sentence.encode(errors="surrogateescape")).hexdigest()
     try:
-        return ranks.store is None or ranks.store.add(sentence, 1) == 1
+        return ranks.store is None or ranks.store.add(key, 1) == 1
     except RuntimeError:  # the store has gone with its process
         return True

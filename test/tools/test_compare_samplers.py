@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from helpers import DEMO, ROOT
+from helpers import DEMO, ROOT, TINY
 from PIL import Image
 
 from tools import compare_samplers
@@ -178,6 +178,23 @@ def test_missing_folder(script, weights, tmp_path):
     done = script("compare_samplers", weights, tmp_path / "nowhere", *options, status=2)
     assert "does not exist" in done.stderr
     assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_recommendation_is_that_of_its_weights(script, tmp_path):
+    """A finished run that is resumed without more steps keeps it; with more it is dropped whole."""
+    options = ["--dataset_path", DEMO, *TINY, "--run_name", "a", "--vis", "False"]
+    options += ["--val_fraction", 0, "--batch_size", 500]
+    script("train", *options, "--epochs", 1, "--sample", "plms")
+    file = tmp_path / "results/a/ema_last.pt"
+    write_recommendation(file, Candidate("unipc", "karras", 7))
+    recommended = Checkpoint.read(file).config["sampling"]
+
+    script("train", *options, "--epochs", 1, "--resume")
+    assert Checkpoint.read(file).config["sampling"] == recommended
+    out = script("train", *options, "--epochs", 2, "--resume").stdout
+    assert "was for the weights before these steps" in out and "changed are" not in out
+    sampling = Checkpoint.read(file).config["sampling"]
+    assert sampling == {"sampler": "plms", "guidance": True}
 
 
 def test_a_recommendation_goes_to_the_file_behind_a_link_and_to_no_run_that_is_trained(

@@ -182,9 +182,51 @@ class Counts(dict):
         return self[key]
 
 
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, exitcode):
+        self.exitcode = exitcode
+
+    def is_alive(self):
+        return False
+
+
 def test_a_signal_and_a_last_save_that_failed():
-    assert launch_module._wait_for([], [signal.SIGTERM], Counts()) == 143
-    assert launch_module._wait_for([], [signal.SIGTERM], Counts({NOT_SAVED: 1})) == 1
+    stopped = [Ended(143), Ended(143)]
+    assert launch_module._wait_for(stopped, [signal.SIGTERM], Counts()) == 143
+    assert launch_module._wait_for(stopped, [signal.SIGTERM], Counts({NOT_SAVED: 1})) == 1
+    starting = [Ended(0), Ended(-signal.SIGTERM)]
+    assert launch_module._wait_for(starting, [signal.SIGTERM], Counts()) == 143
+
+
+def test_a_signal_that_comes_when_all_is_done_changes_nothing():
+    assert launch_module._wait_for([Ended(0), Ended(0)], [signal.SIGTERM], Counts()) == 0
+
+
+def test_a_sentence_with_a_name_that_is_not_utf_8_is_said_once():
+    ranks = Ranks(store=torch.distributed.HashStore())
+    sentence = "x\udcff.png cannot be read"
+    said = [launch_module._is_first_to_say(sentence, ranks) for _ in range(3)]
+    assert said == [True, False, False]
+    assert launch_module._is_first_to_say("another", ranks)
+
+
+def test_what_cannot_be_explained_ends_the_process_too(monkeypatch, capsys):
+    """Its error is printed: nobody else would."""
+
+    def fails(*_):
+        raise RuntimeError("in the worker")
+
+    def ends(status):
+        raise SystemExit(f"os._exit({status})")
+
+    monkeypatch.setattr(launch_module, "join_group", lambda *_: None)
+    monkeypatch.setattr(launch_module, "_explain", lambda *_: 1 / 0)
+    monkeypatch.setattr(launch_module.os, "_exit", ends)
+    with pytest.raises(SystemExit, match=r"os._exit\(1\)"):
+        launch_module._run_rank(fails, None, Ranks())
+    assert "in the worker" in capsys.readouterr().err
 
 
 def test_a_dead_process_does_not_save():

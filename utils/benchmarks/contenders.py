@@ -28,6 +28,7 @@ IMPORTS_OF_TRAINING = (
     "utils.training.label_guidance",
     "utils.training.previews",
     "utils.training.recipe_choice",
+    "utils.training.recommendation",
     "utils.runs.autoencoders",
     "utils.generation",
     "utils.data.symmetry",

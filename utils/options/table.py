@@ -1,6 +1,7 @@
 """Tables of options, and the command-line parser that a table becomes."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def make_parser(doc: str | None, table: Table) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    # What begins so is a value, and no option: -1,0 and -1e-3 too, where argparse knows -1 alone.
+    parser._negative_number_matcher = re.compile(r"-[\d.][\d.,eE+-]*")
     for title, options in table.items():
         group = parser.add_argument_group(title)
         for option in options:

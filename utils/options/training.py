@@ -109,7 +109,7 @@ def choose_average(args: Namespace, table: Table) -> None:
     """With --ema_length, the usual --ema_decay of a script does not count. Raises UserError where
     another one is given too.
     """
-    usual = {option.name: option.default for option in options_of(table)}
+    usual = {option.name: checked_default(option) for option in options_of(table)}
     if args.ema_length is None or args.ema_decay is None:
         return
     if args.ema_decay != usual["ema_decay"]:
@@ -131,8 +131,14 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
         remarks.append(f"--weight_decay {args.weight_decay:g} has no effect with --optim adam")
     if args.minutes is not None and args.epochs is not None:
         remarks.append(f"--epochs {args.epochs} has no effect: --minutes sets the length")
-    if joins_others(args.distributed):
-        started = number_of("WORLD_SIZE")
+    joins, started = joins_others(args.distributed), number_of("WORLD_SIZE")
+    processes = started if joins else args.world_size if args.distributed else 1
+    if args.gradient_compression != "none" and processes == 1:
+        remarks.append(
+            f"--gradient_compression {args.gradient_compression} has no effect: one process "
+            "exchanges no gradients"
+        )
+    if joins:
         if args.world_size not in (usual["world_size"], started):
             remarks.append(
                 f"--world_size {args.world_size} has no effect: {started} processes were started"
@@ -150,11 +156,6 @@ def idle_remarks(args: Namespace, table: Table) -> list[str]:
         remarks.append(
             f"--world_size {args.world_size} and --main_gpu {args.main_gpu} have no effect without "
             "--distributed"
-        )
-    if args.gradient_compression != "none":
-        remarks.append(
-            f"--gradient_compression {args.gradient_compression} has no effect without "
-            "--distributed: one process exchanges no gradients"
         )
     return remarks
 

@@ -305,6 +305,7 @@ class Text:
 switch = Switch()
 switch_or_auto = SwitchOrAuto()
 positive = Number(int, 1)
+epochs = Number(int, 1, 10**9)
 natural = Number(int, 0)
 minus_one_up = Number(int, -1)
 seed = Number(int, 0, 2**32 - 1)  # torch's CPU generator takes no more
@@ -314,7 +315,7 @@ noise_shift = Number(float, 0, 1000, open_low=True)
 noise_steps = Number(int, 1, 1_000_000)
 probability = Number(float, 0, 1)
 half = Number(float, 0, 0.5)
-ema_length = Number(float, 0, 0.28, open_low=True)  # a plain mean has 0.289
+ema_length = Number(float, 1e-6, 0.28)  # a plain mean has 0.289
 below_one = Number(float, 0, 0.999999)
 not_negative = Number(float, 0)
 rate = Number(float, 0, open_low=True)

@@ -146,12 +146,16 @@ def append_evaluation(folder: Path, evaluation: Evaluation) -> None:
         raise
 
 
-def cut_back_evaluations(folder: Path, step: int) -> list[Evaluation]:
-    """Drop what was measured after `step`; returns the others. OSError where that fails."""
-    kept = [evaluation for evaluation in read_evaluations(folder)[0] if evaluation.step <= step]
+def evaluations_up_to(folder: Path, step: int) -> list[Evaluation]:
+    """What was measured up to `step`. OSError where the file is there and cannot be read."""
+    return [evaluation for evaluation in read_evaluations(folder)[0] if evaluation.step <= step]
+
+
+def cut_back_evaluations(folder: Path, step: int) -> None:
+    """Drop what was measured after `step`. OSError where that fails."""
+    kept = evaluations_up_to(folder, step)
     file = folder / EVALUATIONS
     if file.exists():
         temporary = file.with_suffix(".tmp")
         temporary.write_text("".join(each.to_line() for each in kept), encoding="utf-8")
         os.replace(temporary, file)
-    return kept

@@ -18,6 +18,7 @@ from utils.runs.evaluations import (
     Evaluation,
     append_evaluation,
     cut_back_evaluations,
+    evaluations_up_to,
 )
 from utils.runs.failures import Failures
 from utils.runs.files import (
@@ -90,23 +91,54 @@ class RunFolder:
         self.best_step: int | None = None  # of ema_best.pt
 
     def start(self, config: dict, step: int, source: Path | None = None) -> None:
-        """Write config.json, and cut the metrics back to `step`, where the run begins or resumes.
+        """Write config.json, and look at what the run has measured up to `step`, where it begins or
+        resumes; what is there of later steps stays until `drop_later`.
 
         Where it resumes from ckpt_prev.pt (`source`), the last checkpoint is damaged and must not
         take that one's place. UserError where the folder cannot be written.
         """
-        # A damaged last checkpoint must not replace the previous one, nor must the one that the run
-        # resumes from: it is about to be written again.
-        self._may_replace_previous = source is None or source.name not in (LAST, PREVIOUS)
         try:
             self._lock.claim()
-            for half in self.path.glob("*.tmp"):  # of a save that a kill cut short
-                half.unlink(missing_ok=True)
-            text = json.dumps(config, indent=2) + "\n"
-            (self.path / CONFIG).write_text(text, encoding="utf-8")
+            self._may_replace_previous = self._last_may_become_previous(source)
+            for folder in (self.path, self.path / SAMPLES, self.path / AVERAGES):
+                for half in folder.glob("*.tmp"):  # of a save that a kill cut short
+                    half.unlink(missing_ok=True)
+            temporary = self.path / f"{CONFIG}.tmp"
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path / CONFIG)
+            self.evaluations = evaluations_up_to(self.path, step)
+            best_step = self._step_of_best()
+            self.best_step = None if best_step is None or best_step > step else best_step
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from None
+
+    def _last_may_become_previous(self, source: Path | None) -> bool:
+        """Not where it is damaged, nor where the run resumes from it or the previous one: that is
+        about to be written again.
+        """
+        if source is None:
+            return True
+        if source.name in (LAST, PREVIOUS):
+            return False
+        try:
+            read_checkpoint(self.path / LAST)
+        except UserError:
+            return False
+        return True
+
+    def drop_later(self, step: int) -> None:
+        """Cut metrics and evaluations back to `step`, and remove the best checkpoint and the
+        averages of later steps, which are not of this run. Only when the checkpoint of `step` is
+        safe: before that, a run that cannot save would lose them for nothing. UserError where that
+        cannot be written.
+        """
+        try:
             self._metrics.cut_back(step)
-            self.evaluations = cut_back_evaluations(self.path, step)
-            self._look_at_best(step)
+            cut_back_evaluations(self.path, step)
+            best_step = self._step_of_best()
+            if best_step is not None and best_step > step:
+                (self.path / BEST).unlink(missing_ok=True)
+                (self.path / BEST_SLIM).unlink(missing_ok=True)
             self._remove_later_averages(step)
         except OSError as error:
             raise cannot_be_written(self.path, error) from None
@@ -125,22 +157,16 @@ class RunFolder:
         """Add one row per step to metrics.csv and to TensorBoard; NaN is left empty."""
         self._metrics.append(rows)
 
-    def _look_at_best(self, step: int) -> None:
-        """Which step the best checkpoint is of; one from after `step`, which the run has gone back
-        to, is removed.
-        """
+    def _step_of_best(self) -> int | None:
+        """Which step the best checkpoint is of; None where there is none that can be read."""
         try:
             found = read_checkpoint(self.path / BEST_SLIM)
-            self.best_step = int(found["state"]["step"])
+            return int(found["state"]["step"])
         except (UserError, KeyError, TypeError, ValueError):
-            self.best_step = None
-        if self.best_step is not None and self.best_step > step:
-            (self.path / BEST).unlink(missing_ok=True)
-            (self.path / BEST_SLIM).unlink(missing_ok=True)
-            self.best_step = None
+            return None
 
     def _remove_later_averages(self, step: int) -> None:
-        """Those from after `step`, which the run has gone back to, are not of this run."""
+        """Those from after `step`."""
         for file in (self.path / AVERAGES).glob("*"):
             kept_at = step_of_averages(file.name)
             if kept_at is not None and kept_at > step:
@@ -229,6 +255,14 @@ class RunFolder:
         if self._saving is not None:
             self._saving.join()
         return self.check_saving(is_last)
+
+    def is_own(self) -> bool:
+        """Whether the folder is still this run's, as far as can be told."""
+        try:
+            self._lock.check()
+        except (OSError, UserError):
+            return False
+        return True
 
     def free_name(self) -> None:
         """Where nothing has been trained: remove what would look like a run, so that another one

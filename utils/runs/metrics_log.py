@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.errors import UserError
 from utils.runs.failures import Failures
 from utils.runs.names import METRICS, POSITION
 
@@ -27,6 +28,7 @@ class MetricsLog:
         self.file = folder / METRICS
         self._failures = failures
         self._writer: SummaryWriter | None = None
+        self._has_utf8_path = is_utf8(folder)
         # TensorBoard hides what earlier event files hold from this step on; None: nothing.
         self._purge_step: int | None = None
 
@@ -74,7 +76,8 @@ class MetricsLog:
 
     def try_again(self) -> None:
         """There is room on the disk again: TensorBoard begins a new event file at the next row."""
-        self._failures.forget(TENSORBOARD)
+        if self._has_utf8_path:
+            self._failures.forget(TENSORBOARD)
 
     def close(self) -> None:
         """Write what TensorBoard still has in memory."""
@@ -180,11 +183,24 @@ class MetricsLog:
             raise
 
     def _board(self) -> SummaryWriter:
-        """TensorBoard's writer; a new one where the last has failed."""
+        """TensorBoard's writer; a new one where the last has failed. UserError where it writes
+        nothing.
+        """
+        if not self._has_utf8_path:
+            raise UserError("the path of the run is not UTF-8")
         if self._writer is None:
             self._writer = SummaryWriter(str(self.folder), purge_step=self._purge_step)
             self._purge_step = None
         return self._writer
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the path is text that can be written as UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_up_to(row: str, step: int) -> bool:

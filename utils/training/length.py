@@ -115,7 +115,8 @@ def kept_steps(record: dict, minutes: float | None) -> tuple[int | None, float |
         return None, None
     if minutes is None or minutes == before:
         return record["total_steps"], before
-    return round(record["total_steps"] * minutes / before), minutes
+    steps = round(record["total_steps"] * minutes / before)
+    return max(steps, min(FEWEST_STEPS, record["total_steps"])), minutes
 
 
 def twice_as_long(epochs: int, minutes: float | None) -> str:

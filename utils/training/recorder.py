@@ -145,6 +145,7 @@ class RunRecorder:
         self._step = first_step
         self._total_steps = total_steps
         self._progress = Progress(total_steps, initial=first_step, unit="step", title="training")
+        self._state = "running"
         self._write_status("running", judge(run.evaluations))
 
     def step_done(self) -> None:
@@ -172,6 +173,8 @@ class RunRecorder:
             if state.step == 0:
                 self._run.free_name()
             raise UserError(problem)
+        if wait:
+            self._run.drop_later(state.step)
 
     def averages(self, state: TrainState) -> None:
         contents = state.checkpoint(0).to_dict()
@@ -223,6 +226,7 @@ class RunRecorder:
 
     def _write_status(self, state: str, verdict: Verdict) -> None:
         """`state`: running, finished, stopped or failed."""
+        self._state = state
         self._run.write_status(
             {
                 "state": state,
@@ -279,6 +283,8 @@ class RunRecorder:
 
     def close(self) -> None:
         self._progress.close()
+        if self._state == "running" and self._run.is_own():  # an error that nobody has foreseen
+            self._write_status("failed", judge(self._run.evaluations))
         self._run.close()
 
     def _end(self, step: int, state: str, how: str) -> None:

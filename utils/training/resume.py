@@ -11,7 +11,7 @@ from model.diffusion import UNLESS_SET
 from utils.errors import UserError, name_list
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.diffusers_autoencoder import read_diffusers_autoencoder
-from utils.runs.files import read_checkpoint
+from utils.runs.files import read_checkpoint, read_metadata
 from utils.runs.folder import find_checkpoint
 from utils.runs.weights import check_finite, match_weights
 from utils.text import composed
@@ -147,7 +147,7 @@ def learning_rate_remark(
     if checkpoint_steps is None or checkpoint_steps == total_steps or step >= total_steps:
         return None
     now = rate_of(step, total_steps)
-    before = rate_of(step, checkpoint_steps) if step < checkpoint_steps else 0.0
+    before = rate_of(min(step, checkpoint_steps), checkpoint_steps)
     if now == before:
         return None
     return (
@@ -171,6 +171,20 @@ def output_remark(before: Mapping[str, Any], now: Mapping[str, Any], names: Iter
         f"changed are {name_list(changed)}: what is saved, measured and drawn follows the options "
         "of each command"
     )
+
+
+def check_pretrain(kind: str, file: Path) -> None:
+    """Raise UserError where there is nothing in the file to start from, as far as a look at it
+    tells, before any long work.
+    """
+    if file.is_dir() and kind == "autoencoder":  # of diffusers
+        return
+    try:
+        contents = read_metadata(file)
+    except UserError:  # bare weights, or those of other programs, or nothing
+        contents = read_checkpoint(file)
+    if "config" in contents:
+        Checkpoint.parse(contents, file).check_kind(kind)
 
 
 def pretrain(state: TrainState, file: Path) -> list[str]:

@@ -25,13 +25,14 @@ from utils.ranks import Ranks, bits_of
 from utils.runs.checkpoint import Checkpoint
 from utils.runs.folder import RunFolder
 from utils.training.fit import fit
-from utils.training.length import Pace, RunLength, minutes_remarks, twice_as_long
+from utils.training.length import Pace, RunLength, kept_steps, minutes_remarks, twice_as_long
 from utils.training.new_state import new_state
 from utils.training.open_options import settled_values
 from utils.training.plan import Previews, remark_lines, size_of_checkpoint
 from utils.training.prefetch import PreparedBatches
 from utils.training.recorder import Recorder, RunRecorder, SilentRecorder
 from utils.training.resume import (
+    check_pretrain,
     learning_rate_remark,
     open_resumed,
     output_remark,
@@ -70,6 +71,9 @@ class TrainingRun:
         if options.resume:
             self.resumed = open_resumed(kind, options.folder, options.start_epoch)
             self._length_before = self.resumed.config.get("length", {})
+            kept_steps(self._length_before, options.minutes)  # refused before any long work
+        elif options.pretrain and options.pretrain_path is not None:
+            check_pretrain(kind, options.pretrain_path)
         device = choose_device(options.use_gpu, ranks)
         self._settled = settled_values(options, self.resumed, device, usual_epochs)
         self.precision, self.precision_remark = choose_precision(self._settled["amp"], device)

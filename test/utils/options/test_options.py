@@ -101,6 +101,8 @@ def test_switches():
         (opt.positive, {"1": 1, "20": 20}, ["0", "-1", "1.5", "x", "", "inf"]),
         (opt.natural, {"0": 0}, ["-1", "1e3"]),
         (opt.minus_one_up, {"-1": -1}, ["-2"]),
+        (opt.epochs, {"1": 1, "1000000000": 10**9}, ["0", "10000000000000000"]),
+        (opt.ema_length, {"0.1": 0.1, "1e-6": 1e-6}, ["0", "1e-200", "0.29"]),
         (opt.rate, {"1e-3": 0.001}, ["0", "-1", "nan", "inf"]),
         (opt.probability, {"0": 0.0, "1": 1.0}, ["1.1", "-0.1", "nan"]),
         (opt.below_one, {"0.5": 0.5}, ["1"]),
@@ -119,6 +121,41 @@ def test_option_types(kind, good, bad):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError):
             kind(text)
+
+
+def test_values_may_begin_with_a_minus(capsys):
+    parser = load("train").build_parser()
+    assert parser.parse_args(["--attention_levels", "-1,0"]).attention_levels == (-1, 0)
+    assert parser.parse_args(["--start_epoch", "-1"]).start_epoch == -1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--lr", "-1e-3"])
+    assert "a number above 0" in capsys.readouterr().err
+
+
+def test_a_default_written_as_text_is_the_default():
+    """As in the tables of other scripts, whose usual average is a fixed one."""
+    table = {
+        "g": [
+            Option("--ema_length", None, opt.ema_length, "help"),
+            Option("--ema_decay", "0.999", opt.below_one, "help"),
+        ]
+    }
+    args = opt.make_parser("", table).parse_args(["--ema_length", "0.1"])
+    opt.choose_average(args, table)
+    assert args.ema_decay is None and args.ema_length == 0.1
+
+
+def test_one_process_exchanges_no_gradients():
+    train = load("train")
+    for more, has_remark in (
+        ([], True),
+        (["--distributed", "--world_size", "1"], True),
+        (["--distributed"], False),
+    ):
+        argv = ["--gradient_compression", "bf16", *more]
+        args = train.build_parser().parse_args(argv)
+        remarks = " ".join(opt.idle_remarks(args, train.OPTIONS))
+        assert ("one process exchanges no gradients" in remarks) == has_remark
 
 
 def test_an_edited_default_is_checked_like_input():

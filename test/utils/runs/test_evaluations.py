@@ -11,6 +11,7 @@ from utils.runs.evaluations import (
     Evaluation,
     append_evaluation,
     cut_back_evaluations,
+    evaluations_up_to,
     read_evaluations,
 )
 from utils.runs.names import EVALUATIONS
@@ -41,7 +42,8 @@ def test_a_resumed_run_drops_what_comes_later_and_what_is_damaged(tmp_path):
         append_evaluation(tmp_path, evaluation(step))
     file = tmp_path / EVALUATIONS
     file.write_bytes(file.read_bytes() + b'{"step": 40, "time_st')  # a kill
-    assert [each.step for each in cut_back_evaluations(tmp_path, 20)] == [10, 20]
+    assert [each.step for each in evaluations_up_to(tmp_path, 20)] == [10, 20]
+    cut_back_evaluations(tmp_path, 20)
     assert len(file.read_text().splitlines()) == 2
     append_evaluation(tmp_path, evaluation(30))
     assert [each.step for each in read_evaluations(tmp_path)[0]] == [10, 20, 30]

@@ -417,6 +417,7 @@ def evaluation(step, level=0.5):
 def started(path, step=0, resume=False):
     run = RunFolder(path, resume)
     run.start({}, step)
+    run.drop_later(step)
     return run
 
 
@@ -493,6 +494,61 @@ def test_an_evaluation_that_a_kill_cut_short_is_done_again(tmp_path, monkeypatch
     run.write_evaluation(evaluation(1), 1, is_best=True)
     run.close()
     assert best_steps(run.path) == [1, 1] and read_evaluations(run.path)[0][0].step == 1
+
+
+def test_what_comes_later_stays_until_the_first_save_is_safe(tmp_path):
+    """Where a run goes back to an earlier step, and then cannot save."""
+    run = started(tmp_path / "run")
+    for step in (1, 2, 3):
+        run.write_metrics([{"step": step, "epoch": 1, "loss": 1.0}])
+        save(run, step)
+        run.write_evaluation(evaluation(step), 1, is_best=True)
+        run.write_averages(tensors(step), step)
+    run.close()
+    names = ("metrics.csv", "evaluations.jsonl", "ckpt_best.pt", "ema_best.pt")
+    before = [(run.path / name).read_bytes() for name in names]
+
+    again = RunFolder(tmp_path / "run", resume=True)
+    again.start({}, 2, run.path / "ckpt_2.pt")
+    assert again.best_step is None and [each.step for each in again.evaluations] == [1, 2]
+    assert [(run.path / name).read_bytes() for name in names] == before
+    assert len(list((run.path / "averages").iterdir())) == 3
+    again.drop_later(2)
+    again.close()
+    assert (run.path / "metrics.csv").read_text().splitlines()[-1].startswith("2,")
+    assert [each.step for each in read_evaluations(run.path)[0]] == [1, 2]
+    assert not (run.path / "ckpt_best.pt").exists() and not (run.path / "ema_best.pt").exists()
+    assert len(list((run.path / "averages").iterdir())) == 2
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_a_damaged_last_checkpoint_is_none_before(tmp_path, is_damaged):
+    """Where the run goes back to the checkpoint of an epoch."""
+    run = started(tmp_path / "run")
+    for step in (1, 2):
+        run.write_checkpoint(tensors(step), step, 0)
+        run.finish_saving()
+    run.close()
+    last = run.path / "ckpt_last.pt"
+    if is_damaged:
+        last.write_bytes(last.read_bytes()[:-100])
+    again = RunFolder(run.path, resume=True)
+    again.start({}, 1, run.path / "ckpt_1.pt")
+    save(again, 1)
+    again.close()
+    previous = read_checkpoint(run.path / "ckpt_prev.pt")["state"]["step"]
+    assert previous == (1 if is_damaged else 2)
+
+
+def test_what_a_killed_save_has_left_is_removed(tmp_path):
+    run = started(tmp_path / "run")
+    run.close()
+    (run.path / "averages").mkdir()
+    left = ["ckpt_last.pt.tmp", "averages/step_2.pt.tmp", "samples/.epoch_0001.png.tmp"]
+    for name in left:
+        (run.path / name).write_bytes(b"half")
+    started(run.path, resume=True).close()
+    assert not any((run.path / name).exists() for name in left)
 
 
 def test_the_best_of_a_branch_that_was_left_is_removed(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -34,6 +35,7 @@ def test_metrics_are_cut_back(tmp_path):
         file.write("\0\0\0,1\n\n6,1,0.")  # rows that a power cut and a kill damaged
     run = RunFolder(tmp_path / "run", resume=True)
     run.start({}, 3)
+    run.drop_later(3)
     run.write_metrics([{"step": 4, "epoch": 1, "loss": 2.0, "loss_q1": 0.5}])
     run.close()
     text = (tmp_path / "run/metrics.csv").read_text()
@@ -44,9 +46,23 @@ def test_a_header_that_a_kill_cut_off(tmp_path):
     run = RunFolder(tmp_path / "run", resume=False)
     (run.path / "metrics.csv").write_text("step,epo")
     run.start({}, 3)
+    run.drop_later(3)
     run.write_metrics([{"step": 4, "epoch": 1, "loss": 2.0}])
     run.close()
     assert (run.path / "metrics.csv").read_text() == "step,epoch,loss\n4,1,2.0\n"
+
+
+def test_a_path_that_is_not_utf_8_has_no_curves(tmp_path, capsys):
+    """Which TensorBoard cannot write; said once, not after each save again."""
+    run = RunFolder(Path(os.fsdecode(os.fsencode(tmp_path) + b"/x\xff")), resume=False)
+    run.start({}, 0)
+    for step in (1, 2):
+        run.write_metrics([row(step, loss=1.0)])
+        run.write_checkpoint({"network": {}}, None, 0)
+        assert run.finish_saving()
+    run.close()
+    assert capsys.readouterr().out.count("TensorBoard could not be written") == 1
+    assert (run.path / "metrics.csv").read_text() == "step,epoch,loss\n1,1,1.0\n2,1,1.0\n"
 
 
 def test_a_new_name_becomes_a_new_column(log):

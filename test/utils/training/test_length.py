@@ -123,6 +123,7 @@ def test_a_resumed_run_keeps_its_length():
     assert kept_steps(minutes, None) == (3300, 8.0)
     assert kept_steps(minutes, 8.0) == (3300, 8.0)
     assert kept_steps(minutes, 16.0) == (6600, 16.0)
+    assert kept_steps(minutes, 1e-5) == (length.FEWEST_STEPS, 1e-5)  # as a new run has
     with pytest.raises(UserError, match="25 epochs"):
         kept_steps(epochs, 8.0)
 

@@ -109,6 +109,8 @@ def test_another_length_is_said_with_both_rates():
     assert learning_rate_remark(12, 12, 6, rate) is None
     assert learning_rate_remark(None, 12, 6, rate) is None
     assert learning_rate_remark(12, 24, 6, lambda step, total: 0.1) is None  # constant
+    assert learning_rate_remark(12, 24, 12, lambda step, total: 0.1) is None
+    assert "0.5 instead of 0" in learning_rate_remark(12, 24, 12, rate)
 
 
 def test_another_process_is_said():

@@ -148,8 +148,8 @@ class Autoguided(nn.Module):
 
     @property
     def downsample_factor(self) -> int:
-        """Of the network that is guided."""
-        return self.network.downsample_factor  # type: ignore[return-value]
+        """What both divide the sides of an image by."""
+        return math.lcm(self.network.downsample_factor, self.guide.downsample_factor)  # type: ignore
 
     @property
     def config(self) -> dict:
@@ -158,6 +158,7 @@ class Autoguided(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B,C,H,W), (B,), (B,) or None -> (B,C,H,W), in float32 or better."""
-        good = self.network(x, t, labels).to(x)
-        worse = self.guide(x, t, labels if self.guide_labels else None).to(x)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        good = self.network(x, t, labels).to(precise)
+        worse = self.guide(x, t, labels if self.guide_labels else None).to(precise)
         return worse + self.scale * (good - worse)

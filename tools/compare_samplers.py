@@ -265,7 +265,8 @@ def report(args, results: list, best, folder: Path) -> None:
         opt.say(line)
     table, picture = folder / "samplers.md", folder / "samplers.png"
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    names = [f"{each.candidate}: {1000 * each.kid:.0f}" for each in results]
+    # The KID first: a long name is cut at its end
+    names = [f"{1000 * each.kid:.0f}: {each.candidate}" for each in results]
     grid = image_grid(torch.cat([each.answer.shown for each in results]), args.num_shown, names)
     save_image(grid, picture)
     opt.say(f"the same seeds by each of them, with their KID x 1000, in {picture}")

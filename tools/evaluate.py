@@ -332,6 +332,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         choose_batch,
         empty_interval,
         idle_guidance,
+        idle_guide,
         sampling_remarks,
     )
     from utils.runs.checkpoint import Checkpoint
@@ -369,6 +370,7 @@ def prepare_maker(args, checkpoint, device, real, network, warnings: Warnings):
         opt.say(batch_remark)
     labels, label_remark = labels_like(real, checkpoint.class_names, args.num_images)
     remarks = idle_guidance(checkpoint, args.cfg_scale, args.guide_labels)
+    remarks += idle_guide(args.guide_path, sampling)
     remarks += [*sampling.remarks(), *sampling_remarks(generator.sampler)]
     remarks += empty_interval(sampling, generator.sampler)
     warnings.add(remark, label_remark, *remarks)

@@ -159,7 +159,7 @@ def wishes_of(args):
 
 def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
     """On options that do nothing here, or cannot give good images."""
-    from utils.generation import empty_interval, idle_guidance, sampling_remarks
+    from utils.generation import empty_interval, idle_guidance, idle_guide, sampling_remarks
     from utils.processes_of_others import is_one_of_several
 
     remarks = []
@@ -173,6 +173,7 @@ def remarks_on(args, checkpoint, labels, sampling, generator) -> list[str]:
     return [
         *remarks,
         *idle_guidance(checkpoint, args.cfg_scale, args.guide_labels),
+        *idle_guide(args.guide_path, sampling),
         *sampling.remarks(),
         *sampling_remarks(generator.sampler),
         *empty_interval(sampling, generator.sampler),
@@ -236,7 +237,8 @@ def generate(args, ranks) -> None:
             return
         opt.say(f"{images_in_words(count)} of {height}x{width} in {folder}")
         verdict = "" if copies is None else copies.write(nearest, folder)
-        write_overviews(args, overviews, names, labels, folder, settings)
+        numbers = len(checkpoint.numbers)
+        write_overviews(args, overviews, names, labels, numbers, folder, settings)
         if verdict:
             opt.say(verdict)
 
@@ -265,6 +267,8 @@ def settings_of(args, sampling, generator, checkpoint, upscaler) -> dict:
     )
     if args.guide_path is not None and sampling.guide_scale != 1:
         settings["guide"] = args.guide_path.name
+    if args.numbers is not None:
+        settings["numbers"] = ",".join(f"{name}={value}" for name, value in args.numbers.items())
     settings |= wishes_of(args).settings()
     if upscaler is not None:
         settings["upscaler"] = f"{args.upscale.name}, {upscaler.scale} times as large"
@@ -286,11 +290,17 @@ def about_image(
 
 
 def write_overviews(
-    args, overviews: Overviews, names: list[str], labels: list | None, folder: Path, settings: dict
+    args,
+    overviews: Overviews,
+    names: list[str],
+    labels: list | None,
+    numbers: int,
+    folder: Path,
+    settings: dict,
 ) -> None:
     """What shows the images together, as far as it was asked for, and a line on each."""
     grid = folder / f"grid.{args.image_format}"
-    overviews.write_grid(grid, names, labels, args.seed, settings)
+    overviews.write_grid(grid, names, labels, numbers, args.seed, settings)
     overviews.write_film(folder / "interpolation.webp")
     overviews.write_animation(folder / f"denoising.{args.animate}")
 
@@ -557,7 +567,8 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
                     is_due = denoised.calls_done % every == 0 or denoised.is_last
                     if filming and start == 0 and is_due:
                         pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
-                        frames.append(tuple(generator.pixels(x) for x in pair))
+                        frames.append(tuple(frame_of(generator.pixels(x)) for x in pair))
+                generator.check_finite(denoised, seeds)
                 masks = generator.masks(denoised)
                 pixels = generator.finished(denoised, edit)
             yield from zip(
@@ -568,8 +579,20 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
             )
 
 
+def frame_of(pixels):
+    """(N,C,H,W) uint8 of an animation, smaller by a whole factor where it would be larger than
+    films and memory like.
+    """
+    import torch
+
+    from utils.pictures import frame_factor, reduced
+
+    factor = frame_factor(len(pixels), pixels.shape[-2:])
+    return torch.stack([reduced(image, factor) for image in pixels])
+
+
 def write_image(pixels, file: Path, settings: dict) -> None:
-    """(C,H,W) uint8 -> an image file; in a PNG, the settings become its text."""
+    """(C,H,W) uint8 -> an image file, which holds the settings as its text."""
     from utils.pictures import save_image, to_picture
 
     file.parent.mkdir(parents=True, exist_ok=True)  # of a condition in a folder

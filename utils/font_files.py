@@ -241,7 +241,7 @@ def font_files() -> list[Path]:
 
 def font_folders() -> list[Path]:
     """Where this system keeps fonts, those of the user included."""
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # which stays where the system knows no home
     if sys.platform == "win32":
         windows = Path(os.environ.get("WINDIR", "C:/Windows"))
         own = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))

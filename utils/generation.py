@@ -20,7 +20,7 @@ from model.samplers import BaseDiffusion, Trajectory, build_sampler, sampler_cla
 from model.samplers.base import evaluation_mode
 from utils.call_memory import memory_of_row
 from utils.devices import Precision
-from utils.errors import UserError, advice_on_memory
+from utils.errors import UserError, advice_on_memory, name_list
 from utils.free_memory import SHARE_OF_MEMORY, free_memory
 from utils.guidance_choice import Guidable, Guidance
 from utils.runs.checkpoint import Checkpoint
@@ -169,6 +169,13 @@ def idle_guidance(
     return remarks
 
 
+def idle_guide(path: Path | None, sampling: Sampling) -> list[str]:
+    """A remark on a guide that was given, where nothing is guided by it."""
+    if path is None or sampling.guide_scale != 1:
+        return []
+    return [f"--guide_path {path} has no effect: the images are made with --guide_scale 1"]
+
+
 def _check_guidance(
     checkpoint: Checkpoint, guidable: Guidable, guidance: Guidance, guide_labels: bool | None
 ) -> None:
@@ -201,6 +208,10 @@ class Beginning:
     x_T: Tensor | None  # (B,C,H,W): at the noise level of the first call; None: of the seeds
     first_call: int = 0
     change: FillIn | None = None  # between steps
+
+
+class NotFinite(UserError):
+    """Images whose numbers are infinite, or none at all."""
 
 
 class EditOfImages(Protocol):
@@ -282,6 +293,10 @@ class ImageGenerator:
         if sampling.guide_scale != 1:
             worse = precision.place_for_calls(_guide_network(checkpoint, guide, use_ema))
             network = Autoguided(network, worse, sampling.guide_scale, sampling.guide_labels)
+            try:
+                check_image_size(*size, codec.downsample_factor * network.downsample_factor)
+            except ValueError as error:
+                raise UserError(f"the guide of {checkpoint.source}: {error}") from None
         return cls(
             network,
             sampler,
@@ -387,11 +402,27 @@ class ImageGenerator:
         edit: EditOfImages | None = None,
         conditions: Tensor | None = None,
     ) -> Tensor:
-        """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call."""
+        """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call. Raises
+        NotFinite as `check_finite` does.
+        """
         for denoised in self.denoise(seeds, labels, edit, conditions):
             after_call()
             last = denoised
+        self.check_finite(last, seeds)
         return self.finished(last, edit)
+
+    def check_finite(self, last: Denoised, seeds: Sequence[int]) -> None:
+        """Raise NotFinite where an image of these seeds has numbers that are none: as pixels they
+        would be black.
+        """
+        is_finite = last.trajectory.x.isfinite().flatten(1).all(dim=1).tolist()
+        bad = [str(seed) for seed, is_good in zip(seeds, is_finite, strict=True) if not is_good]
+        if bad:
+            raise NotFinite(
+                f"the network gave numbers that are not finite, for the seeds {name_list(bad)}: "
+                "where it computes in 16 bits, --amp False may help; otherwise the weights, or the "
+                "numbers that were asked for, go too far"
+            )
 
     def finished(self, last: Denoised, edit: EditOfImages | None = None) -> Tensor:
         """The pixels of finished images, (B,C,H,W) uint8, on the CPU."""

@@ -71,6 +71,7 @@ class Overviews:
         file: Path,
         names: Sequence[str],  # of each image's class; none: without classes
         labels: Sequence[Label] | None,
+        numbers: int,  # how many of them a row of labels begins with
         first_seed: int,
         settings: Mapping[str, object],
     ) -> None:
@@ -78,7 +79,9 @@ class Overviews:
         shown = torch.stack(self.grid())
         count = len(shown)
         captions = list(names[:count])
-        fallbacks = [fallback_of(label) for label in (labels or [])[:count]] if names else []
+        fallbacks = []
+        if names:
+            fallbacks = [fallback_of(label, numbers) for label in (labels or [])[:count]]
         seeds = [str(first_seed + place) for place in range(count)]
         if self.steering is not None:
             shown = self.steering.before(shown)
@@ -120,9 +123,12 @@ def columns_of(count: int) -> int:
     return min(MOST_COLUMNS, max(1, round(count**0.5 * WIDER_THAN_HIGH)))
 
 
-def fallback_of(label: Label) -> str:
+def fallback_of(label: Label, numbers: int) -> str:
     """What stands for the name of a class that no font here can write."""
-    return f"class {label}" if isinstance(label, int) else "several classes"
+    classes = [label]
+    if not isinstance(label, int):
+        classes = [int(each) for each in label[numbers:] if not math.isnan(each)]
+    return f"class {classes[0]}" if len(classes) == 1 else "several classes"
 
 
 def behind_blanks(texts: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, uint8
 
@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.fonts import readable
 from utils.image_facts import CHANNELS, GREY_16, TRANSPARENT, USUAL_MODES, mode_of
 from utils.pixel_planes import STEP_16, shown_pixels
-from utils.text import printable
+from utils.text import on_one_line, printable
 from utils.text_drawing import draw_text, shorten, text_width
 
 WITH_16_BITS = (".png", ".tif", ".tiff")
@@ -37,6 +37,11 @@ WIDEST_ROW_NAME = 240  # pixels
 FRAME_MILLISECONDS = 80
 LAST_FRAME_MILLISECONDS = 2000
 GAP_BETWEEN_GRIDS = 12  # pixels, in an animation
+FILM_COLUMNS = 4  # of each of the two grids
+LARGEST_FRAME = 2048  # pixels a side
+
+WITH_EXIF = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+LONGEST_EXIF = 65_000  # bytes; a segment of a JPEG has 65,533
 
 
 # --- From pixels to pictures ---
@@ -203,9 +208,11 @@ def _check_texts(
 def save_image(
     image: Image.Image, path: Path, settings: Mapping[str, object] | None = None
 ) -> None:
-    """Write in the format of the path's ending. In a PNG, `settings` become text entries.
+    """Write in the format of the path's ending. In a PNG, `settings` become text entries; in a JPEG
+    or a WebP, lines of the description in its EXIF block.
 
-    UserError where the disk refuses it, or the image is too large for the format.
+    The same in a JPEG or a WebP, as the description in its EXIF block. UserError where the disk
+    refuses it, or the image is too large for the format.
     """
     _write(image, path, _options(path.suffix, settings))
 
@@ -240,6 +247,8 @@ def _options(suffix: str, settings: Mapping[str, object] | None) -> dict[str, An
     options = format_options(suffix)
     if suffix.lower() == ".png" and settings:
         options["pnginfo"] = _text_entries(settings)
+    elif suffix.lower() in WITH_EXIF and settings:
+        options["exif"] = _exif_block(settings)
     return options
 
 
@@ -255,6 +264,14 @@ def format_options(suffix: str) -> dict[str, Any]:
     return {}
 
 
+def frame_factor(count: int, size: tuple[int, int]) -> int:
+    """By how much `count` images of that size (H, W) are reduced for `save_animation`."""
+    columns = min(FILM_COLUMNS, count)
+    rows = math.ceil(count / columns)
+    longest = max(2 * columns * size[1], rows * size[0])
+    return math.ceil(longest / LARGEST_FRAME)
+
+
 def save_animation(frames: Sequence[tuple[Tensor, Tensor]], file: Path) -> None:
     """Pairs (x_t, estimate of x0), each (N,C,H,W) uint8, side by side, as a film: a WebP or GIF.
 
@@ -263,7 +280,7 @@ def save_animation(frames: Sequence[tuple[Tensor, Tensor]], file: Path) -> None:
     """
     if not frames:
         raise ValueError("an animation needs at least one frame")
-    columns = min(4, len(frames[0][0]))
+    columns = min(FILM_COLUMNS, len(frames[0][0]))
     pictures = [_side_by_side(image_grid(x, columns), image_grid(x0, columns)) for x, x0 in frames]
     durations = [FRAME_MILLISECONDS] * (len(pictures) - 1) + [LAST_FRAME_MILLISECONDS]
     options = {
@@ -305,6 +322,15 @@ def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
     return canvas
 
 
+def _exif_block(settings: Mapping[str, object]) -> bytes:
+    """Without settings where they are longer than a JPEG takes."""
+    lines = [on_one_line(f"{key}: {value}") for key, value in settings.items()]
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "\n".join(lines).encode()
+    block = exif.tobytes()
+    return block if len(block) <= LONGEST_EXIF else b""
+
+
 def _text_entries(settings: Mapping[str, object]) -> PngInfo:
     entries = PngInfo()
     for key, value in settings.items():
@@ -324,6 +350,6 @@ def _write(image: Image.Image, path: Path, options: Mapping[str, Any]) -> None:
         half = path.with_name(f".{path.name}.tmp")
         half.write_bytes(buffer.getvalue())
         os.replace(half, path)
-    except (OSError, ValueError) as error:  # ValueError: too large for the format
+    except (OSError, ValueError, RuntimeError) as error:  # the last two: too large for the format
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}") from None

@@ -110,6 +110,29 @@ def test_autoguidance_leads_away_from_the_worse_network():
     assert (alone - good(x, t, labels)).abs().max() < 1e-6
 
 
+def test_autoguidance_in_16_bits_combines_in_32():
+    """The difference of two near values would be rounding."""
+
+    class Says(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, x, t, labels=None):
+            return torch.full_like(x, self.value, dtype=torch.float32)
+
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.bfloat16)
+    found = Autoguided(Says(1.0), Says(1.003), 3.0)(x, torch.tensor([5]))
+    assert found.dtype == torch.float32 and (found - 0.994).abs().max() < 1e-6
+
+
+def test_what_both_networks_divide_sides_by():
+    small = {"channels": 8, "norm_groups": 4, "attention_levels": (), "mid_attention": False}
+    good, worse = UNet(1, channel_mult=(1, 2), **small), UNet(1, channel_mult=(1, 1, 1), **small)
+    assert (good.downsample_factor, worse.downsample_factor) == (2, 4)
+    assert Autoguided(good, worse, 2.0).downsample_factor == 4
+
+
 @pytest.mark.parametrize("numbers", [0, 1])
 def test_a_guide_that_is_not_told_the_labels(numbers):
     """It answers as for the null label, which for rows of labels is a row of nothing."""

@@ -19,7 +19,7 @@ from utils import generation
 from utils.call_memory import memory_of_row
 from utils.errors import TooLittleMemory, UserError
 from utils.free_memory import SHARE_OF_MEMORY
-from utils.overview_pictures import Overviews
+from utils.overview_pictures import Overviews, fallback_of
 from utils.runs.files import read_checkpoint
 
 
@@ -419,6 +419,24 @@ def test_where_memory_runs_out_advice_is_given(weights, tmp_path, monkeypatch, b
 def test_processes_that_are_not_started_are_named(weights, tmp_path, capsys):
     assert generate_with(weights, tmp_path, "alone", "--world_size", 4) == 0
     assert "--world_size 4 has no effect without --distributed" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_finite_make_no_image(script, weights, tmp_path):
+    contents = torch.load(weights, weights_only=True)
+    contents["ema"]["conv_in.weight"] *= 1e38
+    torch.save(contents, tmp_path / "far.pt")
+    options = ["--weight_path", tmp_path / "far.pt", "--num_images", 2, "--sample_steps", 2]
+    said = script("generate", *options, status=2).stderr
+    assert "numbers that are not finite, for the seeds 0, 1" in said
+    assert not list((tmp_path / "results").rglob("0*.png"))
+
+
+def test_a_class_that_no_font_writes_has_its_number():
+    nan = float("nan")
+    assert fallback_of(3, 0) == "class 3"
+    assert fallback_of((0.5, 1.0), 1) == "class 1"
+    assert fallback_of((nan, 1.0, nan), 1) == "class 1"
+    assert fallback_of((0.0, 2.0), 0) == "several classes"
 
 
 def test_overviews_hold_copies_of_bounded_size():

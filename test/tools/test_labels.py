@@ -58,6 +58,7 @@ def test_from_labels_to_images(script, folder, tmp_path):
         script("generate", *weights, *options, "--generate_name", name)
         found[name] = pictures(tmp_path / "results" / name)
     assert Image.open(tmp_path / "results/both/00000.png").text["class"] == "new,bag"
+    assert Image.open(tmp_path / "results/old/00000.png").text["numbers"] == "age=11.0"
     names = ["both", "one", "old", "young"]
     for i, name in enumerate(names):
         for other in names[:i]:

@@ -291,6 +291,11 @@ def test_each_system_has_font_folders(platform, monkeypatch):
     assert len(font_files.font_folders()) >= 2
 
 
+def test_a_user_without_a_home_has_the_system_s_fonts(monkeypatch):
+    monkeypatch.setattr(font_files.os.path, "expanduser", lambda path: path)
+    assert Path("/usr/share/fonts") in font_files.font_folders()
+
+
 # --- Layout ---
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from utils import font_files, fonts, pictures
+from utils.data import read_image
 from utils.errors import UserError
 from utils.pictures import image_grid, save_animation, save_image, to_picture
 
@@ -172,6 +173,41 @@ def test_animations(tmp_path, ending):
                 shown = np.asarray(film.convert("L"))[:, : left.width].astype(int)
                 assert np.abs(shown - np.asarray(left)).max() <= 2
         assert durations[0] == 80 and durations[-1] == 2000
+
+
+def test_large_images_are_filmed_smaller():
+    """The two grids of an animation side by side stay within what films take."""
+    assert pictures.frame_factor(16, (64, 64)) == 1
+    assert pictures.frame_factor(16, (256, 256)) == 1
+    assert pictures.frame_factor(16, (1024, 1024)) == 4
+    assert pictures.frame_factor(1, (2048, 512)) == 1
+    assert pictures.frame_factor(16, (4096, 8)) == 8
+
+
+def test_a_film_that_the_format_does_not_take_is_an_error(tmp_path):
+    wide = torch.zeros(1, 1, 4, 16_384, dtype=torch.uint8)
+    with pytest.raises(UserError, match="cannot write .*film.webp"):
+        save_animation([(wide, wide)] * 2, tmp_path / "film.webp")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_images_say_how_they_were_made(tmp_path, ending):
+    file = tmp_path / f"a.{ending}"
+    save_image(to_picture(noise(3, 8, 8)), file, {"seed": 3, "class": "鞋\n", "sampler": "ddim"})
+    with Image.open(file) as image:
+        if ending == "png":
+            assert image.text["seed"] == "3" and image.text["sampler"] == "ddim"
+            return
+        description = image.getexif()[ExifTags.Base.ImageDescription]
+    text = description.encode("latin-1").decode() if isinstance(description, str) else description
+    lines = text.splitlines()
+    assert lines[0] == "seed: 3" and lines[2] == "sampler: ddim" and "鞋" in lines[1]
+
+
+def test_settings_that_a_jpeg_does_not_take_are_left_out(tmp_path):
+    file = tmp_path / "a.jpg"
+    save_image(to_picture(noise(3, 8, 8)), file, {"class": "x" * 70_000})
+    assert read_image(file, (8, 8)).shape == (8, 8, 3)
 
 
 def test_animations_that_cannot_be_written(tmp_path):

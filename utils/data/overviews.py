@@ -3,10 +3,10 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 OVERVIEWS = ("grid", "denoising", "interpolation")  # files with these names, and some ending
 MASKS = "masks"  # folder of the label maps that are made with images
@@ -16,7 +16,8 @@ MASK = re.compile(rb"%s/(\d+)\.png" % MASKS.encode())
 EITHER = b"|".join([OVERVIEW.pattern, MASK.pattern])
 IN_ITS_FOLDER = re.compile(rb"(?:(.*)/)?(?:%s)" % EITHER, re.DOTALL)
 
-# Entries of the text that each PNG of generate.py has.
+# Entries of the text that each image of generate.py has: in a PNG text chunks, in a JPEG or WebP
+# lines of the description in its EXIF block.
 OF_AN_IMAGE = ("seed", "sampler")
 
 
@@ -28,24 +29,30 @@ def overviews_among(names: Sequence[bytes], root: Path) -> list[int]:
     folders = {match[1] or b"" for match in matches}
     if not folders:
         return []
-    inside: dict[bytes, dict[bytes, int]] = defaultdict(dict)  # by folder: name there -> place
+    below: dict[bytes, dict[bytes, int]] = defaultdict(dict)  # by folder: name in it -> place
     for place, name in enumerate(names):
-        folder, _, file = name.rpartition(b"/")
-        if folder in folders:
-            inside[folder][file] = place
-        above, _, last = folder.rpartition(b"/")
-        if last == MASKS.encode() and above in folders:
-            inside[above][last + b"/" + file] = place
+        for folder in _folders_above(name):
+            if folder in folders:
+                below[folder][name[len(folder) + 1 if folder else 0 :]] = place
     found = [
         place
-        for folder, files in inside.items()
+        for folder, files in below.items()
         for place in _overviews_of(files, root / os.fsdecode(folder))
     ]
-    return sorted(found)
+    return sorted(set(found))
+
+
+def _folders_above(name: bytes) -> Iterator[bytes]:
+    """Each folder that a file lies in, the root as b""."""
+    while name:
+        name = name.rpartition(b"/")[0]
+        yield name
 
 
 def _overviews_of(files: Mapping[bytes, int], folder: Path) -> list[int]:
-    """The places of overviews and masks among the files of one folder, and of masks/ in it."""
+    """The places of overviews and masks of one folder among all files below it: images may be in
+    folders, as their conditions are.
+    """
     beside = {name.rpartition(b".")[0] for name in files if b"/" not in name}
     masks = filter(None, map(MASK.fullmatch, files))
     has_masks = any(mask[1] in beside for mask in masks)  # else the folder is one of images
@@ -63,9 +70,11 @@ def _is_overview(name: bytes, has_masks: bool) -> bool:
 
 
 def _has_text_of_an_image(folder: Path, name: bytes) -> bool:
-    """Whether the text of a PNG says that generate.py made it."""
+    """Whether the text of an image says that generate.py made it."""
     try:
         with Image.open(folder / os.fsdecode(name)) as image:
-            return all(key in image.info for key in OF_AN_IMAGE)
+            description = str(image.getexif().get(ExifTags.Base.ImageDescription, ""))
+            lines = {line.partition(":")[0] for line in description.splitlines()}
+            return all(key in image.info or key in lines for key in OF_AN_IMAGE)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False

@@ -208,7 +208,8 @@ def _shown(pixels: Tensor) -> Tensor:
 
 def _feature_column(
     features: Features, images: TrainingImages, calibration: Calibration, count: int
-) -> FeatureColumn:
+) -> FeatureColumn | None:
+    """None where the features cannot be calibrated on the training images."""
     sizes = (len(features.training), len(features.generated))
     if sizes != (len(images.search), count):
         raise ValueError(
@@ -217,10 +218,7 @@ def _feature_column(
         )
     threshold = feature_threshold(features.training, calibration)
     if threshold is None:
-        raise UserError(
-            f"all images in {images.image_set.root} are near copies of each other, so features "
-            f"cannot be calibrated on them"
-        )
+        return None
     nearest = nearest_features(features.generated, features.training)
     return FeatureColumn(
         name=features.name,

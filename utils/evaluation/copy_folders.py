@@ -82,7 +82,13 @@ def copies_of_folder(
         remarks += [remark] if remark else []
     names = [generated.shown(place) for place in seen.places]
     batches = _batches(generated, seen, reader, size)
-    return find_copies(training, batches, names, features), remarks
+    report = find_copies(training, batches, names, features)
+    if features is not None and report.features is None:
+        remarks.append(
+            f"copies: features say nothing here: all images in {train.root} are near copies of "
+            "each other, or there is one alone"
+        )
+    return report, remarks
 
 
 def _look_at(folder: ImageFolder) -> _Seen:

@@ -98,7 +98,7 @@ def feature_set(
     digests = content_digests(folder, places)
     key = _key(digests, network, reader)
     kept = cache.load(key, len(places), network.dimension) if cache is not None else None
-    if kept is not None:
+    if kept is not None and not _can_be_read_now(folder, places[~kept[1]], reader):
         features, is_readable, sizes, grey, reasons = kept
         broken = {
             folder.shown(place): why
@@ -111,6 +111,13 @@ def feature_set(
         contents = (features, is_readable, list(facts.sizes.items()), facts.grey)
         cache.save(key, (*contents, list(facts.broken.values())))
     return FeatureSet(features, places[is_readable], facts, digests)
+
+
+def _can_be_read_now(folder: ImageFolder, broken: np.ndarray, reader: Reader) -> bool:
+    """Whether any of these images, which could not be read once, can be read: it was not the file
+    that was damaged.
+    """
+    return any(isinstance(reader.read(folder.path(place)), Decoded) for place in broken)
 
 
 def threads_for(folder: ImageFolder, places: np.ndarray, reader: Reader, copies: int) -> int | None:

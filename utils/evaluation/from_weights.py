@@ -113,11 +113,19 @@ class ImageMaker:
 
 
 def class_folder_names(class_names: Sequence[str]) -> list[str]:
-    """A folder for each class: its name, or "class 3" where that cannot name a folder of images."""
-    return [
-        composed(name) if _names_a_folder(name) else f"class {number}"
-        for number, name in enumerate(class_names)
-    ]
+    """A folder for each class: its name, or "class 3" where that cannot name a folder of images. No
+    two classes have one.
+    """
+    taken = {composed(name) for name in class_names}
+    folders = []
+    for number, name in enumerate(class_names):
+        folder = composed(name)
+        if not _names_a_folder(name):
+            folder = f"class {number}"
+            while folder in taken:
+                folder += "_"
+        folders.append(folder)
+    return folders
 
 
 def _names_a_folder(name: str) -> bool:

@@ -15,6 +15,7 @@ from utils.data import index as index_module
 from utils.data.flat import FlatNames, FlatNumbers
 from utils.data.index import scan_folder
 from utils.errors import UserError
+from utils.pictures import save_image
 
 SIZE = (8, 8)
 
@@ -113,6 +114,15 @@ def test_overviews_within_folders(tmp_path, conditional):
     assert index.account.used == 7 and index.account.seen == 9
     if conditional:
         assert [index.class_names[label] for label in index.labels[-2:]] == ["red", "red"]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_overviews_of_images_that_are_called_like_their_conditions(tmp_path, ending):
+    """Whose text says that generate.py made them, in each format."""
+    for name in ("boat", "car", "grid"):
+        settings = {"seed": 1, "sampler": "ddim"}
+        save_image(Image.new("RGB", (8, 8)), tmp_path / f"{name}.{ending}", settings)
+    assert list(scan_folder(tmp_path, False).names) == [f"boat.{ending}", f"car.{ending}"]
 
 
 def test_classes_that_some_systems_call_their_bins(tmp_path):

@@ -168,6 +168,14 @@ def test_a_class_name_chooses_no_path():
     assert class_folder_names(names) == expected
 
 
+def test_no_two_classes_have_one_folder():
+    assert class_folder_names(["class 1", "a/b", "class 1_"]) == [
+        "class 1",
+        "class 1__",
+        "class 1_",
+    ]
+
+
 def test_images_of_one_size_share_a_batch():
     batches = SameSizeBatches(batch_size=2, largest_waiting=10 * 3 * 16)
     small = np.zeros((4, 4, 3), np.uint8)

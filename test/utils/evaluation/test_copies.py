@@ -117,6 +117,20 @@ def test_siblings_in_the_training_set_are_said(folders, tmp_path):
     assert "of the training images have a near copy among the others" in "\n".join(report.lines())
 
 
+@pytest.mark.parametrize("count", [1, 12])
+def test_features_that_cannot_be_calibrated_say_nothing(folders, tmp_path, count):
+    """On one image, or near copies alone; the pixels are compared all the same."""
+    for i in range(count):
+        (tmp_path / "same" / "all").mkdir(parents=True, exist_ok=True)
+        file = next((folders / "training" / "bag").iterdir())
+        shutil.copy(file, tmp_path / "same" / "all" / f"{i}.png")
+    generated = image_set(folders / "generated")
+    features = Features("f", torch.ones(count, 3), torch.rand(len(generated), 3))
+    found = find_copies(image_set(tmp_path / "same"), generated, features=features, quiet=True)
+    assert found.features is None and found.of == len(generated)
+    assert "images flagged as copies" in "\n".join(found.lines())
+
+
 def test_panel(report, folders):
     """Pairs, the closest first: a bag beside its mirror image."""
     panel = report.panel()

@@ -81,6 +81,26 @@ def test_the_second_time_calls_no_network(folder, network, tmp_path):
     assert first.facts == second.facts and (first.places == second.places).all()
 
 
+def test_what_could_not_be_read_once_is_not_left_out_for_ever(
+    folder, network, tmp_path, monkeypatch
+):
+    """A disk that failed for a moment, and not the file, is why it is missing in what is kept."""
+    cache = FeatureCache(tmp_path / "cache")
+    real = Reader.read
+
+    def fails(self, path):
+        return OSError(5, "Input/output error") if path.name == "003.png" else real(self, path)
+
+    monkeypatch.setattr(Reader, "read", fails)
+    first = read(folder, network, cache)
+    assert {"bag/003.png", "boot/003.png"} <= set(first.facts.broken)
+    assert read(folder, network, cache).from_cache
+    monkeypatch.setattr(Reader, "read", real)
+    second = read(folder, network, cache)
+    assert not second.from_cache and list(second.facts.broken) == ["bag/001.png"]
+    assert read(folder, network, cache).from_cache
+
+
 def test_what_changes_the_features_is_another_set(folder, network, tmp_path):
     cache = FeatureCache(tmp_path / "cache")
     read(folder, network, cache)

@@ -37,6 +37,14 @@ def test_names_that_differ_in_their_ending_alone():
     assert results[5:] == ["é.gif.png", "e\u0301.png", "x.png"]
 
 
+def test_two_rules_do_not_lead_to_one_name():
+    """The ending goes behind that of a.gif, and takes the place of that of a.gif.bmp."""
+    names = ["a.bmp", "a.gif", "a.gif.bmp"]
+    rule = OutputNames(names)
+    results = [rule.name(name, ".png") for name in names]
+    assert results == ["a.bmp.png", "a.gif.png", "a.gif.png.png"]
+
+
 @pytest.mark.parametrize("ending", [".png", ".jpg", ".webp"])
 def test_no_two_results_have_one_name(ending):
     """Whether each is written with the ending that is asked for or, by its contents, as PNG."""

@@ -59,10 +59,7 @@ def build_parser() -> opt.Parser:
 def main(argv: list[str] | None = None) -> None:
     args = parsed(argv)
     one_server.check_folders(args)
-    tokens = one_server.tokens_of(args)
-    one_server.check_reach(args, tokens)
-    one_server.hosts_of(args, tokens)
-    one_server.aliases_of(args)
+    check_access(args)
     need_libraries()
     import ray
     from ray import serve
@@ -84,6 +81,14 @@ def main(argv: list[str] | None = None) -> None:
         wait_for_signal()
         serve.shutdown()
     ray.shutdown()
+
+
+def check_access(args: Namespace) -> None:
+    """Raise UserError, before any work, where everyone in the network could use the servers."""
+    tokens = one_server.tokens_of(args)
+    one_server.check_reach(args, tokens)
+    one_server.hosts_of(args, tokens)
+    one_server.aliases_of(args)
 
 
 def parsed(argv: list[str] | None) -> Namespace:
@@ -114,12 +119,22 @@ def need_libraries() -> None:
 
 
 def application(settings: dict[str, Any]) -> Application:
-    """What `serve deploy` builds from a file: `settings` are options without their dashes."""
+    """What `serve deploy` builds from a file: `settings` are options without their dashes. Raises
+    UserError as `check_access` does, and without a host: the file's http_options say where Ray
+    listens, which is not known here. (The folders are those of the replicas' machines.)
+    """
+    if "host" not in settings:
+        raise opt.UserError(
+            "the args of the application lack host: it must be that of http_options, so that a "
+            "server which other machines reach is not open to everybody"
+        )
     given = []
     for name, value in settings.items():
         values = value if isinstance(value, list) else [value]
         given += [f"--{name}", *map(str, values)]
-    return application_of(parsed(given))
+    args = parsed(given)
+    check_access(args)
+    return application_of(args)
 
 
 def application_of(args: Namespace) -> Application:

@@ -120,11 +120,12 @@ def test_a_dead_replica_takes_its_jobs_with_it_and_ray_starts_another(cluster: C
         assert cluster.front.status_of(job) == 200
 
 
-def test_the_file_for_serve_deploy_builds_the_same_application() -> None:
+def test_the_file_for_serve_deploy_builds_the_same_application(monkeypatch) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from tools.serve_ray import application
 
+    monkeypatch.setenv("SERVE_TOKEN", "t")
     settings = yaml.safe_load((ROOT / "deploy" / "ray.yaml").read_text())
     described = ServeDeploySchema.model_validate(settings).applications[0]
     assert described.import_path == f"tools.serve_ray:{application.__name__}"

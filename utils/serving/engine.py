@@ -31,6 +31,8 @@ MOST_ACTIVE_JOBS = 32  # that share network calls; the others wait in the queue
 IDLE_SECONDS = 0.5  # after which an idle engine looks at deadlines
 LONGEST_RETRY = 600  # seconds
 BROKEN_AFTER = 3  # steps one after the other in which no image could be moved on
+BROKEN_SECONDS = 60.0  # after which it is tried again: the jobs may have been at fault
+PATIENCE = 5.0  # seconds that a job waits for the memory of other networks before it comes first
 
 logger = logging.getLogger("serve")
 
@@ -62,6 +64,7 @@ class Engine:
         self._stepper = Stepper(self.jobs, self._finisher, self.statistics, self._fail)
         self._order = 0
         self._failed_steps = 0
+        self._last_failure = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- For all threads ---
@@ -72,8 +75,14 @@ class Engine:
     @property
     def is_ready(self) -> bool:
         """Whether it takes new jobs, and can make images as far as is known."""
-        is_broken = self._failed_steps >= BROKEN_AFTER
+        has_failed = self._failed_steps >= BROKEN_AFTER
+        is_broken = has_failed and time.monotonic() - self._last_failure < BROKEN_SECONDS
         return self._thread.is_alive() and not self._is_draining and not is_broken
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether `stop` has been called."""
+        return self._is_ending
 
     def submit(self, request: GenerationRequest, client: Client, is_kept: bool = True) -> Job:
         """A new job. Raises Refusal: 429 where the queue or the client's share of it is full, 503
@@ -141,7 +150,7 @@ class Engine:
         self._tell()
         if self._thread.is_alive():
             self._thread.join(patience)
-        self._finisher.close()
+        self._finisher.close(patience)
         self.results.close()
 
     def _check_room(self, client: Client) -> None:
@@ -218,6 +227,8 @@ class Engine:
             for share in tuple(lane.shares.values()):
                 self._fail(share.job, error)
         self._failed_steps = 0 if has_moved else self._failed_steps + 1
+        if not has_moved:
+            self._last_failure = time.monotonic()
         self._rotation.used(lane, time.perf_counter() - start)
         return True
 
@@ -229,10 +240,7 @@ class Engine:
                 message = f"not finished within {self.limits.deadline:g} seconds"
                 self._end(job, FAILED, Refusal(504, message, TIMEOUT, code="deadline"))
         for lane in self._rotation:
-            for share in tuple(lane.shares.values()):
-                if share.job.has_ended:
-                    lane.remove(share.job)
-                    self._stepper.states.forget(share.job)
+            self._stepper.drop_ended(lane)
 
     def _take_loaded(self) -> None:
         """Networks that have been loaded. Where one could not be, its jobs fail."""
@@ -247,7 +255,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Jobs from the queue into lanes, in their order, as far as there is room and their weights
-        are loaded.
+        are loaded. Where one has waited for the memory of networks that are in use, those behind it
+        wait too: else they would keep these networks in use for ever.
         """
         with self._wake:
             self._queue = deque(job for job in self._queue if not job.has_ended)
@@ -256,10 +265,13 @@ class Engine:
             return
         active = len(self._rotation.jobs)
         left = []
+        has_room = True
         for job in waiting:
             model = None
-            if active < MOST_ACTIVE_JOBS:
+            if active < MOST_ACTIVE_JOBS and has_room:
                 model = self._models.get(job, self._rotation.models_in_use())
+                is_stuck = model is None and not self._models.is_loading(job)
+                has_room = not (is_stuck and time.time() - job.created > PATIENCE)
             if model is None:
                 left.append(job)
                 continue

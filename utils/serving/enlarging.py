@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from utils.devices import Precision
 from utils.errors import UserError
 from utils.serving.limits import Limits
 from utils.serving.pictures import sides_of
-from utils.serving.refusal import RATE_LIMIT, SERVER_ERROR, TIMEOUT, Refusal, invalid
+from utils.serving.refusal import (
+    RATE_LIMIT,
+    SERVER_ERROR,
+    TIMEOUT,
+    UNAVAILABLE,
+    Refusal,
+    invalid,
+)
 from utils.serving.weights import Weight, load_upscaler
 from utils.upscaling import Upscaler
 from utils.upscaling.file import plan_output, write_upscaled
@@ -23,16 +31,23 @@ MOST_WAITING = 8
 THREADS = MOST_WAITING + 1  # one more refuses whoever finds no place
 MOST_UPSCALERS = 2  # in memory
 RETRY_SECONDS = 5
+LOOK_SECONDS = 0.5  # between two looks of who waits
 
 logger = logging.getLogger("serve")
 
 
 class Enlarger:
-    """Threads may use it."""
+    """Threads may use it. Once `is_ending`, whoever waits or is being served is given up."""
 
-    def __init__(self, precision: Precision, limits: Limits):
+    def __init__(
+        self,
+        precision: Precision,
+        limits: Limits,
+        is_ending: Callable[[], bool] = lambda: False,
+    ):
         self._precision = precision
         self._limits = limits
+        self._is_ending = is_ending
         self._places = threading.BoundedSemaphore(MOST_WAITING)
         self._lock = threading.Lock()
         self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
@@ -46,7 +61,7 @@ class Enlarger:
 
     def enlarge(self, data: bytes, weight: Weight) -> bytes:
         """An image file -> a PNG of the enlarged image. Raises Refusal: 400 for what is no image
-        or is too large, 429 where too many others wait, 504 after the deadline.
+        or is too large, 429 where too many others wait, 504 after the deadline, 503 at the end.
         """
         end = time.monotonic() + self._limits.deadline
         self._check(data)
@@ -54,8 +69,8 @@ class Enlarger:
             message = f"{MOST_WAITING} images wait to be enlarged already"
             raise Refusal(429, message, RATE_LIMIT, code="queue_full", retry_after=RETRY_SECONDS)
         try:
-            if not self._lock.acquire(timeout=self._limits.deadline):
-                raise self._too_late()
+            while not self._lock.acquire(timeout=LOOK_SECONDS):
+                self._check_time(end)
             try:
                 return self._enlarged(data, self._upscaler(weight), end)
             except UserError as error:
@@ -77,10 +92,6 @@ class Enlarger:
             )
 
     def _enlarged(self, data: bytes, upscaler: Upscaler, end: float) -> bytes:
-        def check_time(rows: int) -> None:
-            if time.monotonic() > end:
-                raise self._too_late()
-
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "image")
             result = Path(folder, "image.png")
@@ -90,12 +101,16 @@ class Enlarger:
             except Exception:
                 raise invalid("image is damaged", "image") from None
             output = plan_output(source, upscaler.scale, result, result)
-            write_upscaled(source, upscaler, output, check_time)
+            write_upscaled(source, upscaler, output, lambda rows: self._check_time(end))
             return result.read_bytes()
 
-    def _too_late(self) -> Refusal:
-        message = f"not finished within {self._limits.deadline:g} seconds"
-        return Refusal(504, message, TIMEOUT, code="deadline")
+    def _check_time(self, end: float) -> None:
+        """Raise Refusal where there is none left."""
+        if self._is_ending():
+            raise Refusal(503, "the server is about to end", UNAVAILABLE)
+        if time.monotonic() > end:
+            message = f"not finished within {self._limits.deadline:g} seconds"
+            raise Refusal(504, message, TIMEOUT, code="deadline")
 
     def _upscaler(self, weight: Weight) -> Upscaler:
         if weight not in self._upscalers:

@@ -5,9 +5,8 @@ A thread of its own does it, so that the network's next call does not wait.
 
 import io
 import logging
-import queue
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +46,9 @@ class Finished:
 
 
 class Finisher:
-    """Takes finished images in turn; ends each job with its last one."""
+    """Takes finished images, one of each job in turn, so that who has many enlarged holds up nobody
+    else; ends each job with its last one.
+    """
 
     def __init__(
         self,
@@ -60,22 +61,43 @@ class Finisher:
         self._results = results
         self._precision = precision
         self._ended = ended
-        self._queue: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
+        self._wake = threading.Condition()
+        self._waiting: OrderedDict[str, deque[Finished]] = OrderedDict()  # by job
+        self._is_closing = False
         self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="finishing", daemon=True)
         self._thread.start()
 
     def put(self, finished: Finished) -> None:
-        self._queue.put(finished)
+        with self._wake:
+            self._waiting.setdefault(finished.job.id, deque()).append(finished)
+            self._wake.notify()
 
-    def close(self) -> None:
-        """Finish what has been put, then end the thread."""
-        self._queue.put(None)
-        self._thread.join()
+    def close(self, patience: float | None = None) -> None:
+        """Finish what has been put, then end the thread; wait for it so many seconds, or (None) as
+        long as it takes.
+        """
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        self._thread.join(patience)
+
+    def _next(self) -> Finished | None:
+        """Waits for it; None: there will be none."""
+        with self._wake:
+            while not self._waiting:
+                if self._is_closing:
+                    return None
+                self._wake.wait()
+            job_id, images = self._waiting.popitem(last=False)
+            finished = images.popleft()
+            if images:
+                self._waiting[job_id] = images  # behind the others
+            return finished
 
     def _run(self) -> None:
         while True:
-            finished = self._queue.get()
+            finished = self._next()
             if finished is None:
                 return
             if finished.job.has_ended:

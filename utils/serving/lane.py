@@ -27,6 +27,7 @@ LaneKey = tuple  # (path of the weights, state of that file, use_ema, image size
 MOST_ROWS = 64  # of a network call
 CALLS_TIMED = 3  # of each number of rows
 LONGEST_CALL = 1.0  # seconds: a cancelled job, or one that has just come, waits no longer
+VERY_LONG_CALL = 30.0  # seconds, which a first call takes on no device just to begin
 # A larger call is not worth it where it makes this much fewer rows a second.
 LEAST_THROUGHPUT = 0.7
 
@@ -278,8 +279,11 @@ def measured_budget(timed_call: Callable[[int], float]) -> int:
 
 
 def _shortest_call(timed_call: Callable[[int], float], rows: int) -> float:
-    """Seconds of the shortest of some calls; of long ones there are two."""
-    seconds = [timed_call(rows), timed_call(rows)]
+    """Seconds of the shortest of some calls; of long ones there are two, of very long ones one."""
+    seconds = [timed_call(rows)]
+    if seconds[0] > VERY_LONG_CALL:
+        return seconds[0]
+    seconds.append(timed_call(rows))
     while len(seconds) < CALLS_TIMED and min(seconds) < LONGEST_CALL:
         seconds.append(timed_call(rows))
     return min(seconds)

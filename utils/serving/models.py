@@ -54,6 +54,10 @@ class ModelCache:
             loader.start()
         return None
 
+    def is_loading(self, job: Job) -> bool:
+        """Whether the job's network is on its way into memory."""
+        return model_key(job) in self._loading
+
     def take_loaded(self) -> list[ModelKey]:
         """Take what has been loaded since the last call; the keys of those that failed."""
         failed = []

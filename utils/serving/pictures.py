@@ -13,6 +13,9 @@ from utils.serving.refusal import Refusal, invalid
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 2**25  # of a picture: what it takes to decode one lies in memory
+# A progressive JPEG may go over its picture as often as it likes, at a few bytes each time.
+START_OF_SCAN = b"\xff\xda"
+MOST_SCANS = 100  # usual are ten; those of a thumbnail count too
 DATA_URL = re.compile(r"data:image/[a-z+.-]+;base64,")
 
 # One picture is decoded at a time: several large ones at once would take several times the memory.
@@ -39,10 +42,16 @@ def _too_large(name: str) -> Refusal:
 
 
 def sides_of(data: bytes, name: str) -> tuple[int, int]:
-    """(W, H) of an image file, as its head says. Raises Refusal for anything else."""
+    """(W, H) of an image file, as its head says. Raises Refusal for anything else, and for one that
+    would take unusually long to decode.
+    """
     try:
         with quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.format == "JPEG" and data.count(START_OF_SCAN) > MOST_SCANS:
+                raise invalid(f"{name} is a JPEG of more than {MOST_SCANS} scans", name)
             return image.size
+    except Refusal:
+        raise
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except Exception:  # whatever Pillow's plugins raise on damaged files

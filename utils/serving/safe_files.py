@@ -21,6 +21,7 @@ from utils.text import printable
 LARGEST_JSON = 2**25  # bytes
 LONGEST_TAIL = 2**14  # bytes
 BLOCK = 2**22  # bytes of a growing file that are read at a time
+TAIL_BYTES = 1024  # of what was read last, by which a file is known again
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -196,6 +197,7 @@ class GrowingLines:
         self._name = name
         self._inode: int | None = None
         self._place = 0  # bytes that have been taken
+        self._tail = b""  # the last of them: another file of this name may have got the inode
 
     def read(self) -> tuple[bool, list[bytes]]:
         """Whether the file began anew since the last call, and the next lines, without their ends;
@@ -206,26 +208,34 @@ class GrowingLines:
                 return self._read(file)
         except OSError:
             began_anew = self._inode is not None
-            self._inode, self._place = None, 0
+            self._inode, self._place, self._tail = None, 0, b""
             return began_anew, []
 
     def put_back(self, line: bytes) -> None:
         """Have the last line that was read come again: it may still be changed in its place."""
         self._place -= len(line) + 1
+        self._tail = self._tail[: -len(line) - 1]
 
     def _read(self, file: IO[bytes]) -> tuple[bool, list[bytes]]:
         about = os.fstat(file.fileno())
-        began_anew = about.st_ino != self._inode or about.st_size < self._place
+        is_shorter = about.st_size < self._place
+        began_anew = about.st_ino != self._inode or is_shorter or not self._is_continued(file)
         if began_anew:
-            self._inode, self._place = about.st_ino, 0
+            self._inode, self._place, self._tail = about.st_ino, 0, b""
         file.seek(self._place)
         block = file.read(BLOCK)
         end = block.rfind(b"\n") + 1
         if end == 0 and len(block) == BLOCK:
             end = BLOCK
         self._place += end
+        self._tail = (self._tail + block[:end])[-TAIL_BYTES:]
         lines = block[:end].split(b"\n")
         return began_anew, lines[:-1] if lines[-1] == b"" else lines
+
+    def _is_continued(self, file: IO[bytes]) -> bool:
+        """Whether what was taken last is still where it was."""
+        file.seek(self._place - len(self._tail))
+        return file.read(len(self._tail)) == self._tail
 
 
 # --- What is said of paths ---

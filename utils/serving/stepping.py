@@ -46,6 +46,9 @@ class Stepper:
     def step(self, lane: Lane) -> bool:
         """One step of some images of the lane; False where not one of them could be moved on."""
         budget = lane.budget()
+        self.drop_ended(lane)  # to find it out may have taken a while
+        if not lane.shares:
+            return True
         start = time.perf_counter()
         choice = choose_images(lane.shares.values(), budget)
         try:
@@ -66,6 +69,13 @@ class Stepper:
         self._statistics.rows += choice.rows
         self._statistics.step_seconds += time.perf_counter() - start
         return bool(advanced)
+
+    def drop_ended(self, lane: Lane) -> None:
+        """Remove the lane's jobs that have been cancelled or given up."""
+        for share in tuple(lane.shares.values()):
+            if share.job.has_ended:
+                lane.remove(share.job)
+                self.states.forget(share.job)
 
     def _can_shrink(self, lane: Lane, tasks: Sequence[ImageTask], rows: int) -> bool:
         """After running out of memory: whether the step can be tried again with fewer images."""

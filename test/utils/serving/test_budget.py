@@ -31,6 +31,8 @@ def test_long_calls_are_not_repeated_often() -> None:
     assert measured_budget(call) == 1 and asked == [1, 1]
     seconds = iter([20.0, 0.6, 0.6])
     assert measured_budget(lambda rows: next(seconds)) == 1
+    minutes = iter([100.0])
+    assert measured_budget(lambda rows: next(minutes)) == 1
 
 
 def test_as_many_as_fit_into_memory() -> None:

@@ -2,8 +2,10 @@
 
 import io
 import math
+import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from torch import Tensor
 from utils.call_memory import memory_of_row
 from utils.errors import UserError
 from utils.free_memory import SHARE_OF_MEMORY
+from utils.serving import engine as engine_module
 from utils.serving import lane as lanes
+from utils.serving.finishing import Finished, Finisher
 from utils.serving.jobs import Client, Job
 from utils.serving.lane import measured_budget
 from utils.serving.limits import Limits
@@ -254,6 +258,65 @@ def test_a_network_that_always_fails_makes_the_server_unready(bench: Bench) -> N
         bench.submit(seed=seed)
         bench.finish()
     assert not bench.engine.is_ready
+    # Where others decide by that who gets jobs, none would ever come that shows it is well
+    bench.engine._last_failure -= engine_module.BROKEN_SECONDS
+    assert bench.engine.is_ready
+
+
+def test_a_network_that_is_not_loaded_is_not_overtaken_for_ever(make_bench, monkeypatch) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE", 0.0)
+    bench = make_bench(Weights(*[weight_of(name) for name in "ab"]), max_weights=1)
+    jobs = [bench.submit(weight="a", sample_steps=20, num_images=1)]
+    ended: list[str] = []
+
+    def watch(number: int, *call: object) -> None:
+        if number == 2:
+            jobs.extend(bench.submit(weight=name, sample_steps=3, num_images=1) for name in "baa")
+        for job in jobs:
+            if job.has_ended and job.id not in ended:
+                ended.append(job.id)
+
+    bench.network.before_call = watch
+    bench.finish()
+    ended += [job.id for job in jobs if job.id not in ended]
+    assert ended[:2] == [job.id for job in jobs[:2]]
+    assert all(job.status == "completed" for job in jobs)
+
+
+def test_who_has_left_while_calls_were_timed_has_none_made(bench: Bench, monkeypatch) -> None:
+    job = bench.submit()
+
+    def budget(lane: object) -> int:
+        bench.engine.cancel(job)
+        return 8
+
+    monkeypatch.setattr(lanes.Lane, "budget", budget)
+    bench.finish()
+    assert job.status == "cancelled" and bench.network.rows == []
+
+
+def test_one_image_of_each_job_is_finished_in_turn(monkeypatch) -> None:
+    """Who has many enlarged holds up nobody else."""
+    order: list[tuple[str, int]] = []
+    may_begin = threading.Event()
+
+    def finish(self: Finisher, finished: Finished) -> None:
+        may_begin.wait(10)
+        order.append((finished.job.id, finished.place))
+
+    monkeypatch.setattr(Finisher, "_finish", finish)
+    finisher = Finisher(None, None, None, None)
+    pixels = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    jobs = {name: SimpleNamespace(id=name, has_ended=False) for name in "abc"}
+    for name, count in (("a", 4), ("b", 2), ("c", 1)):
+        for place in range(count):
+            finisher.put(Finished(jobs[name], place, pixels, {}))
+    may_begin.set()
+    finisher.close()
+    names = [name for name, _ in order]
+    assert sorted(names) == list("aaaabbc") and names[-1] == "a"
+    assert max(names.index("b"), names.index("c")) <= 3
+    assert [place for name, place in order if name == "a"] == [0, 1, 2, 3]
 
 
 def test_weights_that_have_become_unusable(bench: Bench) -> None:

@@ -99,6 +99,23 @@ def test_lines_come_once_and_whole(tmp_path):
     assert lines.read() == (True, [])
 
 
+def test_another_file_of_the_same_name_is_read_from_its_start(tmp_path):
+    """File systems give the number of a file that was removed to the next one."""
+    lines = GrowingLines(tmp_path, "a.csv")
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"1,9.0\n2,9.0\n3,9.0\n")
+    assert lines.read() == (True, [b"1,9.0", b"2,9.0", b"3,9.0"])
+    lines.put_back(b"3,9.0")
+    with open(file, "r+b") as stream:  # in its place, and longer
+        stream.write(b"1,0.5\n2,0.5\n3,0.5\n4,0.5\n")
+    assert lines.read() == (True, [b"1,0.5", b"2,0.5", b"3,0.5", b"4,0.5"])
+    lines.put_back(b"4,0.5")
+    with open(file, "r+b") as stream:  # the last line alone has changed, as it may
+        stream.seek(-6, os.SEEK_END)
+        stream.write(b"4,0.5,7\n")
+    assert lines.read() == (False, [b"4,0.5,7"])
+
+
 def test_the_end_of_a_long_text(tmp_path):
     (tmp_path / "output.txt").write_text("x" * 100_000 + "\nlast words")
     assert read_tail(tmp_path, "output.txt").endswith("\nlast words")

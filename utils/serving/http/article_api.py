@@ -114,7 +114,7 @@ def build_router(services: Services) -> APIRouter:
     """POST /api/generate/df and /api/generate/sr; GET / for who accepts JSON."""
     router = APIRouter(tags=["article"], route_class=ArticleRoute)
     engine = services.engine
-    enlarger = Enlarger(engine.precision, services.limits)
+    enlarger = Enlarger(engine.precision, services.limits, lambda: engine.is_ending)
 
     @router.post("/api/generate/df", responses=_answers(400, 404, 409, 429, 500, 503, 504))
     async def generate(

@@ -1,6 +1,7 @@
 """From an HTTP request to the engine's: who asks, and what for."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,6 +10,9 @@ from utils.serving.jobs import Client
 from utils.serving.requests import Asked, GenerationRequest, resolve, weight_of
 from utils.serving.services import Services, look_at_weights
 from utils.serving.weights import Weight
+
+# Pictures are decoded one at a time; who waits for that must not keep others from asyncio's threads
+DECODING = ThreadPoolExecutor(2, thread_name_prefix="decoding")
 
 
 async def client_of(request: Request) -> Client:
@@ -26,7 +30,10 @@ async def resolved(asked: Asked, services: Services) -> GenerationRequest:
     """
     await look_at_weights(services)
     if asked.has_pictures:
-        return await asyncio.to_thread(resolve, asked, services.weights, services.limits)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            DECODING, resolve, asked, services.weights, services.limits
+        )
     return resolve(asked, services.weights, services.limits)
 
 

@@ -31,7 +31,7 @@ from utils.serving.http.fields import (
 from utils.serving.http.watching import StreamPlaces, Watch
 from utils.serving.jobs import COMPLETED, Job
 from utils.serving.pictures import picture_of
-from utils.serving.refusal import Refusal, not_found
+from utils.serving.refusal import Refusal, invalid, not_found
 from utils.serving.requests import Asked
 from utils.serving.services import Services
 
@@ -39,6 +39,8 @@ MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "
 QUIET_SECONDS = 1.0  # after which a stream looks at its job even if nobody has told it to
 LARGEST_ID = 2**63  # of an event
 EVENT_KINDS = ("status", "progress", "preview", "end")  # in the order of those of one version
+
+MOST_CONDITIONS = 1000  # of which the head is looked at before anything else
 
 Status = Literal["queued", "generating", "completed", "failed", "cancelled"]
 
@@ -131,6 +133,8 @@ class JobQuestion(BaseModel):
         given = self.condition
         if given is None:
             return None
+        if isinstance(given, list) and len(given) > MOST_CONDITIONS:
+            raise invalid(f"condition has more than {MOST_CONDITIONS} pictures", "condition")
         return tuple(
             picture_of(text, "condition") for text in ([given] if isinstance(given, str) else given)
         )
@@ -318,8 +322,9 @@ async def job_events(
     with Watch(job, previews=True) as watch:
         while True:
             version = job.version
+            has_ended = job.has_ended  # before it is described: it may end meanwhile
             answer = describe_job(job, services)
-            if job.has_ended:
+            if has_ended:
                 yield _event("end", version, _as_json(answer))
                 return
             if version > seen or not status:

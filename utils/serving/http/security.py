@@ -59,6 +59,8 @@ class Guard:
             check_origin(scope["method"], headers)
             check_content_type(scope["method"], headers)
             owner = self._owner(scope, headers)
+            if self._owner_by_key(scope) is None:  # who has an image's own address may show it
+                check_site(scope["path"], headers)
         except Refusal as refusal:
             await error_response(refusal)(scope, receive, send)
             return
@@ -162,6 +164,16 @@ def check_origin(method: str, headers: Headers) -> None:
     if origin is None:
         return  # no browser
     if origin.partition("://")[2].lower() != headers.get("host", "").lower():
+        raise Refusal(403, "requests from pages of other sites are refused", PERMISSION)
+
+
+def check_site(path: str, headers: Headers) -> None:
+    """Refuse what a page of another site has the browser fetch, which would work for it; that
+    somebody follows a link to the page is no such thing.
+    """
+    is_of_other = headers.get("sec-fetch-site", "").lower() == "cross-site"
+    is_link = headers.get("sec-fetch-mode", "").lower() == "navigate"
+    if is_of_other and not is_link and path not in OPEN_PATHS:
         raise Refusal(403, "requests from pages of other sites are refused", PERMISSION)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import struct
@@ -22,6 +23,11 @@ BACKLOG = 2048  # connections that wait to be accepted
 WITHOUT_LINGERING = struct.pack("ii", 1, 0)
 SECONDS_TO_FETCH = 3  # that the images of jobs which ended last can still be fetched
 LAST_ANSWERS = 5  # seconds that answers have to get out when the server ends
+LARGEST_HEAD = 2**16  # bytes of a request's address and headers
+MOST_CONNECTIONS = 4000
+OTHER_FILES = 100  # that the server has open beside its connections
+FEWEST_CONNECTIONS = 50
+SECONDS_BETWEEN_WARNINGS = 60
 
 logger = logging.getLogger("serve")
 
@@ -33,16 +39,37 @@ class DeadlineProtocol(HttpToolsProtocol):
     """
 
     seconds: float
+    most_connections: int
+    last_warning = 0.0  # of all connections
+    _head_bytes = 0  # of a request whose headers are not complete
+    _is_in_head = True
     _deadline: asyncio.TimerHandle | None = None  # for a request
     _reading_deadline: asyncio.TimerHandle | None = None  # for the client to read
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._arm()
+        if len(self.connections) > self.most_connections:
+            self._warn_of_connections()
+            self._cut_off()
 
     def data_received(self, data: bytes) -> None:
+        """A head without end, which the parser would keep in memory, is cut off."""
         self._arm()
+        self._head_bytes += len(data)
         super().data_received(data)
+        if not self._is_in_head:
+            self._head_bytes = 0
+        elif self._head_bytes > LARGEST_HEAD:
+            self._cut_off()
+
+    def on_message_begin(self) -> None:
+        self._is_in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._disarm()
@@ -62,6 +89,12 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._stop_reading_deadline()
         self.pipeline.clear()  # requests that nobody waits for any more
         super().connection_lost(exc)
+
+    def _warn_of_connections(self) -> None:
+        now = time.monotonic()
+        if now - DeadlineProtocol.last_warning > SECONDS_BETWEEN_WARNINGS:
+            DeadlineProtocol.last_warning = now
+            logger.warning("more than %d connections: new ones are refused", self.most_connections)
 
     def _arm(self) -> None:
         """The first byte starts the clock; later ones do not set it back."""
@@ -101,8 +134,23 @@ def deadline_protocol(limit: float) -> type[asyncio.Protocol]:
 
     class Protocol(DeadlineProtocol):
         seconds = limit
+        most_connections = connections_at_most()
 
     return Protocol
+
+
+def connections_at_most() -> int:
+    """As many as the system lets this process have files open, and some less."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MOST_CONNECTIONS + OTHER_FILES:
+        wanted = MOST_CONNECTIONS + OTHER_FILES
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(FEWEST_CONNECTIONS, min(MOST_CONNECTIONS, soft - OTHER_FILES))
 
 
 class GracefulServer(uvicorn.Server):

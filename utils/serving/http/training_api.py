@@ -12,7 +12,7 @@ from fastapi import Path as PathParameter
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from utils.runs.names import SAMPLES
+from utils.runs.names import SAMPLES, SLIM
 from utils.serving.http.errors import answers
 from utils.serving.http.training_models import (
     DataAnswer,
@@ -188,9 +188,13 @@ def add_run_routes(router: APIRouter, trainings: Trainings, services: "Services"
             raise not_found("the run has no such file", "file")
         if services.weights is not None:
             services.weights.scan()
-        weight = weight_names(run.folder, services).get(question.file)
+        names = weight_names(run.folder, services)
+        weight = names.get(question.file)
         if weight is None:
-            raise conflict(f"{question.file} is not served: use ema_last.pt", "not_served")
+            advice = "use ema_last.pt"
+            if SLIM not in names:
+                advice = "the server's --weights do not name this folder of runs"
+            raise conflict(f"{question.file} is not served: {advice}", "not_served")
         return WeightAnswer(weight=weight)
 
 

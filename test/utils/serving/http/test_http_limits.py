@@ -1,6 +1,9 @@
 """Each limit has an answer of its own, and a server that is asked too much goes on."""
 
+import base64
 import concurrent.futures
+import contextlib
+import io
 import select
 import time
 from collections import Counter
@@ -9,7 +12,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from http_helpers import Served, ServerProcess, connected, wait_until, write_weights
+from PIL import Image
 
+from utils.serving.http import server as server_module
+from utils.serving.http.server import connections_at_most
 from utils.serving.limits import Limits
 
 TIMEOUT = 1.0  # seconds that clients have to send a request
@@ -140,6 +146,52 @@ def test_who_does_not_read_is_cut_off(server, client):
         poller.register(connection, 0)  # which tells of errors alone
         assert poller.poll(15_000)
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_head_without_end_is_cut_off(server):
+    with connected(server.port) as connection, pytest.raises(OSError):
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+        for number in range(100_000):
+            connection.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
+    with connected(server.port) as connection, pytest.raises(OSError):
+        connection.sendall(b"GET /")
+        for _ in range(100_000):
+            connection.sendall(b"x" * 1000)
+    usual = {"X-Long": "x" * 30_000}
+    with server.client() as client:
+        assert client.get("/healthz", headers=usual).status_code == 200
+
+
+def test_connections_are_bounded(folder, monkeypatch):
+    assert 50 <= connections_at_most() <= 4000
+    monkeypatch.setattr(server_module, "connections_at_most", lambda: 3)
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with Served(folder, limits=Limits(client_timeout=30)) as server:
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(connected(server.port)) for _ in range(3)]
+            for connection in held:
+                connection.sendall(request)
+                assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            with connected(server.port) as one_more, pytest.raises(OSError):
+                one_more.sendall(request)
+                if not one_more.recv(100):
+                    raise ConnectionResetError
+        with server.client() as client:
+            assert client.get("/healthz").status_code == 200
+
+
+def test_a_jpeg_that_takes_long_to_decode_is_refused(server):
+    """It may go over its picture as often as it likes, at a few bytes each time."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", progressive=True)
+    usual = base64.b64encode(buffer.getvalue()).decode()
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x05\x00"
+    many = base64.b64encode(buffer.getvalue()[:-2] + scan * 200).decode()
+    with server.client() as client:
+        question = {"weight": "tiny", "sample_steps": 2, "num_images": 1, "strength": 0.5}
+        assert client.post("/v1/jobs", json={**question, "init_image": usual}).status_code == 202
+        answer = client.post("/v1/jobs", json={**question, "init_image": many})
+        assert answer.status_code == 400 and "scans" in answer.json()["error"]["message"]
 
 
 def test_a_stream_of_events_outlives_the_deadline_of_requests(folder):

@@ -237,6 +237,15 @@ def test_a_page_of_another_site_cannot_ask(client, server, origin):
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_a_page_of_another_site_cannot_have_work_done_by_reading(client):
+    other = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+    assert client.get("/v1/capabilities", headers=other).status_code == 403
+    link = {**other, "Sec-Fetch-Mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    own = {**other, "Sec-Fetch-Site": "same-origin"}
+    assert client.get("/v1/capabilities", headers=own).status_code == 200
+
+
 def test_the_servers_own_page_can_ask(client, server):
     answer = client.post("/v1/jobs", json={"sample_steps": 1}, headers={"Origin": server.url})
     assert answer.status_code == 202

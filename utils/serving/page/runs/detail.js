@@ -102,7 +102,8 @@ export class RunDetail {
     }
   }
 
-  update(run) {
+  update(newer) {
+    const run = { ...this.run, ...newer }; // what a stream says lacks the options
     this.run = run;
     show(this.body, true);
     show(this.pill.node, true);

@@ -6,7 +6,7 @@ import { Field, numberInput } from "../lib/fields.js";
 import { counted, measure, words } from "../lib/format.js";
 
 const FIGURES = {
-  n: "images generated",
+  n: "images compared",
   n_real: "real images",
   kid: "KID",
   kid_se: "KID, standard error",

@@ -9,6 +9,11 @@ import { RunProgress, isActive, verdictWords } from "./states.js";
 
 const MILLISECONDS_BETWEEN_METRICS = 2000;
 const MOST_POINTS = 600;
+// A browser keeps at most six connections to a server open; the others are for everything else.
+// Runs beyond these are shown as often as the list of runs is asked for.
+const MOST_STREAMS = 2;
+
+let streams = 0; // of all monitors
 
 export class RunMonitor {
   /** @param onRun (run) whenever it has changed */
@@ -43,13 +48,21 @@ export class RunMonitor {
   }
 
   openStream() {
-    this.endStream?.();
-    this.endStream = undefined;
-    if (!document.hidden && !this.isClosed) {
+    this.closeStream();
+    if (!document.hidden && !this.isClosed && streams < MOST_STREAMS) {
+      streams += 1;
       this.endStream = listen(path`/v1/runs/${this.name}/events`, {
         run: (run) => this.update(run),
         gone: () => this.close(),
       });
+    }
+  }
+
+  closeStream() {
+    if (this.endStream !== undefined) {
+      this.endStream();
+      this.endStream = undefined;
+      streams -= 1;
     }
   }
 
@@ -103,7 +116,7 @@ export class RunMonitor {
     this.isClosed = true;
     clearTimeout(this.metricsTimer);
     document.removeEventListener("visibilitychange", this.onHidden);
-    this.endStream?.();
+    this.closeStream();
     this.curves.close();
   }
 }

@@ -118,10 +118,12 @@ class CurrentRun {
   }
 
   update(run) {
-    this.showState(run);
+    this.monitor.update(run);
   }
 
-  showState(run) {
+  showState(newer) {
+    const run = { ...this.run, ...newer }; // what a stream says lacks the options
+    this.run = run;
     this.pill.update(run);
     this.actions.update(run);
   }

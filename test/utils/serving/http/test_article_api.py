@@ -7,15 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 from http_helpers import CLASSES, SIDE, Served, write_weight, write_weights
 from PIL import Image
+from serving_helpers import CPU
 
+from utils.serving import enlarging
 from utils.serving.enlarging import Enlarger
 from utils.serving.limits import Limits
+from utils.serving.refusal import Refusal
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +201,29 @@ def test_an_image_is_enlarged(server, mode, kind):
     answer = ask(server, "/api/generate/sr", image=encoded(image, kind), weight_path="x/twice.pt")
     large = pictures(answer)[0]
     assert large.size == (8, 12) and large.mode == mode and large.format == "PNG"
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_an_end_does_not_wait_for_enlargements(monkeypatch, is_served):
+    """Neither for one that is being made nor for those that wait."""
+    ending = threading.Event()
+    enlarger = Enlarger(CPU, Limits(), ending.is_set)
+    monkeypatch.setattr(enlarger, "_upscaler", lambda weight: SimpleNamespace(scale=2))
+    monkeypatch.setattr(enlarging, "plan_output", lambda *_: None)
+
+    def write_upscaled(source, upscaler, output, after_rows):
+        while True:
+            ending.set()
+            after_rows(1)
+
+    monkeypatch.setattr(enlarging, "write_upscaled", write_upscaled)
+    if not is_served:
+        enlarger._lock.acquire()
+        ending.set()
+    data = base64.b64decode(encoded(Image.new("L", (4, 4))))
+    with pytest.raises(Refusal) as caught:
+        enlarger.enlarge(data, None)
+    assert caught.value.status == 503
 
 
 @pytest.mark.parametrize(

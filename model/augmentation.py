@@ -1,8 +1,9 @@
 """Geometric augmentation that does not leak into samples: Karras et al. 2206.00364, appendix F.2.
 
-An image is mirrored, scaled, turned, stretched and moved at random, and the network is told how, by
-nine numbers that describe the change completely. All nine are 0 for an image as it is. That is what
-sampling asks for, so that the samples are upright although the network saw turned ones.
+An image is mirrored, stretched, turned, scaled and moved at random, in this order, and the network
+is told how, by nine numbers that describe the change completely. All nine are 0 for an image as it
+is. That is what sampling asks for, so that the samples are upright although the network saw turned
+ones.
 
     0, 1   mirrored left to right, top to bottom: 0 or 1
     2      scale: log2 of it in units of 0.2

@@ -22,6 +22,7 @@ from model.noise_schedule import FLOW, signal_and_noise
 from model.randomness import Generators, draw_normal, draw_stratified, draw_uniform
 
 PREDICTIONS = ("eps", "x0", "v")
+# The last two are one function (delta = beta = 1), by the two names that people know.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
@@ -350,8 +351,10 @@ class GaussianDiffusion:
         - "uniform": 1.
         - "min_snr": min(SNR, 5) times the squared error of the image x0 (Hang et al. 2303.09556).
         - "lognormal": the squared error of v, times how often the time step would be drawn if
-          log(sigma / alpha) were normal (`lognormal_density`). That is the loss of Karras et al.
-          2206.00364, with sigma_data = 1 and a somewhat noisier mean.
+          log(sigma / alpha) were normal (`lognormal_density`). Where the schedule preserves the
+          variance, that is the loss of Karras et al. 2206.00364, with sigma_data = 1 and a somewhat
+          noisier mean; with the flow, whose v is another, its weight on the error of x0 is once to
+          twice theirs.
 
         The error of x0 is the one of v times sigma_t, and the one of eps divided by the root of the
         SNR.

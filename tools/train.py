@@ -98,7 +98,7 @@ OPTIONS: opt.Table = {
         Option("--zero_terminal_snr", False,           opt.switch,          "let the last time step be pure noise; not with --prediction eps"),
         Option("--noise_steps",       1000,            opt.noise_steps,     "number of time steps T"),
         Option("--prediction",        "v",             opt.PREDICTIONS,     "what the network predicts"),
-        Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target", decides=True),
+        Option("--loss",              "mse",           opt.LOSSES,          "distance between prediction and target; huber and smooth_l1 are the same", decides=True),
         Option("--loss_weight",       None,            opt.LOSS_WEIGHTS,    "weight of the loss at each time step; min_snr: less where there is little noise; lognormal: like that of Karras et al., with more for details; not set: lognormal for drawings on a plain ground, min_snr for photographs and latents", decides=True),
         Option("--time_steps",        None,            opt.TIME_STEPS,      "how time steps are drawn; weighted: in proportion to the weight of their loss; not set: weighted with lognormal, otherwise uniform", decides=True),
         Option("--label_drop",        0.1,             opt.probability,     "fraction of labels dropped, which guidance needs", decides=True),

@@ -78,7 +78,7 @@ class ConditionEmbedding(nn.Module):
         if augmentation is not None:
             if self.augmentation is None:
                 raise ValueError("a network that was built without augmentations was given some")
-            embedding = embedding + self.augmentation(augmentation)
+            embedding = embedding + self.augmentation(augmentation.to(embedding.dtype))
         rows = labels if labels is not None and labels.dim() == 2 else None
         if self.numbers is not None:
             if rows is None:

@@ -84,6 +84,8 @@ def check_unet_config(config: dict) -> None:
             f"network option channels must be even (sine and cosine halves), "
             f"not {config['channels']}"
         )
+    if 2 * config["freq_shift"] == config["channels"]:
+        raise ValueError("network option freq_shift must not be half of channels: it divides by 0")
 
 
 def check_upscaler_config(config: dict) -> None:

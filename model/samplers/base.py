@@ -5,6 +5,7 @@ import contextlib
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -150,12 +151,15 @@ class BaseDiffusion(GaussianDiffusion):
         lies within it is an image guided (Kynkaanniemi et al. 2404.07724); elsewhere it is plain
         conditional and costs one row.
         Image i is a function of seeds[i] (0..2^32-1; drawn where none are given), whatever batch
-        it is in: its noise x_T (n,C,H,W) unless that is given, then the noise that steps add. With
+        it is in: its noise x_T (n,C,H,W) unless that is given, then the noise that steps add. (A
+        given x_T should not be the noise of the same seeds, which the steps then begin with.) With
         `first_call` > 0, x_T is an image at the noise level of that call, to be continued from
         there. `condition` (n,K,H,W) goes into the network behind x, see model/condition.py;
         guidance leads towards it and the label together. Raises ValueError, naming the argument,
         for what does not fit together.
         """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
         if seeds is None:
             seeds = torch.randint(2**31, (n,)).tolist()
         if len(seeds) != n:
@@ -407,7 +411,9 @@ def check_rows(labels: Labels, network: Callable) -> None:
         if not isinstance(row, list | tuple):
             continue
         labels_of_row = [label for label in row[count:] if not math.isnan(label)]
-        wrong = [label for label in labels_of_row if not 0 <= label < num_classes]
+        wrong = [
+            label for label in labels_of_row if not (0 <= label < num_classes and label % 1 == 0)
+        ]
         if wrong:
             raise ValueError(f"labels must lie in 0..{num_classes - 1}, not {wrong}")
 
@@ -438,8 +444,9 @@ def _label(label: Any) -> Label:
 def _scale_of_each(cfg_scale: float | Tensor | Sequence[float], n: int) -> tuple[float, ...]:
     if isinstance(cfg_scale, Tensor):
         cfg_scale = cfg_scale.tolist()
-    if isinstance(cfg_scale, int | float):
-        cfg_scale = [cfg_scale] * n
+    if isinstance(cfg_scale, Real):  # numpy's too
+        cfg_scale = [float(cfg_scale)] * n
+    assert not isinstance(cfg_scale, float)  # which is a Real, what mypy does not know
     scales = tuple(float(scale) for scale in cfg_scale)
     if len(scales) != n:
         raise ValueError(f"{len(scales)} cfg_scale values were given for {n} images")

@@ -57,6 +57,13 @@ def step_orders(steps: int) -> list[int]:
     return ([FIRST_ORDER] + [SECOND_ORDER] * inner + [FIRST_ORDER])[:steps]
 
 
+def finite(coefficient: Tensor) -> Tensor:
+    """The coefficient (B,1,1,1), 0 where it is not finite. Such ones belong to images at other
+    stages: what is made with them is not taken, but its gradient would be NaN all the same.
+    """
+    return torch.where(coefficient.isfinite(), coefficient, torch.zeros_like(coefficient))
+
+
 def half_log_snr(diffusion: GaussianDiffusion, t: Tensor) -> Tensor:
     """lambda_t = log(alpha_t / sigma_t) of t (B,), (B,1,1,1)."""
     return diffusion.levels.log_snr(t) / 2
@@ -68,8 +75,8 @@ def linear_step(
     """x at t -> x at t_next, if the image estimate were x0 all the way: equation 9 with k = 1."""
     levels = diffusion.levels
     h = half_log_snr(diffusion, t_next) - half_log_snr(diffusion, t)
-    x_weight = levels.sigma(t_next) / levels.sigma(t)
-    x0_weight = -levels.alpha(t_next) * torch.expm1(-h)
+    x_weight = finite(levels.sigma(t_next) / levels.sigma(t))
+    x0_weight = finite(-levels.alpha(t_next) * torch.expm1(-h))
     return x_weight.to(x) * x + x0_weight.to(x) * x0
 
 
@@ -86,4 +93,4 @@ def change_of_x0(
     """
     here = half_log_snr(diffusion, t)
     ratio = (half_log_snr(diffusion, t_next) - here) / (here - half_log_snr(diffusion, t_before))
-    return ratio.to(x0) * (x0 - x0_before)
+    return finite(ratio).to(x0) * (x0 - x0_before)

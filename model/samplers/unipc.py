@@ -7,6 +7,7 @@ from model.samplers.base import BaseDiffusion, per_image
 from model.samplers.dpm_solver import (
     SECOND_ORDER,
     change_of_x0,
+    finite,
     half_log_snr,
     linear_step,
     step_orders,
@@ -42,6 +43,7 @@ class UniPC(BaseDiffusion):
         no_time = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return {
             "x": torch.zeros_like(x),  # where the last step began
+            "x_predicted": x,  # where it ended
             "x0": torch.zeros_like(x),  # the estimate there
             "t": no_time,
             "x0_before": torch.zeros_like(x),  # the estimate one step earlier
@@ -63,19 +65,23 @@ class UniPC(BaseDiffusion):
         corrects_twice = at_stages(stage, [corrector == SECOND_ORDER for corrector, _ in ORDERS])
         predicts_twice = at_stages(stage, [predictor == SECOND_ORDER for _, predictor in ORDERS])
 
-        corrected = self._corrected(x0, t, corrects_twice, history)
+        # What an edit has changed since the last step is kept beside the correction
+        edited = x_t - history["x_predicted"]
+        corrected = self._corrected(x0, t, corrects_twice, history) + edited
         x = torch.where(is_corrected, corrected, x_t)
 
         change = change_of_x0(self, x0, history["x0"], t, history["t"], t_prev)
         towards = torch.where(predicts_twice, x0 + change / 2, x0)
+        predicted = linear_step(self, x, towards, t, t_prev)
         history = {
             "x": x,
+            "x_predicted": predicted,
             "x0": x0,
             "t": t,
             "x0_before": history["x0"],
             "t_before": history["t"],
         }
-        return linear_step(self, x, towards, t, t_prev), x0, history
+        return predicted, x0, history
 
     def _corrected(
         self, x0: Tensor, t: Tensor, second_order: Tensor, history: dict[str, Tensor]
@@ -95,7 +101,7 @@ class UniPC(BaseDiffusion):
         earlier = (b1 - b2) / (1 + r)  # weight of the slope before the step
         now = torch.where(second_order, b1 - earlier, torch.full_like(b1, 1 / 2))
 
-        slope = (earlier / r).to(x0) * (start_x0 - history["x0_before"])
+        slope = finite(earlier / r).to(x0) * (start_x0 - history["x0_before"])
         slope = torch.where(second_order, slope, torch.zeros_like(slope))
         towards = start_x0 + slope + now.to(x0) * (x0 - start_x0)
         return linear_step(self, history["x"], towards, start, t)

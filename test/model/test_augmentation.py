@@ -1,7 +1,9 @@
 """The augmentation that does not leak."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from model.augmentation import (
     SHIFT_Y,
     SINE,
     STRETCH_X,
+    STRETCH_Y,
     UPSIDE_DOWN,
     augment,
     draw_augmentations,
@@ -52,6 +55,17 @@ def place_of(image, near):
     )
 
 
+def stretched(x, y, aspect, along_x, along_y):
+    """A place stretched along a direction and squeezed across it, in units of half the height."""
+    amount = math.hypot(along_x, along_y)
+    direction = np.array([along_x, along_y]) / amount
+    across = np.array([-direction[1], direction[0]])
+    place = np.array([x * aspect, y])
+    found = 2 ** (0.2 * amount) * (place @ direction) * direction
+    found = found + 2 ** (-0.2 * amount) * (place @ across) * across
+    return found[0] / aspect, found[1]
+
+
 # --- What each number does, to a spot whose place is known ---
 
 
@@ -66,6 +80,13 @@ def place_of(image, near):
         ({"SHIFT_Y": -1.0}, lambda x, y, a: (x, y - 0.25)),
         ({"COSINE": -1.0, "SINE": 1.0}, lambda x, y, a: (-y / a, x * a)),
         ({"STRETCH_X": 2.0}, lambda x, y, a: (x * 2**0.4, y * 2**-0.4)),
+        ({"STRETCH_Y": 2.0}, lambda x, y, a: (x * 2**-0.4, y * 2**0.4)),
+        ({"STRETCH_X": 1.0, "STRETCH_Y": 1.0}, lambda x, y, a: stretched(x, y, a, 1.0, 1.0)),
+        ({"STRETCH_X": 1.0, "STRETCH_Y": -1.0}, lambda x, y, a: stretched(x, y, a, 1.0, -1.0)),
+        (  # stretched first, then turned by a quarter
+            {"STRETCH_X": 2.0, "COSINE": -1.0, "SINE": 1.0},
+            lambda x, y, a: (-y * 2**-0.4 / a, x * 2**0.4 * a),
+        ),
         (
             {"SCALED": -1.0, "COSINE": math.sqrt(0.75) - 1, "SINE": 0.5, "SHIFT_X": 0.5},
             lambda x, y, a: (
@@ -81,6 +102,15 @@ def test_a_spot_goes_where_the_numbers_say(changes, expected, width):
     wanted = expected(x, y, width / 32)
     found = place_of(moved, wanted)
     assert abs(found[0] - wanted[0]) < 0.02 and abs(found[1] - wanted[1]) < 0.02, (found, wanted)
+
+
+def test_between_two_pixels_there_is_what_lies_between():
+    """Moved by half a pixel, a ramp goes on as a ramp."""
+    side = 32
+    ramp = torch.linspace(-0.5, 0.5, side).expand(1, 1, side, side)
+    moved = augment(ramp, numbers(SHIFT_X=8 * 0.5 / side))
+    expected = ramp - 0.5 / (side - 1)
+    assert (moved - expected)[..., 4:-4].abs().max() < 1e-4
 
 
 def test_what_is_not_changed_stays_to_the_bit():
@@ -119,6 +149,14 @@ def test_each_change_has_its_probability():
     lengths = torch.hypot(found[:, COSINE] + 1, found[:, SINE])
     assert (lengths - 1).abs().max() < 1e-5
     assert abs(found[found[:, SCALED] != 0, SCALED].std().item() - 1) < 0.1
+    amounts = found[:, [SHIFT_X, SHIFT_Y]][found[:, SHIFT_X] != 0]
+    assert (amounts.std(0) - 1).abs().max() < 0.1 and amounts.mean(0).abs().max() < 0.1
+    turns = found[found[:, SINE] != 0]
+    directions = torch.stack([turns[:, COSINE] + 1, turns[:, SINE]], 1)
+    assert directions.mean(0).abs().max() < 0.06  # all the way round
+    stretches = found[:, [STRETCH_X, STRETCH_Y]][found[:, STRETCH_X] != 0]
+    spread = stretches.T @ stretches / len(stretches)
+    assert (spread - torch.eye(2) / 2).abs().max() < 0.06
     only_mirrored = draw_augmentations(1000, 0.0, torch.Generator().manual_seed(0))
     assert only_mirrored[:, 1:].abs().max() == 0 and only_mirrored[:, 0].max() == 1
 
@@ -166,6 +204,14 @@ def test_a_network_without_is_told_so():
     )
     with pytest.raises(ValueError, match="without augmentations"):
         plain(torch.randn(1, 1, 8, 8), torch.tensor([1]), None, torch.zeros(1, NUMBERS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_in_another_number_format_is_told_too(network, dtype):
+    other = copy.deepcopy(network).to(dtype)
+    some = draw_augmentations(2, 1.0, torch.Generator().manual_seed(1))
+    x = torch.randn(2, 1, 8, 8, dtype=dtype)
+    assert other(x, torch.tensor([3, 5]), augmentation=some).dtype == dtype
 
 
 def test_the_loss_tells_the_network():

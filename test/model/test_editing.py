@@ -106,8 +106,8 @@ def test_what_is_known_stays_to_the_bit(name, repeats):
     assert calls == (10 - 1) * repeats + 1  # the last step leads to the clean image: once
 
 
-@pytest.mark.parametrize(("repeats", "nearest"), [(1, 0.0), (10, 0.5)])
-def test_repeats_make_the_parts_agree(repeats, nearest):
+@pytest.mark.parametrize(("repeats", "least", "most"), [(1, 0.0, 0.9), (10, 0.93, 0.97)])
+def test_repeats_make_the_parts_agree(repeats, least, most):
     """Two pixels that are nearly equal: the one that is known says what the other must be. The
     correlation of what is painted with what is known grows with the repeats.
     """
@@ -133,7 +133,7 @@ def test_repeats_make_the_parts_agree(repeats, nearest):
     start = sampler.start(400, (1, 2), 1, seeds=seeds)
     result = finish(sampler, network, start, change)
     found = torch.corrcoef(result.view(400, 2).T)[0, 1].item()
-    assert nearest < found <= 1, found
+    assert least < found < most, found
 
 
 # --- Between two noises ---

@@ -1,5 +1,6 @@
 """DPM-Solver++(2M) and UniPC: against diffusers, and against the exact flow of Gaussian data."""
 
+import dataclasses
 import itertools
 import math
 
@@ -236,6 +237,52 @@ def test_a_network_that_knows_the_image_gives_it(name, spacing, schedule, steps)
     sampler = build_sampler(name, config, sample_steps=steps, timestep_spacing=spacing)
     x = sampler.sample(lambda x, t, labels=None: image, 3, (4, 4), 1, seeds=[1, 2, 3])
     assert (x - image).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "flow"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradients_flow_through_sampling(name, steps, schedule):
+    """Those with respect to x_T are those of finite differences; none is NaN for a branch that is
+    not taken.
+    """
+    config = {"noise_schedule": schedule, "prediction": "v"}
+    sampler = build_sampler(name, config, sample_steps=steps, clip_sample=False)
+
+    def run(x):
+        state = sampler.start(1, (2, 2), 1, seeds=[1], x_T=x)
+        while not state.all_done:
+            state, _ = sampler.update(state, 0.5 * sampler.rows(state)[0])
+        return state.x
+
+    x = torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    run(x).sum().backward()
+    step = torch.zeros_like(x)
+    step[0, 0, 0, 0] = 1e-4
+    with torch.no_grad():
+        expected = (run(x + step) - run(x - step)).sum() / 2e-4
+    assert x.grad.isfinite().all()
+    assert abs(x.grad[0, 0, 0, 0] - expected) < 1e-5 * max(1, abs(expected))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_change_between_steps_stays(name):
+    """Of a network that sees the same image whatever x is, so that only x carries it on."""
+    sampler = build_sampler(name, {"noise_schedule": "cosine"}, sample_steps=6, clip_sample=False)
+    eps = torch.full((1, 1, 2, 2), 0.3, dtype=torch.float64)
+
+    def run(added):
+        state = sampler.start(1, (2, 2), 1, seeds=[1], x_T=torch.zeros_like(eps))
+        calls = 0
+        while not state.all_done:
+            state, _ = sampler.update(state, eps)
+            calls += 1
+            if calls == 3:
+                state = dataclasses.replace(state, x=state.x + added)
+        return state.x
+
+    changed = (run(1.0) - run(0.0)).abs()
+    assert changed.min() > 0.5
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import ROOT
 
-from model.noise_schedule import NOISE_SCHEDULES, betas
+from model.noise_schedule import NOISE_SCHEDULES, betas, usual_shift
 from model.samplers import DDIM, DDPM, PLMS, SAMPLERS, build_sampler
+from model.samplers.base import check_rows
 from model.samplers.time_grid import _nearest, time_grid
 from utils.generation import load_for_inference
 
@@ -353,6 +354,9 @@ def test_schedules():
             beta = betas(name, steps, 1e-4, 2e-2)
             assert beta.dtype == torch.float64 and beta.shape == (steps,)
             assert beta.min() > 0 and beta.max() <= 0.999
+    assert betas("cosine", 1000, 1e-4, 2e-2).max() == 0.999
+    assert usual_shift("flow", (128, 128)) == 2 and usual_shift("flow", (32, 48)) == 1
+    assert usual_shift("cosine", (512, 512)) == 1
     assert torch.equal(
         betas("linear", 1000, 1e-4, 2e-2), torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
     )
@@ -498,6 +502,41 @@ def test_guidance_scale_of_each_image(name):
     expected = diffusion.sample(by_hand, 3, (4, 4), 1, seeds=[1, 2, 3])
     guided = diffusion.sample(Recorder(), 3, (4, 4), 1, cfg_scale=2.0, **options)
     assert (expected - guided).abs().max() < 1e-6
+
+
+def test_numbers_that_no_image_has_are_refused():
+    sampler = build_sampler("ddim", {}, sample_steps=2)
+    with pytest.raises(ValueError, match="n must be at least 1, not 0"):
+        sampler.sample(smooth_eps, 0, (4, 4), 1)
+    with pytest.raises(ValueError, match=r"labels must lie in 0..2, not \[1.7\]"):
+        check_rows([(0.0, 1.7)], Rows())
+    check_rows([(0.5, 2.0, math.nan)], Rows())
+
+
+class Rows:
+    """What `check_rows` asks a network."""
+
+    num_classes = 3
+    config = {"numbers": 1}
+
+
+def test_a_scale_of_numpy_is_one():
+    sampler = build_sampler("ddim", {}, sample_steps=2)
+    for scale in (np.float32(2), np.float64(2), 2, torch.tensor(2.0)):
+        state = sampler.start(2, (4, 4), 1, seeds=[1, 2], cfg_scale=scale)
+        assert state.scales == (2.0, 2.0)
+
+
+def test_an_interval_ends_between_two_steps():
+    sampler = build_sampler("ddim", {}, sample_steps=10)
+    t = torch.arange(T)
+    ratio = (sampler.levels.sigma(t) / sampler.levels.alpha(t)).flatten().tolist()
+    little = 1e-9
+    for step in (1, 7, 400):
+        inside = (ratio[step] * (1 - little), ratio[step + 3] * (1 + little))
+        assert sampler._steps_within(inside) == (step, step + 3)
+        outside = (ratio[step] * (1 + little), ratio[step + 3] * (1 - little))
+        assert sampler._steps_within(outside) == (step + 1, step + 2)
 
 
 def test_labels_out_of_range_are_an_error():

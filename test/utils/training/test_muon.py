@@ -131,6 +131,23 @@ def test_the_step_of_a_matrix_is_as_large_as_said():
         assert rms.item() / (0.01 * UPDATE_RMS) == pytest.approx(1, abs=0.35), new.shape
 
 
+def test_momentum_looks_ahead():
+    """Nesterov's, of 0.95: the second step goes along 0.05 g2 + 0.95 m2, m2 = 0.95 m1 + 0.05 g2."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(32, 16, bias=False)
+    optimizer = Muon(layer, 0.1, BETAS, weight_decay=0.0)
+    first, second = torch.randn(2, 16, 32)
+    layer.weight.grad = first.clone()
+    optimizer.step()
+    before = layer.weight.detach().clone()
+    layer.weight.grad = second.clone()
+    optimizer.step()
+    momentum = 0.95 * 0.05 * first + 0.05 * second
+    (direction,) = orthogonal([(0.05 * second + 0.95 * momentum)[None]])
+    expected = before - 0.1 * UPDATE_RMS * 32**0.5 * direction[0]
+    assert (layer.weight - expected).abs().max() < 1e-4
+
+
 def test_the_rest_moves_as_with_adamw():
     ours, theirs = small_network(), small_network()
     muon = Muon(ours, 0.01, BETAS, weight_decay=0.1)

@@ -1,19 +1,30 @@
 """The images of finished jobs: files in a folder of their own, which goes with the server."""
 
+import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.data.locks import FileLock, LocksUnsupported
 from utils.serving.jobs import Job
+
+PREFIX = "images-"
+LOCK = ".lock"  # in the folder, held as long as the server runs
 
 
 class ResultStore:
     """Encoded images, on disk, at most `keep_bytes` of them. Threads may use it."""
 
     def __init__(self, keep_bytes: int):
-        self._folder = Path(tempfile.mkdtemp(prefix="images-"))
+        remove_left_over(Path(tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._in_use = FileLock(self._folder / LOCK)
+        try:
+            self._in_use.try_acquire()
+        except LocksUnsupported:
+            pass  # then nobody removes it
         self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # bytes of each job
@@ -50,3 +61,20 @@ class ResultStore:
     def close(self) -> None:
         """Remove everything."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._in_use.close()
+
+
+def remove_left_over(parent: Path) -> None:
+    """Remove the images of servers that were killed: nobody holds the lock in their folder."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        try:
+            lock = FileLock(folder / LOCK, os.O_RDWR)
+        except OSError:  # another user's, or none of ours
+            continue
+        try:
+            if lock.try_acquire():
+                shutil.rmtree(folder, ignore_errors=True)
+        except LocksUnsupported:
+            pass
+        finally:
+            lock.close()

@@ -94,6 +94,7 @@ class WeightStore:
         self.folders = list(folders)
         self._lock = threading.Lock()
         self._weights: dict[str, Weight] = {}
+        self._looked_at: dict[Path, Weight] = {}  # each by its own name, whatever others are called
         self._last_scan = 0.0
         self._refused: dict[Path, tuple[int, int, int]] = {}  # files that are not served
         self.scan()
@@ -107,13 +108,14 @@ class WeightStore:
 
     def _scan(self) -> list[Weight]:
         """The same, by the thread that holds the lock."""
-        known = {weight.path: weight for weight in self._weights.values()}
+        known, self._looked_at = self._looked_at, {}
         found: dict[str, Weight] = {}
         for folder in self.folders:
             for file in _weight_files(folder):
                 weight = self._look_at(file, folder, known.get(file))
                 if weight is None:
                     continue
+                self._looked_at[file] = weight
                 if weight.name in found:  # such as a run that is called like a shipped weight
                     weight = replace(weight, name=f"{folder.name}:{weight.name}")
                 if weight.name in found:

@@ -24,6 +24,7 @@ from utils.serving.lane import measured_budget
 from utils.serving.limits import Limits
 from utils.serving.refusal import Refusal
 from utils.serving.requests import Asked, resolve
+from utils.serving.results import ResultStore
 
 
 @pytest.fixture(autouse=True)
@@ -317,6 +318,21 @@ def test_one_image_of_each_job_is_finished_in_turn(monkeypatch) -> None:
     assert sorted(names) == list("aaaabbc") and names[-1] == "a"
     assert max(names.index("b"), names.index("c")) <= 3
     assert [place for name, place in order if name == "a"] == [0, 1, 2, 3]
+
+
+def test_the_images_of_a_killed_server_are_removed_by_the_next(tmp_path, monkeypatch) -> None:
+    """Whose lock nobody holds; other programs' folders stay."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "images-killed" / "job").mkdir(parents=True)
+    (tmp_path / "images-killed" / ".lock").write_bytes(b"")
+    (tmp_path / "images-of-others" / "job").mkdir(parents=True)
+    first = ResultStore(10)
+    second = ResultStore(10)
+    assert not (tmp_path / "images-killed").exists()
+    assert len(list(tmp_path.iterdir())) == 3
+    for store in (first, second):
+        store.close()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["images-of-others"]
 
 
 def test_weights_that_have_become_unusable(bench: Bench) -> None:

@@ -216,6 +216,10 @@ def test_names(images, tmp_path, script):
     both.scan()
     assert [weight.name for weight in both.all()] == ["late", "more:late", "run", "run:ckpt_0"]
     assert both.find("late").path.parent == results
+    # A name does not depend on what was there before.
+    (results / "late.pt").unlink()
+    both.scan()
+    assert [weight.name for weight in both.all()] == ["late", "run", "run:ckpt_0"]
 
 
 def test_metadata_is_read_without_the_numbers(images, tmp_path, script, monkeypatch):

@@ -87,6 +87,7 @@ class RunFolder:
         self._save_failed = False  # the last one
         self._is_saved = (path / LAST).exists()  # an earlier one
         self._may_replace_previous = True
+        self._config = ""  # the text of config.json
         self.evaluations: list[Evaluation] = []  # of the whole run, by step
         self.best_step: int | None = None  # of ema_best.pt
 
@@ -103,14 +104,25 @@ class RunFolder:
             for folder in (self.path, self.path / SAMPLES, self.path / AVERAGES):
                 for half in folder.glob("*.tmp"):  # of a save that a kill cut short
                     half.unlink(missing_ok=True)
-            temporary = self.path / f"{CONFIG}.tmp"
-            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, self.path / CONFIG)
+            self._write_config(json.dumps(config, indent=2) + "\n")
             self.evaluations = evaluations_up_to(self.path, step)
             best_step = self._step_of_best()
             self.best_step = None if best_step is None or best_step > step else best_step
         except OSError as error:
             raise cannot_be_written(self.path, error) from None
+
+    def keep_config(self, config: dict) -> None:
+        """Write config.json anew where it has changed: some of it is known after the last step."""
+        text = json.dumps(config, indent=2) + "\n"
+        if text != self._config:
+            with self._failures.tolerated(CONFIG):
+                self._write_config(text)
+
+    def _write_config(self, text: str) -> None:
+        temporary = self.path / f"{CONFIG}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / CONFIG)
+        self._config = text
 
     def _last_may_become_previous(self, source: Path | None) -> bool:
         """Not where it is damaged, nor where the run resumes from it or the previous one: that is

@@ -175,6 +175,7 @@ class RunRecorder:
             raise UserError(problem)
         if wait:
             self._run.drop_later(state.step)
+        self._run.keep_config(state.record())
 
     def averages(self, state: TrainState) -> None:
         contents = state.checkpoint(0).to_dict()

@@ -277,8 +277,7 @@ class TrainingRun:
             say("\n".join(lines))
             return
         if self.folder is not None:
-            record = {"kind": state.kind, "args": state.args, "config": state.config}
-            self.folder.start(record, state.step, self._source)
+            self.folder.start(state.record(), state.step, self._source)
             self.folder.log("\n".join(lines))
         self._fit(work, schedule, self._recorder(work, schedule))
 

@@ -82,6 +82,10 @@ class TrainState:
             **objects,
         )
 
+    def record(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {"kind": self.kind, "args": self.args, "config": self.config}
+
     def update_averages(self) -> None:
         """Move all averages towards the network after the step that was just made."""
         self.ema.update(self.network, self.step)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import time
 
@@ -538,6 +539,19 @@ def test_a_damaged_last_checkpoint_is_none_before(tmp_path, is_damaged):
     again.close()
     previous = read_checkpoint(run.path / "ckpt_prev.pt")["state"]["step"]
     assert previous == (1 if is_damaged else 2)
+
+
+def test_config_is_brought_up_to_date(tmp_path):
+    """With what is known after the last step; and not written where nothing has changed."""
+    run = RunFolder(tmp_path / "run", resume=False)
+    run.start({"config": {"a": 1}}, 0)
+    file = run.path / "config.json"
+    before = file.stat()
+    run.keep_config({"config": {"a": 1}})
+    assert file.stat().st_ino == before.st_ino
+    run.keep_config({"config": {"a": 1, "b": 2}})
+    assert json.loads(file.read_text()) == {"config": {"a": 1, "b": 2}}
+    run.close()
 
 
 def test_what_a_killed_save_has_left_is_removed(tmp_path):

@@ -541,12 +541,14 @@ def names_of(labels: list | None, checkpoint) -> list[str]:
 
 def images_of(args, ranks, generator, labels, count: int, frames: list, edit, steering):
     """Yields (place, pixels (C,H,W) uint8, mask (1,H,W) uint8 or None) of this process's share,
-    batch by batch.
+    batch by batch. Raises UserError at the end where some images have numbers that are not finite;
+    these are left out.
 
     If an animation is requested, fills `frames` with (x_t, estimate of x0) of the first images.
     """
-    from utils.generation import batch_advice
+    from utils.generation import batch_advice, not_finite, not_finite_in_words
 
+    left_out = []  # seeds
     mine = range(count)[ranks.rank :: ranks.world_size]
     starts = range(0, len(mine), args.batch_size)
     calls = generator.calls if edit is None else edit.calls(generator.sampler)
@@ -568,15 +570,21 @@ def images_of(args, ranks, generator, labels, count: int, frames: list, edit, st
                     if filming and start == 0 and is_due:
                         pair = (denoised.trajectory.x[:FILMED], denoised.x0[:FILMED])
                         frames.append(tuple(frame_of(generator.pixels(x)) for x in pair))
-                generator.check_finite(denoised, seeds)
+                bad = not_finite(denoised, seeds)
                 masks = generator.masks(denoised)
                 pixels = generator.finished(denoised, edit)
-            yield from zip(
+            left_out += bad
+            for place, seed, image, mask in zip(
                 places,
+                seeds,
                 pixels,
                 [None] * len(places) if masks is None else masks,
                 strict=True,
-            )
+            ):
+                if seed not in bad:
+                    yield place, image, mask
+    if left_out:
+        raise opt.UserError(not_finite_in_words(left_out))
 
 
 def frame_of(pixels):

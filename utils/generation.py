@@ -210,10 +210,6 @@ class Beginning:
     change: FillIn | None = None  # between steps
 
 
-class NotFinite(UserError):
-    """Images whose numbers are infinite, or none at all."""
-
-
 class EditOfImages(Protocol):
     """See `utils.editing`."""
 
@@ -232,6 +228,21 @@ class Denoised:
     @property
     def is_last(self) -> bool:
         return self.trajectory.all_done
+
+
+def not_finite(last: Denoised, seeds: Sequence[int]) -> list[int]:
+    """The seeds of finished images that have infinite numbers, or such that are none."""
+    is_finite = last.trajectory.x.isfinite().flatten(1).all(dim=1).tolist()
+    return [seed for seed, is_good in zip(seeds, is_finite, strict=True) if not is_good]
+
+
+def not_finite_in_words(seeds: Sequence[int]) -> str:
+    named = name_list(map(str, seeds))
+    return (
+        f"the network gave numbers that are not finite, for the seeds {named}: "
+        "where it computes in 16 bits, --amp False may help; otherwise the weights, or the numbers "
+        "that were asked for, go too far"
+    )
 
 
 class ImageGenerator:
@@ -401,28 +412,18 @@ class ImageGenerator:
         after_call: Callable[[], None] = lambda: None,
         edit: EditOfImages | None = None,
         conditions: Tensor | None = None,
+        must_be_finite: bool = False,
     ) -> Tensor:
         """(B,C,H,W) uint8, on the CPU. `after_call` is called after each network call. Raises
-        NotFinite as `check_finite` does.
+        UserError for numbers that are not finite where they must be: as pixels they are black.
         """
         for denoised in self.denoise(seeds, labels, edit, conditions):
             after_call()
             last = denoised
-        self.check_finite(last, seeds)
+        bad = not_finite(last, seeds)
+        if must_be_finite and bad:
+            raise UserError(not_finite_in_words(bad))
         return self.finished(last, edit)
-
-    def check_finite(self, last: Denoised, seeds: Sequence[int]) -> None:
-        """Raise NotFinite where an image of these seeds has numbers that are none: as pixels they
-        would be black.
-        """
-        is_finite = last.trajectory.x.isfinite().flatten(1).all(dim=1).tolist()
-        bad = [str(seed) for seed, is_good in zip(seeds, is_finite, strict=True) if not is_good]
-        if bad:
-            raise NotFinite(
-                f"the network gave numbers that are not finite, for the seeds {name_list(bad)}: "
-                "where it computes in 16 bits, --amp False may help; otherwise the weights, or the "
-                "numbers that were asked for, go too far"
-            )
 
     def finished(self, last: Denoised, edit: EditOfImages | None = None) -> Tensor:
         """The pixels of finished images, (B,C,H,W) uint8, on the CPU."""

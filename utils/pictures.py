@@ -211,8 +211,7 @@ def save_image(
     """Write in the format of the path's ending. In a PNG, `settings` become text entries; in a JPEG
     or a WebP, lines of the description in its EXIF block.
 
-    The same in a JPEG or a WebP, as the description in its EXIF block. UserError where the disk
-    refuses it, or the image is too large for the format.
+    UserError where the disk refuses it, or the image is too large for the format.
     """
     _write(image, path, _options(path.suffix, settings))
 

@@ -20,6 +20,7 @@ from utils.call_memory import memory_of_row
 from utils.errors import TooLittleMemory, UserError
 from utils.free_memory import SHARE_OF_MEMORY
 from utils.overview_pictures import Overviews, fallback_of
+from utils.ranks import Ranks
 from utils.runs.files import read_checkpoint
 
 
@@ -429,6 +430,24 @@ def test_numbers_that_are_not_finite_make_no_image(script, weights, tmp_path):
     said = script("generate", *options, status=2).stderr
     assert "numbers that are not finite, for the seeds 0, 1" in said
     assert not list((tmp_path / "results").rglob("0*.png"))
+
+
+def test_the_others_of_a_batch_are_written(weights, tmp_path, monkeypatch):
+    real = generation.ImageGenerator.denoise
+
+    def spoilt(self, seeds, *rest):
+        for denoised in real(self, seeds, *rest):
+            if denoised.is_last and len(seeds) > 1:
+                denoised.trajectory.x[1] = float("nan")
+            yield denoised
+
+    monkeypatch.setattr(generation.ImageGenerator, "denoise", spoilt)
+    argv = ["--weight_path", weights, "--num_images", 5, "--batch_size", 3, "--sample_steps", 2]
+    argv += ["--use_gpu", -1, "--result_path", tmp_path / "results"]
+    with pytest.raises(UserError, match="for the seeds 1, 4:"):
+        generate.generate(generate.build_parser().parse_args([str(each) for each in argv]), Ranks())
+    names = sorted(file.name for file in (tmp_path / "results/generated").glob("0*.png"))
+    assert names == ["00000.png", "00002.png", "00003.png"]
 
 
 def test_a_class_that_no_font_writes_has_its_number():

@@ -12,7 +12,12 @@ from utils.data.silence import quiet_pillow
 POSTSCRIPT = "EPS"
 NOT_DECODED = frozenset({POSTSCRIPT, "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 
+# Raw files of cameras. Many are a TIFF whose first page is a thumbnail, so their content misleads.
+RAW = "a raw file of a camera, of which there would be a thumbnail; save it as PNG"
+RAW_ENDINGS = frozenset(".dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .raf .pef .srw".split())
+
 REFUSED_ENDINGS = {
+    **dict.fromkeys(sorted(RAW_ENDINGS), RAW),
     ".eps": "PostScript is not read, since that would start Ghostscript; save it as PNG",
     ".ps": "PostScript is not read, since that would start Ghostscript; save it as PNG",
     ".wmf": "a Windows metafile is a drawing, not pixels; save it as PNG",

@@ -37,9 +37,6 @@ SECOND_FOLDER = "second path to a folder of the set"
 
 FEWEST_CLASSES = 2  # that can be told apart
 
-# Raw files of cameras. Many are a TIFF whose first page is a thumbnail, so their content misleads.
-RAW_ENDINGS = frozenset(b".dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .raf .pef .srw".split())
-
 # Endings of images that Pillow decodes with a plug-in at best.
 OTHER_IMAGE_ENDINGS = frozenset(
     b".heic .heif .avif .jxl .svg .svgz .psb .raw .exr .hdr .xcf .ai .wmf .emf .dcm .nii .fits "
@@ -361,8 +358,6 @@ class _Walker:
             return None
         if ending in self._refused:
             return self._refused[ending]
-        if ending in RAW_ENDINGS:
-            return NOT_DECODED
         if content_is_image(os.fsdecode(entry.path)):
             return None
         return NOT_DECODED if ending in OTHER_IMAGE_ENDINGS else NOT_AN_IMAGE

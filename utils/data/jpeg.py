@@ -1,11 +1,15 @@
 """A JPEG file without the parts that its picture does not need."""
 
 import io
+import re
 import struct
 from typing import BinaryIO
 
 START_OF_IMAGE = b"\xff\xd8"
 START_OF_SCAN = 0xDA
+END_OF_IMAGE = 0xD9
+WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
+NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # behind the packed pixels of a scan
 APP0, APP2, APP14, APP15 = 0xE0, 0xE2, 0xEE, 0xEF  # JFIF, ICC profile, Adobe's kind of colours
 COMMENT = 0xFE
 PROFILE_MARK = b"ICC_PROFILE\0"
@@ -14,6 +18,28 @@ SHORTEST_PROFILE = len(PROFILE_MARK) + 2  # followed by the number of the part a
 
 def is_jpeg(start: bytes) -> bool:
     return start.startswith(START_OF_IMAGE + b"\xff")
+
+
+def scans_of(data: bytes) -> int:
+    """How often a file goes over its picture: once, or as a progressive one several times."""
+    scans = 0
+    place = len(START_OF_IMAGE)
+    while place + 4 <= len(data):
+        if data[place] != 0xFF or data[place + 1] == 0xFF:  # padding, or damage
+            place += 1
+            continue
+        marker = data[place + 1]
+        if marker == END_OF_IMAGE:
+            break
+        if marker in WITHOUT_LENGTH:
+            place += 2
+            continue
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == START_OF_SCAN:
+            scans += 1
+            following = NEXT_MARKER.search(data, place)
+            place = len(data) if following is None else following.start()
+    return scans
 
 
 def without_optional_parts(file: BinaryIO) -> io.BytesIO:

@@ -1,6 +1,7 @@
 """An image file of any kind, opened: its pixels as they are stored, and what it says of them."""
 
 import io
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 from PIL import __version__ as pillow_version
 
 from utils.data import jpeg, png, tiff
-from utils.data.formats import is_postscript, readable_formats
+from utils.data.formats import RAW, RAW_ENDINGS, ending, is_postscript, readable_formats
 from utils.data.silence import quiet_pillow
 
 TIFF_BITS, TIFF_SAMPLE_FORMAT = 258, 339
@@ -45,6 +46,9 @@ def open_picture(file: BinaryIO) -> Picture:
     Raises what Pillow raises on damaged files, and ValueError with a sentence where the range of
     the numbers is unknown or the format is not decoded.
     """
+    name = getattr(file, "name", "")
+    if isinstance(name, str | os.PathLike) and ending(os.fspath(name)) in RAW_ENDINGS:
+        raise ValueError(RAW)
     start = file.read(64)
     file.seek(0)
     if not start:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from utils.data.silence import quiet_pillow
+
 OVERVIEWS = ("grid", "denoising", "interpolation")  # files with these names, and some ending
 MASKS = "masks"  # folder of the label maps that are made with images
 FIRST_IMAGE = re.compile(rb"0*0\.\w+")
@@ -19,6 +21,7 @@ IN_ITS_FOLDER = re.compile(rb"(?:(.*)/)?(?:%s)" % EITHER, re.DOTALL)
 # Entries of the text that each image of generate.py has: in a PNG text chunks, in a JPEG or WebP
 # lines of the description in its EXIF block.
 OF_AN_IMAGE = ("seed", "sampler")
+WITH_DESCRIPTION = ("JPEG", "WEBP")
 
 
 def overviews_among(names: Sequence[bytes], root: Path) -> list[int]:
@@ -72,9 +75,13 @@ def _is_overview(name: bytes, has_masks: bool) -> bool:
 def _has_text_of_an_image(folder: Path, name: bytes) -> bool:
     """Whether the text of an image says that generate.py made it."""
     try:
-        with Image.open(folder / os.fsdecode(name)) as image:
+        with quiet_pillow(), Image.open(folder / os.fsdecode(name)) as image:
+            if all(key in image.info for key in OF_AN_IMAGE):
+                return True
+            if image.format not in WITH_DESCRIPTION:
+                return False
             description = str(image.getexif().get(ExifTags.Base.ImageDescription, ""))
-            lines = {line.partition(":")[0] for line in description.splitlines()}
-            return all(key in image.info or key in lines for key in OF_AN_IMAGE)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow's plugins raise what they like on damaged files
         return False
+    lines = {line.partition(":")[0] for line in description.splitlines()}
+    return all(key in lines for key in OF_AN_IMAGE)

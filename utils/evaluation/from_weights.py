@@ -91,7 +91,9 @@ class ImageMaker:
                 labels = None if self.labels is None else [self.labels[i] for i in places]
                 seeds = [self.first_seed + i for i in places]
                 with batch_advice(self.batch_size):
-                    images = self.generator.images(seeds, labels, progress.update)
+                    images = self.generator.images(
+                        seeds, labels, progress.update, must_be_finite=True
+                    )
                 for i, pixels in zip(places, images, strict=True):
                     about: dict = {"seed": self.first_seed + i}
                     target = folder

@@ -18,7 +18,7 @@ from utils.errors import is_out_of_memory
 from utils.serving.finishing import Finisher, mask_name
 from utils.serving.jobs import CANCELLED, FAILED, QUEUED, Client, Job, JobTable
 from utils.serving.limits import Limits
-from utils.serving.models import LoadFunction, ModelCache, model_key
+from utils.serving.models import LoadFunction, ModelCache, ModelKey, model_key
 from utils.serving.refusal import RATE_LIMIT, SERVER_ERROR, TIMEOUT, UNAVAILABLE, Refusal
 from utils.serving.requests import GenerationRequest
 from utils.serving.results import ResultStore
@@ -256,7 +256,8 @@ class Engine:
     def _admit(self) -> None:
         """Jobs from the queue into lanes, in their order, as far as there is room and their weights
         are loaded. Where one has waited for the memory of networks that are in use, those behind it
-        wait too: else they would keep these networks in use for ever.
+        wait that need the one of them with the fewest jobs: else they would keep it in use for
+        ever.
         """
         with self._wake:
             self._queue = deque(job for job in self._queue if not job.has_ended)
@@ -265,13 +266,14 @@ class Engine:
             return
         active = len(self._rotation.jobs)
         left = []
-        has_room = True
+        to_be_left: ModelKey | None = None  # the network that is to make room
         for job in waiting:
             model = None
-            if active < MOST_ACTIVE_JOBS and has_room:
+            if active < MOST_ACTIVE_JOBS and model_key(job) != to_be_left:
                 model = self._models.get(job, self._rotation.models_in_use())
                 is_stuck = model is None and not self._models.is_loading(job)
-                has_room = not (is_stuck and time.time() - job.created > PATIENCE)
+                if is_stuck and to_be_left is None and time.time() - job.created > PATIENCE:
+                    to_be_left = self._rotation.least_used_model()
             if model is None:
                 left.append(job)
                 continue

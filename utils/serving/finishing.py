@@ -29,7 +29,8 @@ from utils.serving.results import ResultStore
 from utils.serving.weights import Weight, load_upscaler
 from utils.upscaling import Upscaler
 
-MOST_UPSCALERS = 2  # in memory
+MOST_UPSCALERS = 4  # in memory
+TURN = 4  # images of a job, after which it is another one's turn: upscalers are not loaded for each
 
 logger = logging.getLogger("serve")
 
@@ -46,8 +47,8 @@ class Finished:
 
 
 class Finisher:
-    """Takes finished images, one of each job in turn, so that who has many enlarged holds up nobody
-    else; ends each job with its last one.
+    """Takes finished images, a few of each job in turn, so that who has many enlarged holds up
+    nobody else; ends each job with its last one.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Finisher:
         self._ended = ended
         self._wake = threading.Condition()
         self._waiting: OrderedDict[str, deque[Finished]] = OrderedDict()  # by job
+        self._of_this_turn = 0  # images of the first job that have been taken
         self._is_closing = False
         self._upscalers: OrderedDict[Weight, Upscaler] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="finishing", daemon=True)
@@ -89,10 +91,15 @@ class Finisher:
                 if self._is_closing:
                     return None
                 self._wake.wait()
-            job_id, images = self._waiting.popitem(last=False)
+            job_id, images = next(iter(self._waiting.items()))
             finished = images.popleft()
-            if images:
-                self._waiting[job_id] = images  # behind the others
+            self._of_this_turn += 1
+            if not images:
+                del self._waiting[job_id]
+                self._of_this_turn = 0
+            elif self._of_this_turn >= TURN:
+                self._waiting.move_to_end(job_id)
+                self._of_this_turn = 0
             return finished
 
     def _run(self) -> None:

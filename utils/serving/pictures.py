@@ -8,14 +8,14 @@ import threading
 
 from PIL import Image
 
+from utils.data.jpeg import scans_of
 from utils.data.silence import quiet_pillow
 from utils.serving.refusal import Refusal, invalid
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 2**25  # of a picture: what it takes to decode one lies in memory
 # A progressive JPEG may go over its picture as often as it likes, at a few bytes each time.
-START_OF_SCAN = b"\xff\xda"
-MOST_SCANS = 100  # usual are ten; those of a thumbnail count too
+MOST_SCANS = 100  # usual are ten
 DATA_URL = re.compile(r"data:image/[a-z+.-]+;base64,")
 
 # One picture is decoded at a time: several large ones at once would take several times the memory.
@@ -47,7 +47,7 @@ def sides_of(data: bytes, name: str) -> tuple[int, int]:
     """
     try:
         with quiet_pillow(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.format == "JPEG" and data.count(START_OF_SCAN) > MOST_SCANS:
+            if image.format == "JPEG" and scans_of(data) > MOST_SCANS:
                 raise invalid(f"{name} is a JPEG of more than {MOST_SCANS} scans", name)
             return image.size
     except Refusal:

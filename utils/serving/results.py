@@ -1,7 +1,9 @@
 """The images of finished jobs: files in a folder of their own, which goes with the server."""
 
+import glob
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -10,21 +12,19 @@ from pathlib import Path
 from utils.data.locks import FileLock, LocksUnsupported
 from utils.serving.jobs import Job
 
-PREFIX = "images-"
+PREFIX = "iddm-images-"
 LOCK = ".lock"  # in the folder, held as long as the server runs
+NOTE = "images of a server"  # in the lock: it is none of another program
 
 
 class ResultStore:
     """Encoded images, on disk, at most `keep_bytes` of them. Threads may use it."""
 
     def __init__(self, keep_bytes: int):
-        remove_left_over(Path(tempfile.gettempdir()))
-        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self._in_use = FileLock(self._folder / LOCK)
-        try:
-            self._in_use.try_acquire()
-        except LocksUnsupported:
-            pass  # then nobody removes it
+        # A lock says nothing to other machines, which may share the folder of temporary files
+        prefix = f"{PREFIX}{socket.gethostname()}-"
+        remove_left_over(Path(tempfile.gettempdir()), prefix)
+        self._folder, self._in_use = new_folder(prefix)
         self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
         self._sizes: dict[str, int] = {}  # bytes of each job
@@ -64,15 +64,30 @@ class ResultStore:
         self._in_use.close()
 
 
-def remove_left_over(parent: Path) -> None:
+def new_folder(prefix: str) -> tuple[Path, FileLock]:
+    """A folder, and the lock that is held on it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        lock = FileLock(folder / LOCK)
+        try:
+            is_held = lock.try_acquire() and not lock.is_removed()
+        except LocksUnsupported:
+            return folder, lock  # nobody will remove it
+        if is_held:
+            lock.write_note(NOTE)
+            return folder, lock
+        lock.close()  # another server that starts has taken it for left over: the next one
+
+
+def remove_left_over(parent: Path, prefix: str) -> None:
     """Remove the images of servers that were killed: nobody holds the lock in their folder."""
-    for folder in parent.glob(f"{PREFIX}*"):
+    for folder in parent.glob(f"{glob.escape(prefix)}*"):
         try:
             lock = FileLock(folder / LOCK, os.O_RDWR)
-        except OSError:  # another user's, or none of ours
+        except OSError:  # another user's, or one that is just being made
             continue
         try:
-            if lock.try_acquire():
+            if lock.try_acquire() and lock.note() == NOTE:
                 shutil.rmtree(folder, ignore_errors=True)
         except LocksUnsupported:
             pass

@@ -1,6 +1,6 @@
 """Lanes take turns by deficit round robin (Shreedhar & Varghese 1995), in seconds of the device."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 
 from utils.devices import Precision
@@ -35,6 +35,11 @@ class Rotation:
 
     def models_in_use(self) -> set[ModelKey]:
         return {model_key(job) for job in self.jobs}
+
+    def least_used_model(self) -> ModelKey | None:
+        """That of the fewest jobs; None: there are no jobs."""
+        counts = Counter(model_key(job) for job in self.jobs)
+        return min(counts, key=lambda key: counts[key], default=None)
 
     def lane_of(self, job: Job, model: LoadedDiffusion) -> Lane:
         """The lane that a job belongs to, made where there is none yet."""

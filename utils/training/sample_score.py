@@ -1,7 +1,5 @@
 """How near generated images are to the training images, measured while a run trains: KID."""
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from utils.data import ImageSet
 from utils.data.split import lowest_numbers
 from utils.evaluation.features import FeatureNetwork
 from utils.evaluation.from_weights import in_proportion
-from utils.generation import ImageGenerator, NotFinite
+from utils.generation import ImageGenerator
 from utils.pixel_planes import as_colour
 from utils.ranks import Ranks
 from utils.training.held_out import SampleOfImages
@@ -66,11 +64,8 @@ class SampleScore:
             for start in batches:
                 seeds = mine[start : start + self.batch_size]
                 labels = None if self.labels is None else [self.labels[seed] for seed in seeds]
-                try:
-                    pixels = self.generator.images(seeds, labels, after_call=progress.update)
-                    parts.append(self._features(pixels))
-                except NotFinite:  # no reason to end a run: the score is none either
-                    parts.append(torch.full((len(seeds), self.features.dimension), math.nan))
+                pixels = self.generator.images(seeds, labels, after_call=progress.update)
+                parts.append(self._features(pixels))
         generated = self._gathered(torch.cat(parts) if parts else self._nothing())
         if not self.ranks.is_main:
             return {}

@@ -21,6 +21,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from utils.data import read_image
 from utils.data.decode import decode
+from utils.data.jpeg import scans_of
 
 RAMP = np.tile(np.array([0, 1, 36, 73, 128, 182, 254, 255]), (8, 1))
 RED = np.tile(np.array([200, 50, 50], np.uint8), (8, 8))
@@ -389,6 +390,27 @@ def test_a_damaged_text_of_a_tiff(tmp_path):
         for kind, count in ((3, 0), (2, 0), (5, 2), (1, 2**31), (255, 255)):
             struct.pack_into("<HI", data, entry + 2, kind, count)
             assert (read_bytes(tmp_path, bytes(data)) == (200, 50, 50)).all(), (tag, kind, count)
+
+
+def scans(**options):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def test_how_often_a_jpeg_goes_over_its_picture():
+    """What looks like it in a profile, a thumbnail or behind the picture does not count."""
+    assert scans_of(scans()) == 1
+    assert 5 <= scans_of(scans(progressive=True)) <= 15
+    misleading = b"\xff\xda" * 300
+    assert scans_of(scans(icc_profile=misleading, comment=misleading)) == 1
+    assert scans_of(scans() + misleading) == 1
+    whole = scans(progressive=True)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x05\x00"
+    assert scans_of(whole[:-2] + scan * 200 + whole[-2:]) == scans_of(whole) + 200
+    for end in range(0, len(whole), 7):
+        scans_of(whole[:end])
 
 
 def test_a_damaged_segment_of_a_jpeg(tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.data import describe, load_image_set
+from utils.data import describe, load_image_set, read_image
 from utils.data import index as index_module
 from utils.data.flat import FlatNames, FlatNumbers
+from utils.data.formats import RAW
 from utils.data.index import scan_folder
 from utils.errors import UserError
 from utils.pictures import save_image
@@ -117,6 +118,14 @@ def test_overviews_within_folders(tmp_path, conditional):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_damaged_exif_beside_what_is_called_a_grid(tmp_path, ending, capfd):
+    picture(tmp_path / "grid.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a photo.{ending}", exif=b"Exif\0\0MM\0*")
+    assert list(scan_folder(tmp_path, False).names) == [f"a photo.{ending}", "grid.png"]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 def test_overviews_of_images_that_are_called_like_their_conditions(tmp_path, ending):
     """Whose text says that generate.py made them, in each format."""
     for name in ("boat", "car", "grid"):
@@ -136,7 +145,9 @@ def test_the_thumbnail_in_a_camera_file_is_no_image(tmp_path):
     picture(tmp_path / "b.tif", 1, "TIFF")
     index = scan_folder(tmp_path, False)
     assert list(index.names) == ["b.tif"]
-    assert index.account.reasons[index_module.NOT_DECODED].examples == ["a.dng"]
+    assert index.account.reasons[RAW].examples == ["a.dng"]
+    with pytest.raises(ValueError, match="raw file of a camera"):  # named by itself, too
+        read_image(tmp_path / "a.dng", SIZE)
 
 
 def test_parts_behind_a_link_are_no_parts_of_the_set(tmp_path):

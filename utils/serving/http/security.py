@@ -59,8 +59,8 @@ class Guard:
             check_origin(scope["method"], headers)
             check_content_type(scope["method"], headers)
             owner = self._owner(scope, headers)
-            if self._owner_by_key(scope) is None:  # who has an image's own address may show it
-                check_site(scope["path"], headers)
+            if is_of_another_site(headers) and self._owner_by_key(scope) is None:
+                check_site(scope["path"])  # who has an image's own address may show it
         except Refusal as refusal:
             await error_response(refusal)(scope, receive, send)
             return
@@ -167,13 +167,19 @@ def check_origin(method: str, headers: Headers) -> None:
         raise Refusal(403, "requests from pages of other sites are refused", PERMISSION)
 
 
-def check_site(path: str, headers: Headers) -> None:
-    """Refuse what a page of another site has the browser fetch, which would work for it; that
-    somebody follows a link to the page is no such thing.
+def is_of_another_site(headers: Headers) -> bool:
+    """Whether a page of another site has the browser fetch this, which would work for it. That
+    somebody follows a link is no such thing; a frame is.
     """
-    is_of_other = headers.get("sec-fetch-site", "").lower() == "cross-site"
+    is_foreign = headers.get("sec-fetch-site", "").lower() == "cross-site"
     is_link = headers.get("sec-fetch-mode", "").lower() == "navigate"
-    if is_of_other and not is_link and path not in OPEN_PATHS:
+    is_whole_page = headers.get("sec-fetch-dest", "").lower() == "document"
+    return is_foreign and not (is_link and is_whole_page)
+
+
+def check_site(path: str) -> None:
+    """Refuse what is of another site, but for what everybody may ask."""
+    if path not in OPEN_PATHS:
         raise Refusal(403, "requests from pages of other sites are refused", PERMISSION)
 
 

@@ -65,6 +65,7 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
+        self._head_bytes = 0  # what came before it in the same read was of another request
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

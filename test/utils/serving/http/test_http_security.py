@@ -240,7 +240,9 @@ def test_a_page_of_another_site_cannot_ask(client, server, origin):
 def test_a_page_of_another_site_cannot_have_work_done_by_reading(client):
     other = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
     assert client.get("/v1/capabilities", headers=other).status_code == 403
-    link = {**other, "Sec-Fetch-Mode": "navigate"}
+    frame = {**other, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
+    assert client.get("/v1/capabilities", headers=frame).status_code == 403
+    link = {**frame, "Sec-Fetch-Dest": "document"}
     assert client.get("/", headers=link).status_code == 200
     own = {**other, "Sec-Fetch-Site": "same-origin"}
     assert client.get("/v1/capabilities", headers=own).status_code == 200

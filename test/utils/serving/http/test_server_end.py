@@ -147,10 +147,10 @@ def test_the_images_of_a_server_go_with_it(folder, tmp_path, monkeypatch):
     with ServerProcess(folder) as server, server.client() as client:
         job = submit(client, sample_steps=1, image_size=8)
         wait_until(lambda: status_of(client, job) == "completed")
-        assert list(tmp_path.glob("images-*/*/*"))
+        assert list(tmp_path.glob("iddm-images-*/*/*"))
         server.signal()
         assert server.process.wait(20) == 0
-    assert not list(tmp_path.glob("images-*"))
+    assert not list(tmp_path.glob("iddm-images-*"))
 
 
 def test_a_port_that_is_taken_is_a_sentence(folder):

@@ -121,9 +121,7 @@ class CurrentRun {
     this.monitor.update(run);
   }
 
-  showState(newer) {
-    const run = { ...this.run, ...newer }; // what a stream says lacks the options
-    this.run = run;
+  showState(run) {
     this.pill.update(run);
     this.actions.update(run);
   }

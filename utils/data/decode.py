@@ -189,6 +189,10 @@ def colour_and_alpha(picture: Picture) -> tuple[Image.Image, Image.Image | None]
     if picture.key and image.mode in ("1", "L", "RGB"):
         alpha = _alpha_from_key(picture)
         return image.convert("L" if picture.image.mode in ("1", "L") else "RGB"), alpha
+    if picture.frame is not None:
+        alpha = Image.new("L", image.size, 0)
+        alpha.paste(255, picture.frame)
+        return image.convert("RGB"), alpha
     if image.mode in ("La", "RGBa"):  # multiplied by the opacity
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode == "LA":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, GifImagePlugin, Image, TiffImagePlugin
 from PIL import __version__ as pillow_version
 
 from utils.data import jpeg, png, tiff
@@ -38,6 +38,7 @@ class Picture:
     key: tuple[int, ...] | None = None  # of a PNG: the transparent samples, in the file's range
     low_bytes: Image.Image | None = None  # of an RGB PNG with 16 bits and a key
     grey_16: Image.Image | None = None  # of a PNG of grey and opacity with 16 bits: I;16
+    frame: tuple[int, int, int, int] | None = None  # of a GIF that is larger: what it shows
 
 
 def open_picture(file: BinaryIO) -> Picture:
@@ -62,7 +63,9 @@ def open_picture(file: BinaryIO) -> Picture:
     image = _open_forgiving(file, start)
     _check_range(image)
     orientation = _orientation_of(image)
-    return Picture(image, _profile_of(image), orientation, depth=_depth_of(image))
+    return Picture(
+        image, _profile_of(image), orientation, depth=_depth_of(image), frame=_frame_of(image)
+    )
 
 
 def _pillow_open(file: BinaryIO | io.BytesIO) -> Image.Image:
@@ -167,6 +170,16 @@ def _loaded(file: BinaryIO | io.BytesIO) -> Image.Image:
 def _profile_of(image: Image.Image) -> bytes | None:
     profile = image.info.get("icc_profile")
     return profile if isinstance(profile, bytes) else None
+
+
+def _frame_of(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """The part of a GIF without a transparent colour that its first frame covers, where that is not
+    all: beside it there is nothing, which Pillow paints in some colour of the palette.
+    """
+    if not isinstance(image, GifImagePlugin.GifImageFile) or image.has_transparency_data:
+        return None
+    frame = image.dispose_extent
+    return None if frame is None or frame == (0, 0, *image.size) else frame
 
 
 def _orientation_of(image: Image.Image) -> int:

@@ -242,6 +242,25 @@ def test_opacity_in_16_bits_and_in_palettes(tmp_path):
     assert (pixels[0, 0] == 255).all() and (pixels[0, 1] == (200, 50, 50)).all()
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_beside_the_frame_of_a_gif_there_is_nothing(tmp_path, is_whole):
+    picture = Image.new("P", (4, 4), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    buffer = io.BytesIO()
+    picture.save(buffer, "GIF", optimize=False)
+    data = bytearray(buffer.getvalue())
+    data[6:10] = struct.pack("<HH", 8, 8)  # the screen
+    place = data.index(b"\x2c\0\0\0\0\4\0\4\0")
+    data[place + 1 : place + 5] = struct.pack("<HH", 2, 3)
+    if is_whole:
+        data[6:10] = struct.pack("<HH", 4, 4)
+        data[place + 1 : place + 5] = bytes(4)
+    pixels = read_bytes(tmp_path, bytes(data), (4, 4) if is_whole else (8, 8))
+    expected = np.full((8, 8, 3), 255)
+    expected[3:7, 2:6] = 0, 0, 255
+    assert np.array_equal(pixels, expected[3:7, 2:6] if is_whole else expected)
+
+
 @pytest.mark.parametrize("opacity, shown", [(0, (172, 47, 117)), (255, (172, 47, 117))])
 def test_an_opacity_of_nothing_is_none_where_files_have_none(tmp_path, opacity, shown):
     """Of TGA and BMP files the fourth byte of a pixel is often unused; of a PNG it is not."""

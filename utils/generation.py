@@ -420,9 +420,10 @@ class ImageGenerator:
         for denoised in self.denoise(seeds, labels, edit, conditions):
             after_call()
             last = denoised
-        bad = not_finite(last, seeds)
-        if must_be_finite and bad:
-            raise UserError(not_finite_in_words(bad))
+        if must_be_finite:
+            bad = not_finite(last, seeds)
+            if bad:
+                raise UserError(not_finite_in_words(bad))
         return self.finished(last, edit)
 
     def finished(self, last: Denoised, edit: EditOfImages | None = None) -> Tensor:

@@ -442,12 +442,10 @@ def _label(label: Any) -> Label:
 
 
 def _scale_of_each(cfg_scale: float | Tensor | Sequence[float], n: int) -> tuple[float, ...]:
-    if isinstance(cfg_scale, Tensor):
-        cfg_scale = cfg_scale.tolist()
-    if isinstance(cfg_scale, Real):  # numpy's too
-        cfg_scale = [float(cfg_scale)] * n
-    assert not isinstance(cfg_scale, float)  # which is a Real, what mypy does not know
-    scales = tuple(float(scale) for scale in cfg_scale)
+    values: Any = cfg_scale.tolist() if isinstance(cfg_scale, Tensor) else cfg_scale
+    if isinstance(values, Real):  # one for all; numpy's too
+        values = [values] * n
+    scales = tuple(float(scale) for scale in values)
     if len(scales) != n:
         raise ValueError(f"{len(scales)} cfg_scale values were given for {n} images")
     if not all(math.isfinite(scale) for scale in scales):

@@ -13,7 +13,7 @@ POSTSCRIPT = "EPS"
 NOT_DECODED = frozenset({POSTSCRIPT, "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 
 # Raw files of cameras. Many are a TIFF whose first page is a thumbnail, so their content misleads.
-RAW = "a raw file of a camera, of which there would be a thumbnail; save it as PNG"
+RAW = "a raw file of a camera, of which the thumbnail alone would be read; save it as PNG"
 RAW_ENDINGS = frozenset(".dng .cr2 .cr3 .nef .nrw .arw .orf .rw2 .raf .pef .srw".split())
 
 REFUSED_ENDINGS = {

@@ -69,7 +69,7 @@ class FileLock:
 
     def is_removed(self) -> bool:
         """Whether the file has been removed since it was opened."""
-        return os.fstat(self._file).st_nlink == 0
+        return not self.path.exists()
 
     def close(self) -> None:
         """Free the lock, if it is held."""
